@@ -1,0 +1,209 @@
+"""RunConfig: all sections together, and what follows from more than one of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from train.config.sections import (
+    CheckpointConfig,
+    ClipGradNormConfig,
+    CompileConfig,
+    DataLoaderConfig,
+    DatasetConfig,
+    DistributedConfig,
+    EntryConfig,
+    LoggingConfig,
+    LRSchedulerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PackedSequenceConfig,
+    PeftConfig,
+    ResilienceConfig,
+    SampleConfig,
+    Section,
+    SlurmConfig,
+    StepSchedulerConfig,
+    TrainingOptimizationsConfig,
+    WandbConfig,
+)
+from train.config.types import OptionalStr
+
+
+@dataclass(frozen=True)
+class BatchArithmetic:
+    """How a step's sequences come about: ``local x accumulation x world = global``.
+
+    ``global_size`` is fixed for the whole run; at another world size the accumulation follows.
+    """
+
+    local_size: int
+    accumulation: int
+    world_size: int
+    global_size: int
+
+    @property
+    def text(self) -> str:
+        """``2 x 16 x 32 = 1024``, with the uneven rest where there is one."""
+        slots = self.local_size * self.accumulation * self.world_size
+        product = f"{self.local_size} x {self.accumulation} x {self.world_size} = {slots}"
+        if slots == self.global_size:
+            return product
+        return (
+            f"{product} slots for {self.global_size} sequences ({slots - self.global_size} empty)"
+        )
+
+
+class RunConfig(Section):
+    """One run of training, complete."""
+
+    recipe: OptionalStr = Field(None, description="Recipe name of that family; optional.")
+    name: OptionalStr = Field(None, description="Name of the run; default: the file's name.")
+    runs_dir: str = Field("runs", description="Folder in which run folders are made.")
+    cluster: Literal["auto", "local", "slurm"] = Field(
+        "auto", description="Where to run; auto = Slurm if sbatch answers here, else this machine."
+    )
+    seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, data order and dropout.")
+    entry: EntryConfig | None = Field(None, description="The user's own training function.")
+    model: ModelConfig = Field(default=ModelConfig(), description="The model.")
+    distributed: DistributedConfig = Field(default=DistributedConfig(), description="Sharding.")
+    dataset: DatasetConfig = Field(default=DatasetConfig(), description="Training data.")
+    validation_dataset: DatasetConfig | None = Field(None, description="Validation data.")
+    packed_sequence: PackedSequenceConfig = Field(
+        default=PackedSequenceConfig(), description="Packing."
+    )
+    step_scheduler: StepSchedulerConfig = Field(
+        default=StepSchedulerConfig(), description="Steps and batch sizes."
+    )
+    dataloader: DataLoaderConfig = Field(default=DataLoaderConfig(), description="Loading.")
+    validation_dataloader: DataLoaderConfig | None = Field(
+        None, description="Loading of validation data; default: as training."
+    )
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimizer.")
+    lr_scheduler: LRSchedulerConfig = Field(
+        default=LRSchedulerConfig(), description="Learning rate."
+    )
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
+    peft: PeftConfig | None = Field(None, description="LoRA.")
+    training_optimizations: TrainingOptimizationsConfig = Field(
+        default=TrainingOptimizationsConfig(), description="Speed and memory."
+    )
+    clip_grad_norm: ClipGradNormConfig | None = Field(None, description="Clipping.")
+    compile: CompileConfig = Field(default=CompileConfig(), description="torch.compile.")
+    sample: SampleConfig | None = Field(None, description="A text generated at the end.")
+    logging: LoggingConfig = Field(default=LoggingConfig(), description="What ranks record.")
+    resilience: ResilienceConfig = Field(
+        default=ResilienceConfig(), description="Budgets by cause."
+    )
+    slurm: SlurmConfig = Field(default=SlurmConfig(), description="Resources and sbatch options.")
+    wandb: WandbConfig | None = Field(None, description="Weights & Biases.")
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all nodes."""
+        return self.slurm.nodes * self.slurm.ntasks_per_node
+
+    @property
+    def local_batch_size(self) -> int:
+        """Sequences per micro-batch and rank."""
+        return self.dataloader.batch_size or self.step_scheduler.local_batch_size or 1
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a packed sequence, or the longest sample without packing."""
+        packed = self.packed_sequence
+        return (
+            (packed.packed_sequence_size or self.dataset.max_length)
+            if self.packs
+            else (self.dataset.max_length)
+        )
+
+    @property
+    def packs(self) -> bool:
+        """Whether documents are packed."""
+        return self.packed_sequence.enabled and self.packed_sequence.packed_sequence_size != 0
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """Largest global gradient norm, or None for no clipping."""
+        if self.clip_grad_norm is not None:
+            return self.clip_grad_norm.max_norm
+        return self.training_optimizations.gradient_clipping
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warm-up."""
+        return self.step_scheduler.warmup_steps or self.lr_scheduler.lr_warmup_steps or 0
+
+    @property
+    def use_compile(self) -> bool:
+        """Whether blocks are compiled."""
+        return self.training_optimizations.use_compile or self.compile.enabled
+
+    def batch(self, world_size: int | None = None) -> BatchArithmetic:
+        """Batch arithmetic at ``world_size`` ranks; the global size is the configured world's.
+
+        Raises:
+            ValueError: the stated sizes contradict each other; the message shows the arithmetic.
+        """
+        local, scheduler = self.local_batch_size, self.step_scheduler
+        configured = scheduler.grad_acc_steps or 1
+        total = scheduler.global_batch_size or local * configured * self.world_size
+        if scheduler.global_batch_size and scheduler.grad_acc_steps:
+            product = local * configured * self.world_size
+            if product != total:
+                raise ValueError(
+                    f"batch sizes contradict: local {local} x accumulation {configured} x world "
+                    f"{self.world_size} = {product}, but global_batch_size is {total}; drop one of "
+                    "grad_acc_steps and global_batch_size, or make them agree"
+                )
+        world = world_size or self.world_size
+        return BatchArithmetic(local, math.ceil(total / (local * world)), world, total)
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> RunConfig:
+        for problem in contradictions(self):
+            raise ValueError(problem)
+        return self
+
+
+def contradictions(config: RunConfig) -> list[str]:
+    """What two keys say against each other, one line each."""
+    pairs: list[tuple[str, Any, str, Any]] = [
+        (
+            "dataloader.batch_size",
+            config.dataloader.batch_size,
+            "step_scheduler.local_batch_size",
+            config.step_scheduler.local_batch_size,
+        ),
+        (
+            "step_scheduler.warmup_steps",
+            config.step_scheduler.warmup_steps,
+            "lr_scheduler.lr_warmup_steps",
+            config.lr_scheduler.lr_warmup_steps,
+        ),
+        (
+            "training_optimizations.gradient_clipping",
+            config.training_optimizations.gradient_clipping,
+            "clip_grad_norm.max_norm",
+            config.clip_grad_norm.max_norm if config.clip_grad_norm else None,
+        ),
+    ]
+    problems = [
+        f"{a} ({x}) and {b} ({y}) say the same thing differently: give one of them"
+        for a, x, b, y in pairs
+        if x is not None and y is not None and x != y
+    ]
+    try:
+        config.batch()
+    except ValueError as error:
+        problems.append(f"step_scheduler: {error}")
+    if config.model.pretrained_model_name_or_path and config.model.config:
+        problems.append(
+            "model: give pretrained_model_name_or_path (load weights) or config (random weights), "
+            "not both"
+        )
+    return problems

@@ -1,0 +1,119 @@
+"""Value types of the configuration: durations, dtypes, secrets. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, PlainSerializer
+
+UNLIMITED_S = 365 * 24 * 3600
+"""What UNLIMITED and INFINITE stand for: a year, since every plan needs a number."""
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+_DTYPE_ALIASES = {
+    "fp32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+}
+_SUFFIX_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse_duration_s(value: Any) -> int:
+    """Seconds of a time limit in any spelling that sbatch knows, or with a unit (``90m``, ``2d``).
+
+    sbatch(1), ``--time``: minutes, minutes:seconds, hours:minutes:seconds, days-hours,
+    days-hours:minutes, days-hours:minutes:seconds; UNLIMITED and INFINITE. A bare number is
+    minutes.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(_duration_help(value))
+    text = str(value).strip()
+    if text.upper() in {"UNLIMITED", "INFINITE"}:
+        return UNLIMITED_S
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.lower()):
+        number, unit = match.groups()
+        if unit not in _SUFFIX_S:
+            raise ValueError(_duration_help(value))
+        seconds = round(float(number) * _SUFFIX_S[unit])
+    else:
+        seconds = _slurm_duration_s(text)
+    if seconds <= 0:
+        raise ValueError(_duration_help(value))
+    return seconds
+
+
+def _slurm_duration_s(text: str) -> int:
+    if not re.fullmatch(r"(?:\d+-)?\d+(?::\d+){0,2}", text):
+        raise ValueError(_duration_help(text))
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if days:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+        return int(days) * 86400 + hours * 3600 + minutes * 60 + seconds
+    if len(parts) == 3:
+        return parts[0] * 3600 + parts[1] * 60 + parts[2]
+    return parts[0] * 60 + (parts[1] if len(parts) == 2 else 0)
+
+
+def _duration_help(value: Any) -> str:
+    return (
+        f"expected a duration, got {value!r}; allowed: minutes (90), MM:SS, HH:MM:SS (24:00:00), "
+        "D-HH, D-HH:MM, D-HH:MM:SS (1-12:00:00), a unit (90s, 30m, 24h, 2d), UNLIMITED"
+    )
+
+
+def format_duration(seconds: int) -> str:
+    """Slurm's ``[D-]HH:MM:SS`` for a number of seconds."""
+    days, rest = divmod(int(seconds), 86400)
+    clock = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
+    return f"{days}-{clock}" if days else clock
+
+
+def parse_dtype(value: Any) -> Any:
+    """``torch.bfloat16``, ``bf16`` and the like as torch's own name of the dtype."""
+    if isinstance(value, str):
+        name = value.strip().removeprefix("torch.").lower()
+        return _DTYPE_ALIASES.get(name, name)
+    return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
+
+
+def none_word(value: Any) -> Any:
+    """YAML has ``null``; configurations of this family also write ``none``."""
+    return (
+        None if isinstance(value, str) and value.strip().lower() in {"none", "null", ""} else value
+    )
+
+
+_PLACEHOLDER = re.compile(r"\$\{(?:oc\.env:)?([A-Za-z_][A-Za-z0-9_]*)(?:,([^}]*))?\}")
+
+
+def placeholder_names(text: str) -> list[str]:
+    """Names of the environment variables that ``text`` refers to."""
+    return [match.group(1) for match in _PLACEHOLDER.finditer(text)]
+
+
+def require_placeholder(value: Any) -> Any:
+    """Secrets may only be named, never written: ``${HF_TOKEN}`` is allowed, a token is not."""
+    value = none_word(value)
+    if value is None or (isinstance(value, str) and _PLACEHOLDER.fullmatch(value.strip())):
+        return value
+    raise ValueError(
+        "expected a placeholder such as ${HF_TOKEN}, got a literal value (not shown); secrets are "
+        "read from the environment and never written: export the variable and name it here"
+    )
+
+
+DurationS = Annotated[int, BeforeValidator(parse_duration_s), PlainSerializer(format_duration)]
+"""Seconds; read from any of Slurm's spellings, written back as HH:MM:SS."""
+
+Dtype = Annotated[DtypeName, BeforeValidator(parse_dtype)]
+OptionalInt = Annotated[int | None, BeforeValidator(none_word)]
+OptionalStr = Annotated[str | None, BeforeValidator(none_word)]
+Secret = Annotated[str | None, BeforeValidator(require_placeholder)]
+"""A ``${VAR}`` placeholder: kept as it is in every file, resolved in the ranks only."""

@@ -1,0 +1,100 @@
+"""What a rank knows of itself, and its means to speak: events, phase, stop flag. No torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from train.events import EventWriter, Kind, Phase
+from train.rundir import RunDir
+from train.stop import StopFlag, StopReason
+
+STOP_POLL_S = 0.5
+
+
+@dataclass
+class RankContext:
+    """One rank of one attempt. ``step`` counts finished optimizer steps of the whole run."""
+
+    run_dir: RunDir
+    attempt: int
+    job_id: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    stop: StopFlag = field(default_factory=StopFlag)
+    step: int = 0
+    phase: Phase = Phase.IMPORT
+    phase_since: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.events = EventWriter(
+            self.run_dir.events(self.rank), self.rank, self.attempt, self.job_id
+        )
+
+    def enter(self, phase: Phase) -> None:
+        """Record that this rank is in another phase now."""
+        if phase is self.phase:
+            return
+        self.phase, self.phase_since = phase, time.monotonic()
+        self.events.write(Kind.PHASE, phase=str(phase), step=self.step)
+
+    def beat(self) -> None:
+        """Write one heartbeat: where this rank is, and for how long already."""
+        age_s = round(time.monotonic() - self.phase_since, 3)
+        self.events.write(Kind.HEARTBEAT, step=self.step, phase=str(self.phase), phase_age_s=age_s)
+
+    def fenced(self) -> bool:
+        """Whether a newer attempt owns the run folder, so that this one must not publish."""
+        return self.run_dir.newest_attempt() > self.attempt
+
+
+@contextmanager
+def background_beat(context: RankContext, interval_s: float) -> Iterator[None]:
+    """Beat every ``interval_s`` seconds and look for the stop request, in a thread."""
+    done = threading.Event()
+
+    def run() -> None:
+        next_beat = 0.0
+        while not done.wait(STOP_POLL_S):
+            if stop_requested(context.run_dir.stop_request(context.attempt)):
+                context.stop.request(StopReason.ASKED)
+            if time.monotonic() >= next_beat:
+                context.beat()
+                next_beat = time.monotonic() + interval_s
+
+    thread = threading.Thread(target=run, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def stop_requested(path: Path) -> bool:
+    """Whether the supervisor asked this attempt to stop; an unreadable folder is no request."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def leave(code: int) -> None:
+    """End this process now, without the interpreter's teardown; never returns.
+
+    torch 2.13 with gloo aborts at exit now and then ("terminate called without an active
+    exception"), which Slurm would count as a failed job. Everything worth keeping is on disk by
+    now; only the standard streams are left to flush.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)

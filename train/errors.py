@@ -1,0 +1,60 @@
+"""The one exception tree. Every error a user can cause or meet derives from SubmitrainError.
+
+    SubmitrainError
+    ├── UserError            the user's input is wrong: exit code 2, one clear line, no traceback
+    │   ├── ConfigError          a key of the configuration
+    │   ├── DataError            a data set that is missing, empty or malformed
+    │   └── ClusterError         the requested cluster or its tools are not here
+    └── RunError             the run failed: exit code 1
+        ├── CheckpointError      no verified checkpoint where one is needed
+        ├── FencedError          a newer attempt owns the run folder; this one must not write
+        └── NotFiniteError       loss or gradient norm is not finite
+
+May import nothing of this project.
+"""
+
+from __future__ import annotations
+
+
+class SubmitrainError(Exception):
+    """Base of everything raised on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UserError(SubmitrainError):
+    """The user's input is wrong; the message says what, where, got, allowed and the next step."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A key of the configuration is wrong; ``problems`` holds one line for each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DataError(UserError):
+    """A data set is missing, empty or malformed."""
+
+
+class ClusterError(UserError):
+    """The requested cluster, or a tool needed to reach it, is not available here."""
+
+
+class RunError(SubmitrainError):
+    """The run itself failed."""
+
+
+class CheckpointError(RunError):
+    """No verified checkpoint exists where one is needed, or one cannot be written."""
+
+
+class FencedError(RunError):
+    """A newer attempt owns the run folder: this process must not publish anything any more."""
+
+
+class NotFiniteError(RunError):
+    """Loss or gradient norm became NaN or infinite on at least one rank."""

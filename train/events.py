@@ -1,0 +1,167 @@
+"""Append-only event files: how ranks and supervisor tell everyone else what happened.
+
+One JSON object per line, written with one ``write``; one writer per file. Readers skip a torn last
+line, unknown kinds and unknown fields. A write error never stops training. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+EXIT_FINISHED = 0
+EXIT_FAILED = 1
+EXIT_STOPPED = 85
+"""A rank exits with this after it saved and stopped because it was asked to."""
+
+
+class Kind(StrEnum):
+    """What a line of an event file is about; units are in the field names."""
+
+    START = "start"
+    """host, pid, world_size, local_rank, device, resumed_step"""
+    PHASE = "phase"
+    """phase: the rank entered another phase (see Phase)"""
+    HEARTBEAT = "heartbeat"
+    """step, phase, phase_age_s: the rank's Python runs; step and phase say whether it advances"""
+    STEP = "step"
+    """step, epoch, position, loss, grad_norm, lr, tokens, label_tokens, tokens_per_s, step_s,
+    data_wait_s, mem_bytes, mfu (when the peak is known); loss_hex, grad_norm_hex: exact values"""
+    SAMPLES = "samples"
+    """step, ids: dataset ids consumed by this rank in that step (only with log_sample_ids)"""
+    VALIDATION = "validation"
+    """step, loss, label_tokens, samples, val_s"""
+    CHECKPOINT = "checkpoint"
+    """step, path, bytes, blocked_s, save_s: published"""
+    CHECKPOINT_REJECTED = "checkpoint_rejected"
+    """path, reason: failed verification and was not used"""
+    RESUME = "resume"
+    """step, path, load_s: training state restored from there"""
+    SAMPLE = "sample"
+    """prompt, text: generated at the end"""
+    EXPORT = "export"
+    """path, bytes, export_s"""
+    STOPPED = "stopped"
+    """step, reason: saved and stopped as asked"""
+    FINISH = "finish"
+    """step: this rank's training is complete and its results are on disk"""
+    FAILURE = "failure"
+    """exception, message, where (file:line), traceback, phase, step, victim"""
+    ATTEMPT_START = "attempt_start"
+    """attempt, job_id, nodes, world_size, restart_count (supervisor)"""
+    ATTEMPT_END = "attempt_end"
+    """attempt, cause, action, evidence, first_step, last_step, exit_codes, nodes (supervisor)"""
+    SUBMITTED = "submitted"
+    """job_id, cluster, user, host, via (client)"""
+
+
+class Phase(StrEnum):
+    """What a rank is busy with; each has its own time budget."""
+
+    IMPORT = "import"
+    RENDEZVOUS = "rendezvous"
+    DATA = "data"
+    BUILD = "build"
+    LOAD = "load"
+    FIRST_STEP = "first_step"
+    STEP = "step"
+    VALIDATE = "validate"
+    SAVE = "save"
+    EXPORT = "export"
+    EXIT = "exit"
+
+
+@dataclass
+class EventWriter:
+    """Appends events of one rank (or of the supervisor, rank -1) to one file.
+
+    ``dropped`` counts lines that could not be written: telemetry never stops training.
+    """
+
+    path: Path
+    rank: int
+    attempt: int
+    job_id: str
+    dropped: int = 0
+
+    def write(self, kind: Kind, **fields: Any) -> None:
+        """Append one event; a full disk or a read-only folder only raises ``dropped``."""
+        event = {
+            "v": VERSION,
+            "kind": str(kind),
+            "t": round(time.time(), 6),
+            "rank": self.rank,
+            "attempt": self.attempt,
+            "job_id": self.job_id,
+            **fields,
+        }
+        try:
+            append_line(self.path, event)
+        except OSError:
+            self.dropped += 1
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON line with a single write; heals a torn line left by a killed writer.
+
+    Raises:
+        OSError: the line could not be written whole.
+    """
+    line = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(descriptor, line) != len(line):
+            raise OSError(f"short write to {path}")
+    finally:
+        os.close(descriptor)
+
+
+def read_events(path: Path, *, kinds: frozenset[Kind] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the events of a file in order; a missing file yields nothing, rubbish is skipped."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            event = parse_event(line)
+            if event is not None and (kinds is None or event["kind"] in kinds):
+                yield event
+
+
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """One event, or None for a torn line, rubbish or a line that is no event."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
+
+
+def curve(path: Path) -> dict[int, dict[str, Any]]:
+    """Step events by step; where a step was computed again after a restart, the last one holds."""
+    return {event["step"]: event for event in read_events(path, kinds=frozenset({Kind.STEP}))}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite becomes its name as a string."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,171 @@
+"""The run folder: every path in it is named here and nowhere else. Imports no torch.
+
+<runs>/<name>-<utc>-<hash8>/
+  config.yaml  record.json  submissions.jsonl  attempts.jsonl  summary.json
+  attempts/003/               made with mkdir: whoever makes it owns attempt 3
+    rendezvous.json  stop.json  stacks/
+  events/rank00000.jsonl
+  logs/attempt-003/rank00000.{out,err}
+  checkpoints/step-00000500/{...,manifest.json}   + latest
+  export/                     the trained model, for from_pretrained
+  submitit/  code/  reports/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RUN_DIR_VARIABLE = "SUBMITRAIN_RUN_DIR"
+ATTEMPT_VARIABLE = "SUBMITRAIN_ATTEMPT"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run; holds nothing but its root folder."""
+
+    root: Path
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name, unique among runs."""
+        return self.root.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration; environment placeholders stay placeholders."""
+        return self.root / "config.yaml"
+
+    @property
+    def record(self) -> Path:
+        """Who started it, when, from which commit, with which versions."""
+        return self.root / "record.json"
+
+    @property
+    def submissions(self) -> Path:
+        """One line for every job submitted for this run (launch and each resume)."""
+        return self.root / "submissions.jsonl"
+
+    @property
+    def attempts(self) -> Path:
+        """One line at the start and one at the end of every attempt; the supervisor writes it."""
+        return self.root / "attempts.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """What came of the run; written by the supervisor when it ends for good."""
+        return self.root / "summary.json"
+
+    @property
+    def cancel_request(self) -> Path:
+        """Written by ``cancel`` before the scheduler is asked, so nobody brings the run back."""
+        return self.root / "cancel.json"
+
+    @property
+    def submitit(self) -> Path:
+        """submitit's folder: pickles, the generated sbatch text, the job's own output."""
+        return self.root / "submitit"
+
+    @property
+    def code(self) -> Path:
+        """Snapshot of the user's code."""
+        return self.root / "code"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints, or a link to where ``checkpoint.checkpoint_dir`` keeps this run's."""
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The trained model in Hugging Face form."""
+        return self.root / "export"
+
+    @property
+    def reports(self) -> Path:
+        """Reports written at the end of a run."""
+        return self.root / "reports"
+
+    @property
+    def events_dir(self) -> Path:
+        """One event file for every rank."""
+        return self.root / "events"
+
+    def events(self, rank: int) -> Path:
+        """Event file of one rank; that rank is its only writer."""
+        return self.events_dir / f"rank{rank:05d}.jsonl"
+
+    def logs(self, attempt: int) -> Path:
+        """Folder with the ranks' standard output and error of one attempt."""
+        return self.root / "logs" / f"attempt-{attempt:03d}"
+
+    def log(self, attempt: int, rank: int, stream: str) -> Path:
+        """Log file of one rank; ``stream`` is ``out`` or ``err``."""
+        return self.logs(attempt) / f"rank{rank:05d}.{stream}"
+
+    def attempt_dir(self, attempt: int) -> Path:
+        """Scratch of one attempt: rendezvous, stop request, stack dumps."""
+        return self.root / "attempts" / f"{attempt:03d}"
+
+    def rendezvous(self, attempt: int) -> Path:
+        """Where rank 0 of an attempt publishes the address of its store."""
+        return self.attempt_dir(attempt) / "rendezvous.json"
+
+    def stop_request(self, attempt: int) -> Path:
+        """Written by the supervisor to ask the ranks to save and stop at the next step."""
+        return self.attempt_dir(attempt) / "stop.json"
+
+    def newest_attempt(self) -> int:
+        """Highest attempt number that anyone has claimed, 0 before the first."""
+        try:
+            names = [entry.name for entry in (self.root / "attempts").iterdir()]
+        except FileNotFoundError:
+            return 0
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    def claim_attempt(self) -> int:
+        """Claim the next attempt number; two claimants never get the same one (mkdir is atomic)."""
+        (self.root / "attempts").mkdir(exist_ok=True)
+        while True:
+            attempt = self.newest_attempt() + 1
+            try:
+                self.attempt_dir(attempt).mkdir()
+            except FileExistsError:
+                continue
+            self.logs(attempt).mkdir(parents=True, exist_ok=True)
+            self.events_dir.mkdir(exist_ok=True)
+            return attempt
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON so that a reader sees the old file or the whole new one."""
+    write_text_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write ``text`` durably: temporary file, fsync, rename, fsync of the folder."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make renames in ``folder`` durable (fsync(2): the directory needs its own fsync)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,53 @@
+"""The stop flag: signal handlers and the supervisor's request only set it. Imports no torch.
+
+Ranks read it at optimizer-step boundaries, agree on it by an all-reduce, save once and exit with
+``EXIT_STOPPED``. Install the handlers before torch is imported: a signal during the import would
+otherwise kill the rank.
+"""
+
+from __future__ import annotations
+
+import signal
+from enum import IntEnum
+from types import FrameType
+
+
+class StopReason(IntEnum):
+    """Why to stop; the highest one that any rank saw is what all ranks agree on."""
+
+    NONE = 0
+    ASKED = 1
+    """The supervisor wrote a stop request: deadline near, restart on other nodes, ..."""
+    WARNED = 2
+    """SIGUSR2: the time limit or a preemption is near; there is time to save."""
+    TERMINATED = 3
+    """SIGTERM: KILL follows within KillWait."""
+
+
+class StopFlag:
+    """Holds the strongest reason to stop that this rank has seen; never goes back."""
+
+    def __init__(self) -> None:
+        self._reason = StopReason.NONE
+
+    @property
+    def reason(self) -> StopReason:
+        """Strongest reason so far; NONE means go on."""
+        return self._reason
+
+    def request(self, reason: StopReason) -> None:
+        """Ask for a stop; safe in a signal handler and from any thread."""
+        if reason > self._reason:
+            self._reason = reason
+
+
+def install_handlers(flag: StopFlag) -> None:
+    """Turn SIGUSR2 and SIGTERM into a set flag; SIGINT belongs to the terminal, not to ranks."""
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        warned = number == signal.SIGUSR2
+        flag.request(StopReason.WARNED if warned else StopReason.TERMINATED)
+
+    signal.signal(signal.SIGUSR2, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
