@@ -1,0 +1,60 @@
+# Two commands do everything on a fresh Debian machine with Python 3.11:
+#   make quickstart   venv, install, train a small model on real text (about two minutes)
+#   make test         venv, install, Debian's Slurm when root, every test
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+export PYTHONDONTWRITEBYTECODE := 1
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || tests/install-debian-packages python3-venv
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	tests/with-retries $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	tests/with-retries $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,peft,dev]'
+	@touch $@
+
+install: $(INSTALLED) ## Make the virtual environment and install everything into it
+
+quickstart: $(INSTALLED) ## Train a small model on this machine, offline
+	$(RUN) -m launcher configs/quickstart.yaml
+
+check: $(INSTALLED) ## Lint, types, layers: seconds
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+format: $(INSTALLED) ## Format and mend what ruff can mend
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+slurm: ## Debian's packages for the tests' own Slurm cluster (needs root)
+	@tests/install-debian-packages --slurm
+
+test: $(INSTALLED) ## Every test, on a real Slurm where it can be installed
+	@tests/install-debian-packages --slurm || true
+	$(RUN) -m pytest
+
+cluster: $(INSTALLED) slurm ## A private 4-node Slurm on this machine to play with
+	$(RUN) -m tests.slurm shell
+
+bench: $(INSTALLED) ## Print the measurements of tests/bench (minutes)
+	tests/with-retries $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(RUN) -m tests.bench
+
+constraints: ## Write the installed versions to constraints.txt
+	{ echo "# Versions that CI and the Makefile install. Refresh: make constraints"; \
+	  $(RUN) -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean: ## Remove caches; run folders stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+.PHONY: help install quickstart check format slurm test cluster bench constraints clean
