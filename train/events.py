@@ -28,19 +28,25 @@ class Kind(StrEnum):
 
     START = "start"
     """host, pid, world_size, local_rank, device, resumed_step"""
+    SETUP = "setup"
+    """device, threads, backend, parameters, attention, dtype, total_steps, units_per_epoch, documents,
+    fill_rate: what this rank is about to train, and with what"""
     PHASE = "phase"
     """phase: the rank entered another phase (see Phase)"""
     HEARTBEAT = "heartbeat"
     """step, phase, phase_age_s: the rank's Python runs; step and phase say whether it advances"""
     STEP = "step"
-    """step, epoch, position, loss, grad_norm, lr, tokens, label_tokens, tokens_per_s, step_s,
-    data_wait_s, mem_bytes, mfu (when the peak is known); loss_hex, grad_norm_hex: exact values"""
+    """step, epoch, position, loss, grad_norm, lr, tokens and label_tokens (of this step, all ranks,
+    without padding), total_tokens, tokens_per_s, step_s, data_wait_s, mem_bytes, mfu (when the peak
+    is known); loss_hex, grad_norm_hex: exact values"""
     SAMPLES = "samples"
     """step, ids: dataset ids consumed by this rank in that step (only with log_sample_ids)"""
     VALIDATION = "validation"
-    """step, loss, label_tokens, samples, val_s"""
+    """step, loss, label_tokens, samples, val_s; loss_hex: exact value"""
     CHECKPOINT = "checkpoint"
     """step, path, bytes, blocked_s, save_s: published"""
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    """step, path, reason: could not be saved (disk full, ...); training went on"""
     CHECKPOINT_REJECTED = "checkpoint_rejected"
     """path, reason: failed verification and was not used"""
     RESUME = "resume"

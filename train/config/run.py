@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from train.config.checks import problems_of
 from train.config.sections import (
     CheckpointConfig,
     ClipGradNormConfig,
@@ -60,25 +61,40 @@ class BatchArithmetic:
 class RunConfig(Section):
     """One run of training, complete."""
 
-    recipe: OptionalStr = Field(None, description="Recipe name of that family; optional.")
-    name: OptionalStr = Field(None, description="Name of the run; default: the file's name.")
+    recipe: OptionalStr = Field(
+        None,
+        description="Recipe name of the NeMo AutoModel family; they all name the one built in.",
+    )
+    name: OptionalStr = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run; default: slurm.job_name or the file's name.",
+    )
     runs_dir: str = Field("runs", description="Folder in which run folders are made.")
     cluster: Literal["auto", "local", "slurm"] = Field(
         "auto", description="Where to run; auto = Slurm if sbatch answers here, else this machine."
     )
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, data order and dropout.")
-    entry: EntryConfig | None = Field(None, description="The user's own training function.")
-    model: ModelConfig = Field(default=ModelConfig(), description="The model.")
-    distributed: DistributedConfig = Field(default=DistributedConfig(), description="Sharding.")
+    entry: EntryConfig | None = Field(
+        None, description="A training function of your own; for a later version."
+    )
+    model: ModelConfig = Field(default=ModelConfig(), description="What to train.")
+    distributed: DistributedConfig = Field(
+        default=DistributedConfig(), description="How it is sharded."
+    )
     dataset: DatasetConfig = Field(default=DatasetConfig(), description="Training data.")
-    validation_dataset: DatasetConfig | None = Field(None, description="Validation data.")
+    validation_dataset: DatasetConfig | None = Field(
+        None, description="Validation data; none = no validation."
+    )
     packed_sequence: PackedSequenceConfig = Field(
-        default=PackedSequenceConfig(), description="Packing."
+        default=PackedSequenceConfig(), description="Packing of documents."
     )
     step_scheduler: StepSchedulerConfig = Field(
         default=StepSchedulerConfig(), description="Steps and batch sizes."
     )
-    dataloader: DataLoaderConfig = Field(default=DataLoaderConfig(), description="Loading.")
+    dataloader: DataLoaderConfig = Field(
+        default=DataLoaderConfig(), description="Loading of batches."
+    )
     validation_dataloader: DataLoaderConfig | None = Field(
         None, description="Loading of validation data; default: as training."
     )
@@ -87,19 +103,25 @@ class RunConfig(Section):
         default=LRSchedulerConfig(), description="Learning rate."
     )
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
-    peft: PeftConfig | None = Field(None, description="LoRA.")
+    peft: PeftConfig | None = Field(
+        None, description="LoRA adapters; none = all weights are trained."
+    )
     training_optimizations: TrainingOptimizationsConfig = Field(
         default=TrainingOptimizationsConfig(), description="Speed and memory."
     )
-    clip_grad_norm: ClipGradNormConfig | None = Field(None, description="Clipping.")
+    clip_grad_norm: ClipGradNormConfig | None = Field(
+        None, description="Clipping of the gradient norm; none = training_optimizations."
+    )
     compile: CompileConfig = Field(default=CompileConfig(), description="torch.compile.")
-    sample: SampleConfig | None = Field(None, description="A text generated at the end.")
+    sample: SampleConfig | None = Field(
+        None, description="A text generated at the end; none = no text."
+    )
     logging: LoggingConfig = Field(default=LoggingConfig(), description="What ranks record.")
     resilience: ResilienceConfig = Field(
         default=ResilienceConfig(), description="Budgets by cause."
     )
     slurm: SlurmConfig = Field(default=SlurmConfig(), description="Resources and sbatch options.")
-    wandb: WandbConfig | None = Field(None, description="Weights & Biases.")
+    wandb: WandbConfig | None = Field(None, description="Weights & Biases; none = not used.")
 
     @property
     def world_size(self) -> int:
@@ -156,54 +178,16 @@ class RunConfig(Section):
             product = local * configured * self.world_size
             if product != total:
                 raise ValueError(
-                    f"batch sizes contradict: local {local} x accumulation {configured} x world "
-                    f"{self.world_size} = {product}, but global_batch_size is {total}; drop one of "
-                    "grad_acc_steps and global_batch_size, or make them agree"
+                    f"expected local batch x grad_acc_steps x world size = {local} x {configured} "
+                    f"x {self.world_size} = {product}, got {total}; remove global_batch_size or "
+                    "grad_acc_steps, or make them agree"
                 )
         world = world_size or self.world_size
         return BatchArithmetic(local, math.ceil(total / (local * world)), world, total)
 
     @model_validator(mode="after")
-    def _contradictions(self) -> RunConfig:
-        for problem in contradictions(self):
-            raise ValueError(problem)
+    def _consistent(self) -> RunConfig:
+        problems = problems_of(self)
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
-
-
-def contradictions(config: RunConfig) -> list[str]:
-    """What two keys say against each other, one line each."""
-    pairs: list[tuple[str, Any, str, Any]] = [
-        (
-            "dataloader.batch_size",
-            config.dataloader.batch_size,
-            "step_scheduler.local_batch_size",
-            config.step_scheduler.local_batch_size,
-        ),
-        (
-            "step_scheduler.warmup_steps",
-            config.step_scheduler.warmup_steps,
-            "lr_scheduler.lr_warmup_steps",
-            config.lr_scheduler.lr_warmup_steps,
-        ),
-        (
-            "training_optimizations.gradient_clipping",
-            config.training_optimizations.gradient_clipping,
-            "clip_grad_norm.max_norm",
-            config.clip_grad_norm.max_norm if config.clip_grad_norm else None,
-        ),
-    ]
-    problems = [
-        f"{a} ({x}) and {b} ({y}) say the same thing differently: give one of them"
-        for a, x, b, y in pairs
-        if x is not None and y is not None and x != y
-    ]
-    try:
-        config.batch()
-    except ValueError as error:
-        problems.append(f"step_scheduler: {error}")
-    if config.model.pretrained_model_name_or_path and config.model.config:
-        problems.append(
-            "model: give pretrained_model_name_or_path (load weights) or config (random weights), "
-            "not both"
-        )
-    return problems

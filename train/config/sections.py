@@ -8,34 +8,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BeforeValidator, Field
 
-from train.config.types import Dtype, DurationS, OptionalInt, OptionalStr, Secret, none_word
+from train.config.base import Section, TargetSection
+from train.config.job import LoggingConfig, ResilienceConfig, SlurmConfig
+from train.config.targets import (
+    MODEL,
+    TEXT,
+    dataset_target,
+    distributed_target,
+    loader_target,
+    model_target,
+    peft_target,
+)
+from train.config.types import Consolidated, Dtype, OptionalInt, OptionalStr
 
-
-class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=()
-    )
-
-
-class TargetSection(Section):
-    """A section that names a component by import path; its other keys are that component's."""
-
-    model_config = ConfigDict(
-        extra="allow", frozen=True, populate_by_name=True, protected_namespaces=()
-    )
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """Keyword arguments meant for the component itself."""
-        return dict(self.__pydantic_extra__ or {})
+__all__ = ["LoggingConfig", "ResilienceConfig", "Section", "SlurmConfig", "TargetSection"]
 
 
 class EntryConfig(TargetSection):
-    """The user's own training function instead of the built-in recipe."""
+    """A training function of your own instead of the built-in recipe; refused in this version."""
 
     target: str = Field(alias="_target_", description="Import path of the training function.")
 
@@ -43,10 +35,11 @@ class EntryConfig(TargetSection):
 class ModelConfig(TargetSection):
     """Which Hugging Face causal LM to train, and how it computes."""
 
-    target: str = Field(
-        "hf_causal_lm",
+    target: Annotated[str, BeforeValidator(model_target)] = Field(
+        MODEL,
         alias="_target_",
-        description="Model builder: hf_causal_lm (built in) or an import path.",
+        description="Model builder: hf_causal_lm (built in), or an alias of it such as "
+        "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained.",
     )
     pretrained_model_name_or_path: OptionalStr = Field(
         None, description="Hub name or local folder of the model; its weights are loaded."
@@ -68,7 +61,8 @@ class ModelConfig(TargetSection):
     torch_dtype: Dtype = Field(
         "bfloat16",
         validation_alias=AliasChoices("torch_dtype", "dtype"),
-        description="Compute dtype; master weights and optimizer state stay float32.",
+        description="Compute dtype, bfloat16 or float32; master weights and optimizer state are "
+        "float32 always.",
     )
     attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
         "auto",
@@ -82,22 +76,28 @@ class ModelConfig(TargetSection):
 class DistributedConfig(TargetSection):
     """How the model is sharded over ranks."""
 
-    target: str = Field(
-        "fsdp2", alias="_target_", description="fsdp2 (built in) or an alias of it."
+    target: Annotated[Literal["fsdp2"], BeforeValidator(distributed_target)] = Field(
+        "fsdp2",
+        alias="_target_",
+        description="fsdp2 (built in), or an alias: NVFSDPManager, FSDP2Manager.",
     )
-    dp_size: OptionalInt = Field(None, ge=1, description="Data-parallel ranks; none = world size.")
+    dp_size: OptionalInt = Field(
+        None, ge=1, description="Data-parallel ranks; only the world size; none = that."
+    )
     dp_replicate_size: OptionalInt = Field(
         None,
         ge=1,
         description="HSDP: number of replicas, sharded inside; none = 1 (shard over all ranks).",
     )
-    tp_size: OptionalInt = Field(None, description="Tensor parallelism; only 1 is built.")
-    cp_size: OptionalInt = Field(None, description="Context parallelism; only 1 is built.")
+    tp_size: OptionalInt = Field(None, ge=1, description="Tensor parallelism; only 1 is built.")
+    cp_size: OptionalInt = Field(None, ge=1, description="Context parallelism; only 1 is built.")
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="Collectives: nccl on GPUs, gloo on CPUs."
     )
     reshard_after_forward: bool | None = Field(
-        None, description="Free full parameters after forward; none = only when accumulation is 1."
+        None,
+        description="Free full parameters after forward: less memory, one more gather; none = for "
+        "models from 2e9 parameters on, and when accumulation is 1.",
     )
     defer_grad_sync: bool | None = Field(
         None,
@@ -110,10 +110,11 @@ class DistributedConfig(TargetSection):
 class DatasetConfig(TargetSection):
     """Instruction data: a hub name, a local JSONL or Parquet file, or built-in text."""
 
-    target: str = Field(
-        "text_instruction",
+    target: Annotated[str, BeforeValidator(dataset_target)] = Field(
+        TEXT,
         alias="_target_",
-        description="text_instruction, python_stdlib (offline text), or an import path.",
+        description="text_instruction, python_stdlib (offline text), or the import path of a "
+        "map-style data set, which gets the other keys.",
     )
     dataset_name: OptionalStr = Field(
         None,
@@ -181,15 +182,21 @@ class StepSchedulerConfig(Section):
 class DataLoaderConfig(Section):
     """How micro-batches are loaded."""
 
-    target: str = Field(
+    target: Annotated[
+        Literal["torchdata.stateful_dataloader.StatefulDataLoader"], BeforeValidator(loader_target)
+    ] = Field(
         "torchdata.stateful_dataloader.StatefulDataLoader",
         alias="_target_",
-        description="Loader class; only torchdata's StatefulDataLoader is built in.",
+        description="Loader class; only this one is built in.",
     )
     batch_size: OptionalInt = Field(
         None, ge=1, description="Sequences per micro-batch and rank; default 1."
     )
-    shuffle: bool = Field(True, description="New order every epoch, from seed and epoch alone.")
+    shuffle: bool = Field(
+        True,
+        description="New order every epoch, from seed and epoch alone; validation is one pass in "
+        "which order changes nothing.",
+    )
     num_workers: int = Field(0, ge=0, description="Loader processes per rank.")
     pin_memory: bool = Field(False, description="Page-locked host memory (GPU only).")
     persistent_workers: bool = Field(False, description="Keep loader processes between epochs.")
@@ -207,7 +214,9 @@ class OptimizerConfig(TargetSection):
     )
     lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
     weight_decay: float | None = Field(
-        None, ge=0, description="Weight decay; not applied to norms and biases."
+        None,
+        ge=0,
+        description="Weight decay, not applied to norms and biases; none = the optimizer's own.",
     )
 
 
@@ -226,12 +235,6 @@ class LRSchedulerConfig(Section):
     min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the decay.")
 
 
-def _save_consolidated(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "every" if value else "never"
-    return none_word(value) or "never"
-
-
 class CheckpointConfig(Section):
     """What is saved, where, and how much of it is kept."""
 
@@ -242,9 +245,7 @@ class CheckpointConfig(Section):
     model_save_format: Literal["safetensors", "torch_save"] = Field(
         "safetensors", description="Format of model weights in a checkpoint."
     )
-    save_consolidated: Annotated[
-        Literal["never", "final", "every"], BeforeValidator(_save_consolidated)
-    ] = Field(
+    save_consolidated: Consolidated = Field(
         "final",
         description="Whole-model safetensors for from_pretrained: false/never, final, true/every.",
     )
@@ -264,20 +265,30 @@ class CheckpointConfig(Section):
 class PeftConfig(Section):
     """LoRA adapters through the peft package; the base model is frozen."""
 
-    target: str = Field("lora", alias="_target_", description="lora, or an alias of it.")
-    dim: int = Field(8, ge=1, validation_alias=AliasChoices("dim", "r"), description="Rank.")
+    target: Annotated[Literal["lora"], BeforeValidator(peft_target)] = Field(
+        "lora", alias="_target_", description="lora, or an alias: nemo_automodel's PeftConfig."
+    )
+    dim: int = Field(
+        8, ge=1, validation_alias=AliasChoices("dim", "r"), description="Rank of the adapters."
+    )
     alpha: int = Field(
-        32, ge=1, validation_alias=AliasChoices("alpha", "lora_alpha"), description="Scale."
+        32,
+        ge=1,
+        validation_alias=AliasChoices("alpha", "lora_alpha"),
+        description="Adapters are scaled by alpha / dim.",
     )
     dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
         validation_alias=AliasChoices("dropout", "lora_dropout"),
-        description="Dropout before the adapter.",
+        description="Probability of dropout before the adapter.",
     )
     target_modules: list[str] | str = Field(
         "all-linear", description="Names of the adapted modules, or all-linear."
+    )
+    match_all_linear: bool | None = Field(
+        None, description="Same as target_modules: all-linear (true) or a list of names (false)."
     )
 
 
@@ -285,7 +296,7 @@ class TrainingOptimizationsConfig(Section):
     """Speed and memory switches."""
 
     gradient_clipping: float | None = Field(
-        None, gt=0, description="Same as clip_grad_norm.max_norm."
+        None, gt=0, description="Same as clip_grad_norm.max_norm; none = no clipping."
     )
     activation_checkpointing: bool = Field(
         False, description="Recompute activations in backward: less memory, slower."
@@ -327,90 +338,3 @@ class WandbConfig(Section):
     mode: Literal["online", "offline", "disabled"] | None = Field(
         None, description="wandb's mode; none = wandb's own choice."
     )
-
-
-class ResilienceConfig(Section):
-    """How often what may go wrong before the run stops, by cause."""
-
-    max_restarts: int = Field(
-        10, ge=0, description="Restarts in place after a rank died, while steps advance."
-    )
-    max_requeues: int = Field(
-        1000, ge=0, description="Returns to the queue (time limit, preemption)."
-    )
-    max_attempts_without_progress: int = Field(
-        3, ge=1, description="Attempts in a row without a new step before a crash loop is called."
-    )
-    stop_lead_s: OptionalInt = Field(
-        None,
-        ge=1,
-        description="Seconds before the time limit at which ranks are asked to save and stop; "
-        "none = from the measured step and save time.",
-    )
-    kill_wait_s: int = Field(
-        30, ge=1, description="Seconds that ranks get to save after TERM before they are killed."
-    )
-
-
-class LoggingConfig(Section):
-    """What the ranks record."""
-
-    log_sample_ids: bool = Field(
-        False, description="Record the ids of the samples consumed in every step, per rank."
-    )
-    log_every_steps: int = Field(1, ge=1, description="Steps between metric events of rank 0.")
-    heartbeat_s: float = Field(5.0, gt=0, description="Seconds between heartbeats of a rank.")
-
-
-class SlurmConfig(Section):
-    """The resources, and everything else sbatch knows; also shapes local runs (nodes x tasks)."""
-
-    job_name: OptionalStr = Field(None, description="Job name; default: the run's name.")
-    nodes: int = Field(1, ge=1, description="Nodes.")
-    ntasks_per_node: int = Field(1, ge=1, description="Ranks per node: one for every GPU.")
-    time: DurationS = Field(86400, description="Time limit of one job; a requeue starts it anew.")
-    account: OptionalStr = Field(None, description="Account to charge.")
-    partition: OptionalStr = Field(None, description="Partition, or several with commas.")
-    qos: OptionalStr = Field(None, description="Quality of service.")
-    gpus_per_node: OptionalInt = Field(
-        None, ge=0, description="GPUs per node; default ntasks_per_node where the cluster has GPUs."
-    )
-    gpu_type: OptionalStr = Field(None, description="GPU type for --gpus-per-node (h100).")
-    gres: OptionalStr = Field(None, description="Generic resources, instead of gpus_per_node.")
-    cpus_per_task: OptionalInt = Field(None, ge=1, description="CPU cores per rank.")
-    mem: OptionalStr = Field(None, description="Memory per node (0 = all, 64G).")
-    mem_per_cpu: OptionalStr = Field(None, description="Memory per CPU core.")
-    constraint: OptionalStr = Field(None, description="Required node features.")
-    nodelist: OptionalStr = Field(None, description="Nodes to use.")
-    exclude: OptionalStr = Field(None, description="Nodes to avoid.")
-    exclusive: bool = Field(False, description="Whole nodes.")
-    reservation: OptionalStr = Field(None, description="Reservation.")
-    dependency: OptionalStr = Field(None, description="Job dependency (afterok:123).")
-    begin: OptionalStr = Field(None, description="Earliest start.")
-    mail_type: OptionalStr = Field(None, description="Slurm mail events.")
-    mail_user: OptionalStr = Field(None, description="Receiver of Slurm mail.")
-    comment: OptionalStr = Field(None, description="Comment of the job.")
-    requeue: bool = Field(True, description="Let Slurm requeue the job after preemption.")
-    signal_lead_s: int = Field(
-        120, ge=1, le=65535, description="Seconds before the limit at which Slurm warns the ranks."
-    )
-    additional_parameters: dict[str, Any] = Field(
-        default={}, description="Any other sbatch option by its long name."
-    )
-    srun_args: list[str] = Field(default=[], description="Further options of the ranks' srun.")
-    setup: list[str] = Field(
-        default=[], description="Shell commands before the supervisor starts (module load ...)."
-    )
-    env: dict[str, str] = Field(
-        default={}, description="Environment of the ranks; values may be ${VAR} placeholders."
-    )
-    container_image: OptionalStr = Field(
-        None, description="Image for the ranks (pyxis/enroot); the supervisor stays outside."
-    )
-    extra_mounts: list[str] = Field(
-        default=[], description="Mounts into the container, src:dst[:ro]."
-    )
-    container_workdir: OptionalStr = Field(None, description="Working directory inside.")
-    hf_home: OptionalStr = Field(None, description="HF_HOME of the ranks: the hub cache.")
-    hf_token: Secret = Field(None, description="HF_TOKEN of the ranks, as ${VAR} only.")
-    wandb_key: Secret = Field(None, description="WANDB_API_KEY of the ranks, as ${VAR} only.")

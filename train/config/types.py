@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+from train.config.placeholders import PLACEHOLDER
 
 UNLIMITED_S = 365 * 24 * 3600
 """What UNLIMITED and INFINITE stand for: a year, since every plan needs a number."""
@@ -90,18 +92,11 @@ def none_word(value: Any) -> Any:
     )
 
 
-_PLACEHOLDER = re.compile(r"\$\{(?:oc\.env:)?([A-Za-z_][A-Za-z0-9_]*)(?:,([^}]*))?\}")
-
-
-def placeholder_names(text: str) -> list[str]:
-    """Names of the environment variables that ``text`` refers to."""
-    return [match.group(1) for match in _PLACEHOLDER.finditer(text)]
-
-
 def require_placeholder(value: Any) -> Any:
     """Secrets may only be named, never written: ``${HF_TOKEN}`` is allowed, a token is not."""
     value = none_word(value)
-    if value is None or (isinstance(value, str) and _PLACEHOLDER.fullmatch(value.strip())):
+    match = PLACEHOLDER.fullmatch(value.strip()) if isinstance(value, str) else None
+    if value is None or (match and not match.group(2)):
         return value
     raise ValueError(
         "expected a placeholder such as ${HF_TOKEN}, got a literal value (not shown); secrets are "
@@ -109,11 +104,57 @@ def require_placeholder(value: Any) -> Any:
     )
 
 
-DurationS = Annotated[int, BeforeValidator(parse_duration_s), PlainSerializer(format_duration)]
-"""Seconds; read from any of Slurm's spellings, written back as HH:MM:SS."""
+def parse_consolidated(value: Any) -> Any:
+    """``true`` means every checkpoint, ``false`` and ``none`` mean never."""
+    if isinstance(value, str) and value.strip().lower() in {"true", "false"}:
+        value = value.strip().lower() == "true"
+    if isinstance(value, bool):
+        return "every" if value else "never"
+    return none_word(value) or "never"
 
-Dtype = Annotated[DtypeName, BeforeValidator(parse_dtype)]
+
+DurationS = Annotated[
+    int,
+    BeforeValidator(parse_duration_s),
+    PlainSerializer(format_duration),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "description": "minutes"},
+                {
+                    "type": "string",
+                    "pattern": r"^\s*((\d+-)?\d+(:\d+){0,2}|\d+(\.\d+)?\s*[A-Za-z]+"
+                    r"|[A-Za-z]+)\s*$",
+                },
+            ]
+        }
+    ),
+]
+"""Seconds; read from any of Slurm's spellings, written back as [D-]HH:MM:SS."""
+
+Dtype = Annotated[
+    DtypeName,
+    BeforeValidator(parse_dtype),
+    WithJsonSchema(
+        {
+            "enum": [
+                *("float32", "bfloat16", "float16"),
+                *("torch.float32", "torch.bfloat16", "torch.float16"),
+                *("fp32", "bf16", "fp16"),
+            ]
+        }
+    ),
+]
+Consolidated = Annotated[
+    Literal["never", "final", "every"],
+    BeforeValidator(parse_consolidated),
+    WithJsonSchema({"enum": ["never", "final", "every", True, False]}),
+]
 OptionalInt = Annotated[int | None, BeforeValidator(none_word)]
 OptionalStr = Annotated[str | None, BeforeValidator(none_word)]
-Secret = Annotated[str | None, BeforeValidator(require_placeholder)]
+Secret = Annotated[
+    str | None,
+    BeforeValidator(require_placeholder),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^\$\{[^{}]+\}$"}, {"type": "null"}]}),
+]
 """A ``${VAR}`` placeholder: kept as it is in every file, resolved in the ranks only."""

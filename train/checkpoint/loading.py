@@ -1,0 +1,140 @@
+"""Loading: newest checkpoint first, verified by all ranks together, older ones as a fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from train.checkpoint.agreement import AgreedError, Agreement
+from train.checkpoint.manifest import MANIFEST, Manifest, list_checkpoints, stray_files, verify_file
+from train.checkpoint.storage import MODEL, OPTIMIZER, StoredTensors, read_scalars
+from train.checkpoint.tensors import Scalars, adapter_only, model_tensors, prepare_optimizer
+from train.errors import CheckpointError
+
+Reject = Callable[[Path, str], None]
+"""Called with a checkpoint's path and the reason why it is not used; on every rank alike."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The checkpoint that was loaded."""
+
+    path: Path
+    manifest: Manifest
+
+
+def load_newest(
+    root: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    configured: Sequence[Scalars],
+    agreement: Agreement,
+    reject: Reject,
+) -> Loaded | None:
+    """Load the newest checkpoint in ``root`` that verifies; None if there is no checkpoint at all.
+
+    ``configured`` are the optimizer's group values that hold where the checkpoint has none.
+
+    Raises:
+        CheckpointError: none verifies, or the verified one does not fit model or optimizer.
+    """
+    names = agreement.on_rank0(lambda: [path.name for path in list_checkpoints(root)])
+    for name in reversed(names):
+        path = root / name
+        manifest, problems = verify_together(path, agreement)
+        if manifest is None or problems:
+            reject(path, "; ".join(problems))
+            continue
+        try:
+            fill = partial(restore, path, manifest, model, optimizer, configured)
+            mismatches = agreement.together(fill)
+        except AgreedError as error:
+            reject(path, f"verified, but reading it failed: {error}")
+            continue
+        if any(mismatches):
+            raise CheckpointError(f"{path} does not fit: {next(filter(None, mismatches))}")
+        return Loaded(path, manifest)
+    if names:
+        raise CheckpointError(
+            f"{root}: {len(names)} checkpoints, none of them whole: {', '.join(names)}; "
+            "the reasons are in the checkpoint_rejected events. Restore one of them from a copy, "
+            "or move them away to start from step 0"
+        )
+    return None
+
+
+def verify_together(path: Path, agreement: Agreement) -> tuple[Manifest | None, list[str]]:
+    """Manifest and problems of a checkpoint; every rank hashes a share of the files."""
+    try:
+        manifest = agreement.on_rank0(lambda: Manifest.read(path))
+    except AgreedError as error:
+        return None, [f"{MANIFEST}: {error}"]
+    by_size = sorted(manifest.files.items(), key=lambda item: (-item[1].size, item[0]))
+    mine = by_size[agreement.rank :: agreement.world_size]
+    problems: list[str] = []
+    for name, record in mine:
+        problems += verify_file(path, name, record, contents=True)
+    if agreement.rank == 0:
+        problems += stray_files(path, manifest)
+    return manifest, [problem for share in agreement.gather(problems) for problem in share]
+
+
+def restore(
+    path: Path,
+    manifest: Manifest,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    configured: Sequence[Scalars],
+) -> str:
+    """Fill model and optimizer in place from a verified checkpoint; returns why it does not fit.
+
+    The optimizer comes first: getting its entries into shape may touch the parameters.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if problem := _kind_mismatch(manifest, model):
+        return problem
+    weights = StoredTensors(path / MODEL, safetensors=manifest.model_format == "safetensors")
+    targets = model_tensors(model)
+    if problem := _name_mismatch(set(targets), weights.names):
+        return problem
+    moments = StoredTensors(path / OPTIMIZER, safetensors=False)
+    scalars = read_scalars(path / OPTIMIZER)
+    try:
+        moments.read(
+            prepare_optimizer(
+                model, optimizer, tensor_names=moments.names, scalars=scalars, configured=configured
+            )
+        )
+        weights.read(targets)
+    except (CheckpointError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _kind_mismatch(manifest: Manifest, model: nn.Module) -> str:
+    if manifest.adapter_only == adapter_only(model):
+        return ""
+    kinds = {True: "a LoRA adapter only", False: "the whole model"}
+    return (
+        f"it holds {kinds[manifest.adapter_only]}, this configuration trains "
+        f"{kinds[not manifest.adapter_only]}: was peft switched? start a new run for that"
+    )
+
+
+def _name_mismatch(here: set[str], there: set[str]) -> str:
+    if here == there:
+        return ""
+    lines = [
+        f"{len(names)} tensors only {side} ({', '.join(sorted(names)[:3])})"
+        for side, names in (("in the checkpoint", there - here), ("in the model", here - there))
+        if names
+    ]
+    return f"{', '.join(lines)}: was the model's configuration changed? start a new run for that"

@@ -1,0 +1,189 @@
+"""The manifest: which files make up a checkpoint, and whether they are all there and whole.
+
+torch.distributed.checkpoint has no checksums: a flipped bit in one of its files loads silently.
+Here every file's size and digest is recorded, and the manifest has a digest of itself. Imports no
+torch: launcher and monitor ask here what can be resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.checkpoint.state import TrainState
+
+FORMAT_VERSION = 1
+ALGORITHM = "sha256"
+"""Measured on one core with SHA extensions: sha256 1330 MB/s, blake2b 588, sha512 644."""
+MANIFEST = "manifest.json"
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a checkpoint as it was when it was written."""
+
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint consists of; ``files`` maps paths relative to its folder to records."""
+
+    state: TrainState
+    attempt: int
+    world_size: int
+    config_hash: str
+    model_format: str
+    """``safetensors`` or ``torch_save``: how ``model/`` is to be read."""
+    adapter_only: bool
+    """Whether ``model/`` holds a LoRA adapter and no base weights."""
+    created_at: float
+    """UTC seconds."""
+    files: Mapping[str, FileRecord]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps finished when this was saved."""
+        return self.state.step
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files."""
+        return sum(record.size for record in self.files.values())
+
+    def text(self) -> str:
+        """The file's content: JSON with a digest of itself."""
+        body = {
+            "version": FORMAT_VERSION,
+            "algorithm": ALGORITHM,
+            "state": self.state.as_json(),
+            "attempt": self.attempt,
+            "world_size": self.world_size,
+            "config_hash": self.config_hash,
+            "model_format": self.model_format,
+            "adapter_only": self.adapter_only,
+            "created_at": self.created_at,
+            "files": {
+                name: {"size": record.size, "digest": record.digest}
+                for name, record in sorted(self.files.items())
+            },
+        }
+        return json.dumps({**body, "self": _self_digest(body)}, indent=1)
+
+    @classmethod
+    def parse(cls, text: str) -> Manifest:
+        """Inverse of ``text``.
+
+        Raises:
+            ValueError: torn, altered, or of a version that this program does not know.
+        """
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+        if value.get("version") != FORMAT_VERSION:
+            raise ValueError(
+                f"format version {value.get('version')!r}, this program reads {FORMAT_VERSION}"
+            )
+        if value.pop("self", None) != _self_digest(value):
+            raise ValueError("its own digest does not match: the manifest was altered")
+        return cls(
+            state=TrainState.from_json(value["state"]),
+            attempt=value["attempt"],
+            world_size=value["world_size"],
+            config_hash=value["config_hash"],
+            model_format=value["model_format"],
+            adapter_only=value["adapter_only"],
+            created_at=value["created_at"],
+            files={
+                name: FileRecord(record["size"], record["digest"])
+                for name, record in value["files"].items()
+            },
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Manifest of the checkpoint in ``folder``.
+
+        Raises:
+            OSError: not there or not readable.
+            ValueError: not a valid manifest.
+        """
+        return cls.parse((folder / MANIFEST).read_text())
+
+
+def _self_digest(body: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def digest_file(path: Path) -> FileRecord:
+    """Size and digest of a file's present content; hashing releases the interpreter lock."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, ALGORITHM).hexdigest()
+        return FileRecord(file.tell(), digest)
+
+
+def verify(folder: Path, *, contents: bool = True) -> list[str]:
+    """Problems of the checkpoint in ``folder``, one line each; none means it can be loaded.
+
+    Without ``contents`` only presence and sizes are compared, which is quick.
+    """
+    try:
+        manifest = Manifest.read(folder)
+    except (OSError, ValueError) as error:
+        return [f"{MANIFEST}: {error}"]
+    problems = stray_files(folder, manifest)
+    for name, record in manifest.files.items():
+        problems += verify_file(folder, name, record, contents=contents)
+    return problems
+
+
+def stray_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Files that the manifest does not name: a reader that takes all files would take them too."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return [f"{name}: not in the manifest" for name in sorted(found - {MANIFEST, *manifest.files})]
+
+
+def verify_file(folder: Path, name: str, record: FileRecord, *, contents: bool) -> list[str]:
+    """Problems of one file of a checkpoint."""
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        if size != record.size:
+            return [f"{name}: {size} bytes, expected {record.size}"]
+        if contents and digest_file(path).digest != record.digest:
+            return [f"{name}: content changed ({ALGORITHM} differs)"]
+    except FileNotFoundError:
+        return [f"{name}: missing"]
+    except OSError as error:
+        return [f"{name}: cannot be read: {error}"]
+    return []
+
+
+def step_of(folder: Path) -> int | None:
+    """Step of a published checkpoint folder by its name; None for any other folder."""
+    match = _STEP_FOLDER.fullmatch(folder.name)
+    return int(match.group(1)) if match else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Published checkpoints in ``folder`` in step order; says nothing about their health."""
+    try:
+        entries = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    steps = [(step, entry) for entry in entries if (step := step_of(entry)) is not None]
+    return [entry for _, entry in sorted(steps)]
+
+
+def newest_verified(folder: Path, *, contents: bool = True) -> Path | None:
+    """Newest checkpoint in ``folder`` without a problem, or None."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if not verify(checkpoint, contents=contents):
+            return checkpoint
+    return None

@@ -1,0 +1,100 @@
+"""Sections about the job rather than the training: resources, budgets, what is recorded.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from train.config.base import Section
+from train.config.types import DurationS, OptionalInt, OptionalStr, Secret
+
+
+class ResilienceConfig(Section):
+    """How often what may go wrong before the run stops, by cause."""
+
+    max_restarts: int = Field(
+        10, ge=0, description="Restarts in place after a rank died, while steps advance."
+    )
+    max_requeues: int = Field(
+        1000, ge=0, description="Returns to the queue (time limit, preemption)."
+    )
+    max_attempts_without_progress: int = Field(
+        3, ge=1, description="Attempts in a row without a new step before a crash loop is called."
+    )
+    stop_lead_s: OptionalInt = Field(
+        None,
+        ge=1,
+        description="Seconds before the time limit at which ranks are asked to save and stop; "
+        "none = from the measured step and save time.",
+    )
+    kill_wait_s: int = Field(
+        30, ge=1, description="Seconds that ranks get to save after TERM before they are killed."
+    )
+
+
+class LoggingConfig(Section):
+    """What the ranks record."""
+
+    log_sample_ids: bool = Field(
+        False, description="Record the ids of the samples consumed in every step, per rank."
+    )
+    log_every_steps: int = Field(1, ge=1, description="Steps between metric events of rank 0.")
+    heartbeat_s: float = Field(5.0, gt=0, description="Seconds between heartbeats of a rank.")
+
+
+class SlurmConfig(Section):
+    """The resources, and everything else sbatch knows; also shapes local runs (nodes x tasks)."""
+
+    job_name: OptionalStr = Field(None, description="Job name; default: the run's name.")
+    nodes: int = Field(1, ge=1, description="Nodes.")
+    ntasks_per_node: int = Field(1, ge=1, description="Ranks per node: one for every GPU.")
+    time: DurationS = Field(86400, description="Time limit of one job; a requeue starts it anew.")
+    account: OptionalStr = Field(None, description="Account to charge.")
+    partition: OptionalStr = Field(None, description="Partition, or several with commas.")
+    qos: OptionalStr = Field(None, description="Quality of service.")
+    gpus_per_node: OptionalInt = Field(
+        None, ge=0, description="GPUs per node; default ntasks_per_node where the cluster has GPUs."
+    )
+    gpu_type: OptionalStr = Field(None, description="GPU type for --gpus-per-node (h100).")
+    gres: OptionalStr = Field(None, description="Generic resources, instead of gpus_per_node.")
+    cpus_per_task: OptionalInt = Field(None, ge=1, description="CPU cores per rank.")
+    mem: OptionalStr = Field(None, description="Memory per node (0 = all, 64G).")
+    mem_per_cpu: OptionalStr = Field(None, description="Memory per CPU core.")
+    constraint: OptionalStr = Field(None, description="Required node features.")
+    nodelist: OptionalStr = Field(None, description="Nodes to use.")
+    exclude: OptionalStr = Field(None, description="Nodes to avoid.")
+    exclusive: bool = Field(False, description="Whole nodes.")
+    reservation: OptionalStr = Field(None, description="Reservation.")
+    dependency: OptionalStr = Field(None, description="Job dependency (afterok:123).")
+    begin: OptionalStr = Field(None, description="Earliest start.")
+    mail_type: OptionalStr = Field(None, description="Slurm mail events.")
+    mail_user: OptionalStr = Field(None, description="Receiver of Slurm mail.")
+    comment: OptionalStr = Field(None, description="Comment of the job.")
+    requeue: bool = Field(True, description="Let Slurm requeue the job after preemption.")
+    signal_lead_s: int = Field(
+        120, ge=1, le=65535, description="Seconds before the limit at which Slurm warns the ranks."
+    )
+    additional_parameters: dict[str, Any] = Field(
+        default={}, description="Any other sbatch option by its long name."
+    )
+    srun_args: list[str] = Field(default=[], description="Further options of the ranks' srun.")
+    setup: list[str] = Field(
+        default=[], description="Shell commands before the supervisor starts (module load ...)."
+    )
+    env: dict[str, str] = Field(
+        default={}, description="Environment of the ranks; values may be ${VAR} placeholders."
+    )
+    container_image: OptionalStr = Field(
+        None, description="Image for the ranks (pyxis/enroot); the supervisor stays outside."
+    )
+    extra_mounts: list[str] = Field(
+        default=[], description="Mounts into the container, src:dst[:ro]."
+    )
+    container_workdir: OptionalStr = Field(None, description="Working directory inside.")
+    hf_home: OptionalStr = Field(None, description="HF_HOME of the ranks: the hub cache.")
+    hf_token: Secret = Field(None, description="HF_TOKEN of the ranks, as ${VAR} only.")
+    wandb_key: Secret = Field(None, description="WANDB_API_KEY of the ranks, as ${VAR} only.")

@@ -1,0 +1,95 @@
+"""What the keys of ``slurm`` say together, before sbatch or srun would refuse or misread them.
+
+Pure; imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from train.config.job import SlurmConfig
+
+_MOUNT = re.compile(r"^[^:,\s][^:,]*:/[^:,]*(:(ro|rw)([+,][a-z]+)*)?$")
+_MEMORY = re.compile(r"^\d+[KMGT]?B?$", re.IGNORECASE)
+_VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def job_problems(slurm: SlurmConfig) -> Iterator[str]:
+    """Problems of the section, one line each, beginning with the key."""
+    yield from _texts(slurm)
+    yield from _memory(slurm)
+    yield from _gpus(slurm)
+    yield from _container(slurm)
+    for name in slurm.env:
+        if not _VARIABLE.match(name):
+            yield (
+                f"slurm.env.{name}: expected letters, digits and underscores as a variable's "
+                f"name, got {name!r}"
+            )
+
+
+def _texts(slurm: SlurmConfig) -> Iterator[str]:
+    """A line break would end the ``#SBATCH`` line and start a shell command."""
+    for key in type(slurm).model_fields:
+        value = getattr(slurm, key)
+        if isinstance(value, str) and _CONTROL.search(value):
+            yield f"slurm.{key}: expected one line of text, got {value!r}"
+    for index, line in enumerate(slurm.srun_args):
+        if _CONTROL.search(line):
+            yield f"slurm.srun_args.{index}: expected one option of srun, got {line!r}"
+
+
+def _memory(slurm: SlurmConfig) -> Iterator[str]:
+    for key in ("mem", "mem_per_cpu"):
+        value = getattr(slurm, key)
+        if value is not None and not _MEMORY.match(value):
+            yield (
+                f"slurm.{key}: expected a size such as 64G, 512000M or 0 (all of the node), got "
+                f"{value!r}; sbatch takes whole numbers with K, M, G or T"
+            )
+    if slurm.mem is not None and slurm.mem_per_cpu is not None:
+        yield (
+            "slurm.mem_per_cpu: expected mem (per node) or mem_per_cpu, got both; sbatch takes one "
+            "of them: remove the other"
+        )
+
+
+def _gpus(slurm: SlurmConfig) -> Iterator[str]:
+    gpus, ranks = slurm.gpus_per_node, slurm.ntasks_per_node
+    if gpus and gpus < ranks:
+        yield (
+            f"slurm.gpus_per_node: expected at least ntasks_per_node ({ranks}), got {gpus}; every "
+            "rank needs a GPU of its own: lower ntasks_per_node, or write 0 to train on CPUs"
+        )
+    in_gres = slurm.gres is not None and "gpu" in slurm.gres.split(":")[0].split(",")
+    for key in ("gpus_per_node", "gpu_type"):
+        if in_gres and getattr(slurm, key) is not None:
+            yield (
+                f"slurm.{key}: expected GPUs in gres ({slurm.gres}) or in gpus_per_node and "
+                "gpu_type, got both; remove one"
+            )
+    if gpus == 0 and slurm.gpu_type is not None:
+        yield (
+            f"slurm.gpu_type: expected none with gpus_per_node 0, got {slurm.gpu_type!r}; remove "
+            "one of them"
+        )
+
+
+def _container(slurm: SlurmConfig) -> Iterator[str]:
+    for index, mount in enumerate(slurm.extra_mounts):
+        if not _MOUNT.match(mount):
+            yield (
+                f"slurm.extra_mounts.{index}: expected src:dst or src:dst:ro with an absolute "
+                f"dst, got {mount!r}"
+            )
+    if slurm.container_image is None:
+        for key in ("extra_mounts", "container_workdir"):
+            if getattr(slurm, key):
+                yield (
+                    f"slurm.{key}: expected slurm.container_image with it, got none; without a "
+                    "container nothing is mounted: name the image or remove this key"
+                )

@@ -1,0 +1,229 @@
+"""What the configuration's model says of itself: sections, keys, aliases, allowed values.
+
+Read by the checks and by the error messages, so neither repeats a key. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
+
+from train.config.document import KeyPath
+from train.config.later import REFUSED
+from train.config.run import RunConfig
+from train.config.sections import Section, TargetSection
+from train.config.types import Secret
+
+VERBATIM = frozenset(
+    {
+        ("slurm", "setup"),
+        ("sample", "prompt"),
+        ("dataset", "chat_template"),
+        ("validation_dataset", "chat_template"),
+        ("wandb", "notes"),
+    }
+)
+"""Free text and shell: ``${`` there is no placeholder of ours."""
+
+ENVIRONMENT_ONLY = frozenset(
+    {("slurm", "env"), ("slurm", "hf_token"), ("slurm", "wandb_key")},
+)
+"""Values that only ever reach the ranks' environment; their placeholders are never expanded."""
+
+
+@cache
+def sections() -> dict[str, type[Section]]:
+    """Section classes by their key at the top level."""
+    found = {}
+    for name, info in RunConfig.model_fields.items():
+        section = section_class(info.annotation)
+        if section is not None:
+            found[name] = section
+    return found
+
+
+def section_class(annotation: Any) -> type[Section] | None:
+    """The Section that a field's annotation names, also as ``Section | None``."""
+    options = get_args(annotation) or (annotation,)
+    classes = [o for o in options if isinstance(o, type) and issubclass(o, Section)]
+    return classes[0] if classes else None
+
+
+@cache
+def aliases(section: type[Section]) -> dict[str, str]:
+    """Every accepted spelling of a key to the spelling that we write."""
+    spellings: dict[str, str] = {}
+    for name, info in section.model_fields.items():
+        written = info.serialization_alias or info.alias or name
+        spellings[name] = spellings[written] = written
+        if isinstance(info.validation_alias, AliasChoices):
+            for choice in info.validation_alias.choices:
+                spellings[str(choice)] = written
+        elif isinstance(info.validation_alias, str):
+            spellings[info.validation_alias] = written
+    return spellings
+
+
+@cache
+def keys(section: type[Section]) -> dict[str, FieldInfo]:
+    """Fields of a section by the spelling that we write."""
+    return {aliases(section)[name]: info for name, info in section.model_fields.items()}
+
+
+def owner(path: KeyPath) -> type[Section] | None:
+    """The section class in which the last part of ``path`` is a key, None below sections."""
+    if len(path) == 1:
+        return RunConfig
+    return sections().get(str(path[0])) if len(path) == 2 else None
+
+
+def field_at(path: KeyPath) -> FieldInfo | None:
+    """The declared field that ``path`` names exactly (in our spelling), if any."""
+    section = owner(path)
+    return keys(section).get(str(path[-1])) if section else None
+
+
+def is_free(path: KeyPath) -> bool:
+    """Whether ``path`` lies in a component's own keys or in a mapping of anything."""
+    section = sections().get(str(path[0])) if path else None
+    if section is None or len(path) < 2:
+        return False
+    info = keys(section).get(str(path[1]))
+    if info is None:
+        return issubclass(section, TargetSection)
+    return len(path) > 2 and dict[str, Any] in (get_args(info.annotation) or (info.annotation,))
+
+
+def is_secret(path: KeyPath) -> bool:
+    """Whether the field at ``path`` is of type Secret."""
+    info = field_at(path)
+    return info is not None and any(item in info.metadata for item in get_args(Secret)[1:])
+
+
+def allows(info: FieldInfo, kind: type) -> bool:
+    """Whether a field's annotation names ``kind`` (str, bool, int, NoneType ...)."""
+    return kind in set(_kinds(info.annotation))
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for option in get_args(annotation):
+            yield from _kinds(option)
+    else:
+        yield origin or annotation
+
+
+def every_key() -> Iterator[tuple[str, str]]:
+    """All (section, key) pairs, with every spelling."""
+    for name, section in sections().items():
+        for spelling in aliases(section):
+            yield name, spelling
+
+
+def homes(key: str) -> list[str]:
+    """Sections that know a key of this name, as ``section.key``."""
+    return [f"{name}.{spelling}" for name, spelling in every_key() if spelling == key]
+
+
+def near(word: str, words: Iterator[str] | list[str], cutoff: float = 0.7) -> str | None:
+    """The one of ``words`` that ``word`` most likely means."""
+    found = get_close_matches(word, [w for w in words if w != word], n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def unknown_key(path: KeyPath) -> str:
+    """What to say of a key that nobody knows: its likely spelling or its home, else the list."""
+    key, section = str(path[-1]), owner(path)
+    if path in REFUSED:
+        return REFUSED[path]
+    known = aliases(section) if section else {}
+    found = homes(key)
+    if section is RunConfig and found:
+        return f"unknown key; {key} belongs to a section: write {' or '.join(found)}"
+    guess = near(key, list(known))
+    if guess:
+        return f"unknown key; did you mean {_place(path, guess)}?"
+    if found:
+        return f"unknown key; {key} is a key of another section: write {' or '.join(found)}"
+    if key in sections():
+        return f"unknown key; {key} is a section of its own: move it to the top level"
+    elsewhere = near(key, [spelling for _, spelling in every_key()], cutoff=0.8)
+    hint = f"did you mean {' or '.join(homes(elsewhere))}? " if elsewhere else ""
+    listed = sorted(set(known.values()))
+    return f"unknown key; {hint}allowed here: {', '.join(listed)}"
+
+
+def _place(path: KeyPath, key: str) -> str:
+    return ".".join([*(str(part) for part in path[:-1]), key])
+
+
+@cache
+def expected(path: KeyPath) -> str:
+    """The allowed values at ``path`` in words: ``an integer >= 1 or none``."""
+    section = owner(path) or (owner(path[:2]) if len(path) > 2 else None)
+    if section is None:
+        return "another value"
+    schema = section.model_json_schema(by_alias=True)
+    properties = schema.get("properties", {})
+    name = str(path[1] if len(path) > 1 else path[0])
+    field = next((n for n, i in section.model_fields.items() if i is field_at(path[:2])), name)
+    part = properties.get(name) or properties.get(field) or _by_alias(properties, section, field)
+    for step in path[2:]:
+        options = part.get("anyOf", [part])
+        inner = [o.get("items") or o.get("additionalProperties") for o in options]
+        part = next((i for i in inner if isinstance(i, dict)), {})
+        del step
+    return in_words(part)
+
+
+def _by_alias(properties: dict[str, Any], section: type[Section], field: str) -> dict[str, Any]:
+    written = aliases(section).get(field)
+    names = [spelling for spelling, target in aliases(section).items() if target == written]
+    return next((dict(properties[name]) for name in names if name in properties), {})
+
+
+_WORDS = {
+    "integer": "an integer",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "object": "a mapping",
+    "null": "none",
+}
+
+
+def in_words(schema: dict[str, Any]) -> str:
+    """A JSON Schema of a field in words."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(in_words(option) for option in schema["anyOf"]))
+    if "enum" in schema:
+        return "one of " + ", ".join(str(value) for value in schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
+    if "$ref" in schema or "allOf" in schema:
+        return "a mapping (key: value)"
+    kind = schema.get("type")
+    if kind == "array":
+        return f"a list of {in_words(schema.get('items', {}))}"
+    if kind is None:
+        return "any value"
+    limits = [
+        f"{sign} {schema[name]:g}"
+        for name, sign in (
+            ("minimum", ">="),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "<="),
+            ("exclusiveMaximum", "<"),
+        )
+        if name in schema
+    ]
+    return " and ".join([" ".join([_WORDS[kind], *limits[:1]]), *limits[1:]])

@@ -1,0 +1,130 @@
+"""From samples to token ids and the marks of the tokens to learn.
+
+A sample is rendered as text in which the spans to learn are known by character; a token is learned
+when it starts inside such a span. Text around a border is tokenized in one piece where a token
+border falls there, else in two, so an answer never shares a token with its prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from train.data.render import Rendered, Renderer
+from train.data.samples import Sample, Tokens
+
+Ids = npt.NDArray[np.int32]
+Marks = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenized sample: ``ids`` int32 [n], ``is_label`` bool [n] (never true at 0)."""
+
+    ids: Ids
+    is_label: Marks
+    truncated: bool = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether any token is left to learn; cutting may have taken the whole answer."""
+        return bool(self.is_label.any())
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns samples into documents of at most ``max_length`` tokens. Can be pickled."""
+
+    tokenizer: Any
+    renderer: Renderer
+    max_length: int
+    answer_only: bool = True
+
+    def encode(self, samples: Sequence[Sample]) -> list[Document]:
+        """One document for every sample, in order."""
+        rendered = [
+            [] if isinstance(sample, Tokens) else self.renderer.render(sample) for sample in samples
+        ]
+        pieces = iter(self._tokenize([piece for pieces in rendered for piece in pieces]))
+        documents = []
+        for sample, own in zip(samples, rendered, strict=True):
+            if isinstance(sample, Tokens):
+                ids = np.array(sample.ids, dtype=np.int32)
+                marks = np.array(sample.is_label, dtype=np.bool_)
+            else:
+                ids, marks = self._join(own, [next(pieces) for _ in own])
+            documents.append(self._cut(ids, marks))
+        return documents
+
+    def _join(self, pieces: list[Rendered], encoded: list[tuple[Ids, Marks]]) -> tuple[Ids, Marks]:
+        """Pieces of a sample one after the other, with the tokenizer's own BOS and EOS."""
+        eos = np.array([self.tokenizer.eos_token_id], dtype=np.int32)
+        ids = [np.array(self._bos if pieces[0].add_bos else [], dtype=np.int32)]
+        marks = [np.zeros(len(ids[0]), dtype=np.bool_)]
+        for piece, (piece_ids, piece_marks) in zip(pieces, encoded, strict=True):
+            ids.append(piece_ids)
+            marks.append(piece_marks)
+            if piece.close:
+                ids.append(eos)
+                marks.append(np.ones(1, dtype=np.bool_))
+        return np.concatenate(ids), np.concatenate(marks)
+
+    def _cut(self, ids: Ids, marks: Marks) -> Document:
+        if not self.answer_only:
+            marks = np.ones(len(ids), dtype=np.bool_)
+        marks = marks[: self.max_length].copy()
+        marks[:1] = False
+        return Document(ids[: self.max_length], marks, truncated=len(ids) > self.max_length)
+
+    @cached_property
+    def _bos(self) -> list[int]:
+        """BOS where this tokenizer puts one before plain text."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("")["input_ids"][:1] == [bos] else []
+
+    def _tokenize(self, pieces: list[Rendered]) -> list[tuple[Ids, Marks]]:
+        if not pieces:
+            return []
+        if not self.tokenizer.is_fast:
+            return [self._in_parts(piece) for piece in pieces]
+        encoded = self.tokenizer(
+            [piece.text for piece in pieces],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        rows = zip(pieces, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return [self._mark(piece, ids, offsets) for piece, ids, offsets in rows]
+
+    def _mark(
+        self, piece: Rendered, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> tuple[Ids, Marks]:
+        """Marks by character offsets; falls back to parts where a token crosses a border."""
+        bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+        marks = np.zeros(len(ids), dtype=np.bool_)
+        if (np.diff(bounds[:, 0]) < 0).any():
+            return self._in_parts(piece)
+        for span in piece.spans:
+            first, last = np.searchsorted(bounds[:, 0], span)
+            for border, at in zip(span, (first, last), strict=True):
+                if at > 0 and bounds[at - 1, 1] > border:
+                    return self._in_parts(piece)
+            marks[first:last] = True
+        return np.array(ids, dtype=np.int32), marks
+
+    def _in_parts(self, piece: Rendered) -> tuple[Ids, Marks]:
+        """Tokenize every part between two borders alone."""
+        ids: list[int] = []
+        marks: list[bool] = []
+        for text, learned in piece.parts():
+            part = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            ids += part
+            marks += [learned] * len(part)
+        return np.array(ids, dtype=np.int32), np.array(marks, dtype=np.bool_)

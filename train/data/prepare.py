@@ -1,0 +1,146 @@
+"""Tokenized data and tokenizers, made once for all ranks and kept for the next run.
+
+One rank tokenizes, the others wait for the published folder; afterwards all map the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from train.config import RunConfig
+from train.config.sections import DatasetConfig
+from train.data.encode import Encoder
+from train.data.publish import build_once
+from train.data.render import Renderer, read_template
+from train.data.samples import Chat, Pair, Sample, Text
+from train.data.sources import read_samples, source_key
+from train.data.store import FORMAT, TokenStore, open_store, write_store
+from train.data.tokenize import tokenize
+from train.data.tokenizer import fingerprint, load_tokenizer, saved_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = structlog.get_logger()
+
+
+def nothing() -> None:
+    """The default of a callback."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank this is, and where prepared data is kept: a folder that all ranks share.
+
+    ``waiting`` is called several times a second while another rank works, and may raise to give up
+    (a stop was requested); ``barrier`` once, when this rank has all it waited for.
+    """
+
+    rank: int
+    world_size: int
+    cache: Path
+    waiting: Callable[[], None] = nothing
+    barrier: Callable[[], None] = nothing
+
+    @property
+    def builds(self) -> bool:
+        """Whether this is the rank that does the work."""
+        return self.rank == 0
+
+
+def prepare_tokenizer(config: RunConfig, place: Place) -> PreTrainedTokenizerBase:
+    """The run's tokenizer; where one is to be trained, rank 0 trains it and the others wait.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    size = config.model.train_tokenizer_vocab_size
+    if size is None:
+        return load_tokenizer(config.model, None, place.cache)
+    key = _digest([FORMAT, "bpe", size, _selection(config.dataset)])
+    folder = _root(config.dataset, place) / f"tokenizer-{key}"
+    saved = build_once(
+        folder,
+        builder=place.builds,
+        find=saved_tokenizer,
+        build=lambda scratch: _train_tokenizer(config, scratch),
+        waiting=place.waiting,
+    )
+    return load_tokenizer(config.model, None, saved)
+
+
+def prepare_store(
+    cfg: DatasetConfig, tokenizer: PreTrainedTokenizerBase, place: Place
+) -> TokenStore:
+    """The tokenized data of a section: from the cache, or tokenized by rank 0 now.
+
+    Raises:
+        DataError: the data is missing, empty or malformed.
+    """
+    template = read_template(cfg.chat_template)
+    key = _digest([FORMAT, *_selection(cfg), cfg.max_length, cfg.answer_only_loss_mask, template])
+    key = _digest([key, fingerprint(tokenizer)])
+    encoder = Encoder(
+        tokenizer, Renderer(tokenizer, template), cfg.max_length, cfg.answer_only_loss_mask
+    )
+    return build_once(
+        _root(cfg, place) / f"tokens-{key}",
+        builder=place.builds,
+        find=open_store,
+        build=lambda scratch: _tokenize(cfg, encoder, scratch),
+        waiting=place.waiting,
+    )
+
+
+def _tokenize(cfg: DatasetConfig, encoder: Encoder, folder: Path) -> None:
+    began = time.monotonic()
+    samples = read_samples(cfg, encoder.tokenizer)
+    log.info("data.tokenizing", source=samples.where, split=cfg.split, samples=len(samples))
+    documents = tokenize(encoder, samples, cfg.num_workers)
+    meta = write_store(folder, documents, where=samples.where).meta
+    tokenize_s = round(time.monotonic() - began, 3)
+    log.info("data.tokenized", **counts(meta), tokenize_s=tokenize_s)
+
+
+def counts(meta: Any) -> dict[str, int]:
+    """The numbers of a store that a user wants to see: nothing is dropped silently."""
+    names = ("samples", "documents", "tokens", "label_tokens", "truncated", "dropped", "longest")
+    return {name: getattr(meta, name) for name in names}
+
+
+def _train_tokenizer(config: RunConfig, folder: Path) -> None:
+    samples = read_samples(config.dataset)
+    log.info("data.training_tokenizer", source=samples.where, samples=len(samples))
+    load_tokenizer(config.model, lambda: _texts(samples), folder)
+
+
+def _texts(samples: Iterator[Sample] | Any) -> Iterator[str]:
+    for sample in samples:
+        if isinstance(sample, Pair):
+            yield "\n".join(part for part in (sample.prompt, sample.context) if part)
+            yield sample.response
+        elif isinstance(sample, Chat):
+            yield from (message.content for message in sample.messages)
+        elif isinstance(sample, Text):
+            yield sample.text
+
+
+def _selection(cfg: DatasetConfig) -> list[Any]:
+    """What decides which samples are read, and how."""
+    return [source_key(cfg), cfg.split, cfg.num_samples_limit, cfg.column_mapping]
+
+
+def _root(cfg: DatasetConfig, place: Place) -> Path:
+    return place.cache if cfg.cache_dir is None else Path(cfg.cache_dir).expanduser()
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]

@@ -1,0 +1,120 @@
+"""The tokenizer: the model's own, another one, or one trained here on the training data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train.config.sections import ModelConfig
+from train.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|padding|>"
+_TRAINING_CHARS = 8_000_000
+"""Text that a new vocabulary is learned from; more changes it little and takes longer."""
+
+Texts = Callable[[], Iterable[str]]
+
+
+def load_tokenizer(cfg: ModelConfig, texts: Texts | None, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that the model section asks for.
+
+    With ``train_tokenizer_vocab_size`` a byte-level BPE tokenizer is trained on ``texts()`` and
+    saved in ``folder``; where it has been saved before, it is loaded from there.
+
+    Raises:
+        DataError: no tokenizer is named, it does not exist, or it has no end-of-sequence token.
+    """
+    if cfg.train_tokenizer_vocab_size is not None:
+        if saved_tokenizer(folder) is None:
+            if texts is None:
+                raise DataError(f"model.train_tokenizer_vocab_size: nothing saved in {folder}")
+            train_tokenizer(texts(), cfg.train_tokenizer_vocab_size).save_pretrained(folder)
+        return _open(str(folder), {})
+    name = cfg.tokenizer or cfg.pretrained_model_name_or_path
+    if name is None:
+        raise DataError(
+            "model.tokenizer: missing; a model built from model.config needs one; next: give a hub "
+            "name or folder as model.tokenizer, or model.train_tokenizer_vocab_size to train one"
+        )
+    options = {"trust_remote_code": cfg.trust_remote_code, "revision": cfg.revision}
+    return _open(name, {key: value for key, value in options.items() if value})
+
+
+def saved_tokenizer(folder: Path) -> Path | None:
+    """The folder, if a tokenizer was saved in it."""
+    return folder if (folder / "tokenizer.json").exists() else None
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer with an end-of-text token, learned from ``texts``.
+
+    It can express any text: its alphabet are the 256 bytes.
+
+    Raises:
+        DataError: the texts are too few for a vocabulary of that size.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, PADDING],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(_limited(texts), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=END_OF_TEXT, pad_token=PADDING, padding_side="right"
+    )
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Hash of all that decides how this tokenizer turns text into ids."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = core.to_str() if core is not None else sorted(tokenizer.get_vocab().items())
+    parts = [
+        type(tokenizer).__name__,
+        vocabulary,
+        tokenizer.chat_template,
+        {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _open(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"model.tokenizer: cannot load a tokenizer from {name!r}: {reason[:300]}; next: check "
+            "the name, give the path of a local folder, or, where nodes have no network, download "
+            "once where there is one and set HF_HOME to that cache together with HF_HUB_OFFLINE=1"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"model.tokenizer: {name!r} has no end-of-sequence token, so a model could not learn "
+            "to stop; next: add eos_token to its tokenizer_config.json or choose another tokenizer"
+        )
+    return tokenizer
+
+
+def _limited(texts: Iterable[str]) -> Iterable[str]:
+    room = _TRAINING_CHARS
+    for text in texts:
+        if room <= 0:
+            return
+        room -= len(text)
+        yield text

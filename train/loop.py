@@ -1,0 +1,157 @@
+"""The training loop: from wherever the run stands to its last step, or to an agreed stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from train.checkpoint.checkpointer import Checkpointer
+from train.checkpoint.state import TrainState
+from train.config import RunConfig
+from train.context import RankContext
+from train.data.batch import MicroBatch
+from train.data.training import TrainingData
+from train.dist import World
+from train.events import Kind, Phase
+from train.journal import Journal, StepTimes
+from train.optim import LearningRate
+from train.step import Agreement, Stepper, agree, reseed
+from train.stop import StopReason
+from train.validate import validate
+
+
+@dataclass
+class Training:
+    """Everything that a loop needs, ready to go on from ``state``."""
+
+    context: RankContext
+    config: RunConfig
+    world: World
+    data: TrainingData
+    stepper: Stepper
+    schedule: LearningRate
+    journal: Journal
+    checkpointer: Checkpointer | None
+    """None when the configuration turned checkpoints off."""
+    state: TrainState
+    validated: int = -1
+    """Step of the newest validation in this attempt."""
+
+
+def run(training: Training) -> StopReason:
+    """Train to the end and return NONE, or stop early where all ranks agreed, and return why.
+
+    Either way the last finished step is saved when this returns.
+
+    Raises:
+        NotFiniteError: loss or gradient are not finite; nothing of that step was applied.
+        FencedError: a newer attempt owns the run folder.
+    """
+    reason = StopReason.NONE
+    for batches, waited_s in _steps_to_do(training):
+        agreed = agree(batches, training.context.stop.reason, training.world)
+        if reason := agreed.stop:
+            break
+        _advance(training, batches, agreed, waited_s)
+        if _due(training, training.config.step_scheduler.ckpt_every_steps):
+            _save(training, wait=False)
+        if _due(training, training.config.step_scheduler.val_every_steps):
+            _validate(training)
+    if not reason:
+        _validate(training)
+    _save(training, wait=True)
+    return reason
+
+
+def _steps_to_do(training: Training) -> Iterator[tuple[list[MicroBatch], float]]:
+    """Micro-batches of this rank for every step that is left, and the seconds they took to come."""
+    left = training.data.total_steps - training.state.step
+    if left <= 0:
+        return
+    training.context.enter(Phase.FIRST_STEP)
+    stream = training.data.step_batches(training.state.position)
+    for _ in range(left):
+        began = time.monotonic()
+        batches = next(stream)
+        yield batches, time.monotonic() - began
+        training.context.enter(Phase.STEP)
+
+
+def _advance(
+    training: Training, batches: list[MicroBatch], agreed: Agreement, waited_s: float
+) -> None:
+    """One optimizer step, and its record."""
+    began = time.monotonic()
+    before = training.state
+    reseed(training.config.seed, before.step, training.world.rank)
+    rate = training.schedule.set(training.stepper.optimizer, before.step)
+    result = training.stepper.compute(batches, agreed.label_tokens, before.step + 1)
+    training.state = _after(training, agreed)
+    training.context.step = training.state.step
+    times = StepTimes(step_s=waited_s + time.monotonic() - began, data_wait_s=waited_s)
+    training.journal.step(training.state, result, agreed, rate=rate, times=times)
+    training.journal.samples(training.state.step, batches)
+
+
+def _after(training: Training, agreed: Agreement) -> TrainState:
+    before, end = training.state, training.data.end_position
+    position = before.position + before.global_batch_size
+    return replace(
+        before,
+        step=before.step + 1,
+        position=position if end is None else min(position, end),
+        tokens=before.tokens + agreed.tokens,
+        label_tokens=before.label_tokens + agreed.label_tokens,
+    )
+
+
+def _due(training: Training, every: int | None) -> bool:
+    """Whether this is one of every so many steps; the last step is dealt with after the loop."""
+    step = training.state.step
+    return every is not None and step % every == 0 and step < training.data.total_steps
+
+
+def _save(training: Training, *, wait: bool) -> None:
+    """Save the finished steps; step 0 needs no checkpoint, and none is written twice."""
+    if training.checkpointer is None or training.state.step == 0:
+        return
+    training.context.enter(Phase.SAVE)
+    training.checkpointer.save(
+        training.stepper.model.module, training.stepper.optimizer, training.state, wait=wait
+    )
+
+
+def _validate(training: Training) -> None:
+    """Validation loss at this step, unless it is known already; a stop request cuts it short."""
+    passes, step = training.data.validation, training.state.step
+    if passes is None or training.validated == step:
+        return
+    training.context.enter(Phase.VALIDATE)
+    began = time.monotonic()
+    result = validate(
+        training.stepper.model,
+        passes.batches(),
+        training.world,
+        interrupted=lambda: _anyone_stops(training),
+    )
+    if result is not None:
+        training.validated = step
+        training.journal.validation(step, result, val_s=time.monotonic() - began)
+
+
+def _anyone_stops(training: Training) -> bool:
+    """Whether any rank was asked to stop; the same answer on all of them."""
+    flag = torch.tensor(int(training.context.stop.reason))
+    dist.all_reduce(flag, dist.ReduceOp.MAX, group=training.world.control)
+    return bool(flag.item())
+
+
+def record_stop(training: Training, reason: StopReason) -> None:
+    """Write down that this rank saved and stopped as asked."""
+    training.context.events.write(
+        Kind.STOPPED, step=training.state.step, reason=reason.name.lower()
+    )

@@ -1,0 +1,272 @@
+"""The built-in recipe: supervised fine-tuning or pre-training of a Hugging Face causal LM.
+
+``main`` is what ``launcher.rank`` calls once signal handlers and heartbeat are in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+
+from train.checkpoint.checkpointer import Checkpointer
+from train.checkpoint.hf_weights import Pretrained
+from train.checkpoint.state import TrainState
+from train.config import RunConfig
+from train.context import RankContext
+from train.data.prepare import Place, prepare_tokenizer
+from train.data.training import TrainingData, prepare_data
+from train.dist import World, join, set_threads
+from train.errors import DataError, RunError
+from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
+from train.hardware import describe, peak_flops, work_of
+from train.journal import Journal
+from train.loop import Training, record_stop, run
+from train.model import Built, build_model, fill_weights
+from train.optim import LearningRate, build_optimizer
+from train.step import Stepper
+from train.tracking import Tracker, open_tracker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = structlog.get_logger(__name__)
+
+DECIDES_TRAINING = {
+    "seed", "model", "dataset", "packed_sequence", "step_scheduler", "optimizer", "lr_scheduler",
+    "peft", "clip_grad_norm", "training_optimizations",
+}  # fmt: skip
+"""Sections that a checkpoint's config hash covers: where it runs may change, what it trains not."""
+
+
+def main(context: RankContext, config: RunConfig) -> int:
+    """Train to the end (exit code 0), or to an agreed stop (85).
+
+    Raises:
+        UserError: configuration or data are wrong.
+        RunError: the run failed.
+    """
+    threads = set_threads(context.local_world_size)
+    context.enter(Phase.RENDEZVOUS)
+    world = join(context, config.distributed)
+    context.enter(Phase.DATA)
+    tokenizer, data = _data(context, config, world)
+    tracker = open_tracker(
+        config.wandb,
+        rank=context.rank,
+        run_id=context.run_dir.run_id,
+        folder=context.run_dir.root,
+        config=config.model_dump(mode="json"),
+    )
+    code = 1
+    try:
+        training = _prepare(context, config, world, data, tokenizer, tracker, threads)
+        code = _train(training, tokenizer)
+    finally:
+        tracker.close(code)
+    return code
+
+
+def _data(
+    context: RankContext, config: RunConfig, world: World
+) -> tuple[PreTrainedTokenizerBase, TrainingData]:
+    place = Place(
+        rank=context.rank,
+        world_size=context.world_size,
+        cache=context.run_dir.root.parent / ".cache",
+        barrier=world.barrier,
+    )
+    tokenizer = prepare_tokenizer(config, place)
+    fixed = world.device.type == "cuda" or config.use_compile
+    return tokenizer, prepare_data(config, tokenizer, place, pad_to_fixed=fixed)
+
+
+def _prepare(
+    context: RankContext,
+    config: RunConfig,
+    world: World,
+    data: TrainingData,
+    tokenizer: PreTrainedTokenizerBase,
+    tracker: Tracker,
+    threads: int,
+) -> Training:
+    """Model, optimizer and checkpoints, brought to where the run stands."""
+    batch = config.batch(world.size)
+    context.enter(Phase.BUILD)
+    built = build_model(
+        config, tokenizer, world, local_rank=context.local_rank, accumulation=batch.accumulation
+    )
+    stepper = Stepper(
+        model=built.language_model,
+        optimizer=build_optimizer(built.module, config.optimizer),
+        policy=built.policy,
+        world=world,
+        max_grad_norm=config.max_grad_norm,
+    )
+    context.enter(Phase.LOAD)
+    checkpointer = _checkpointer(context, config, world, tokenizer)
+    state = _restore(built, stepper, checkpointer, config, world) or TrainState(step=0)
+    state = _checked(state, data, config, world, tracker)
+    context.step = state.step
+    _record_setup(context, world, built, data, config, threads)
+    return Training(
+        context=context,
+        config=config,
+        world=world,
+        data=data,
+        stepper=stepper,
+        schedule=LearningRate.of(config, data.total_steps),
+        journal=Journal(
+            context=context,
+            settings=config.logging,
+            tracker=tracker,
+            device=world.device,
+            work=work_of(built.module),
+            peak_flops=peak_flops(world.device, config.model.torch_dtype),
+        ),
+        checkpointer=checkpointer,
+        state=state,
+    )
+
+
+def _checkpointer(
+    context: RankContext, config: RunConfig, world: World, tokenizer: PreTrainedTokenizerBase
+) -> Checkpointer | None:
+    if not config.checkpoint.enabled:
+        return None
+    return Checkpointer(
+        folder=context.run_dir.checkpoints,
+        context=context,
+        settings=config.checkpoint,
+        config_hash=training_hash(config),
+        group=world.checkpoints,
+        pretrained=_pretrained(config, tokenizer),
+    )
+
+
+def _pretrained(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Pretrained:
+    return Pretrained(tokenizer=tokenizer, dtype=getattr(torch, config.model.torch_dtype))
+
+
+def training_hash(config: RunConfig) -> str:
+    """Digest of everything in the configuration that decides what is trained."""
+    values = config.model_dump(mode="json", by_alias=True, include=DECIDES_TRAINING)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _restore(
+    built: Built,
+    stepper: Stepper,
+    checkpointer: Checkpointer | None,
+    config: RunConfig,
+    world: World,
+) -> TrainState | None:
+    """Fill the model from the newest verified checkpoint, else with its first values.
+
+    Adapters are saved without their base model: that is loaded in any case.
+    """
+    if config.peft is not None:
+        fill_weights(built, config, world)
+    state = checkpointer.load_latest(built.module, stepper.optimizer) if checkpointer else None
+    if state is None and config.peft is None:
+        fill_weights(built, config, world)
+    return state
+
+
+def _checked(
+    state: TrainState, data: TrainingData, config: RunConfig, world: World, tracker: Tracker
+) -> TrainState:
+    """The state to go on from; a position in other data would mean nothing.
+
+    Raises:
+        DataError: the checkpoint was made with other data, another order or other packing.
+    """
+    if state.step and state.data_fingerprint != data.fingerprint:
+        raise DataError(
+            f"dataset: the checkpoint of step {state.step} was made with other data, tokenizer, "
+            f"packing, seed or shuffling (fingerprint {state.data_fingerprint[:8]}, now "
+            f"{data.fingerprint[:8]}); restore them, or start a new run from the exported model"
+        )
+    return TrainState(
+        **{
+            **state.as_json(),
+            "global_batch_size": config.batch(world.size).global_size,
+            "units_per_epoch": data.units_per_epoch,
+            "data_fingerprint": data.fingerprint,
+            "wandb_id": tracker.run_id or state.wandb_id,
+        }  # type: ignore[arg-type]
+    )
+
+
+def _record_setup(
+    context: RankContext,
+    world: World,
+    built: Built,
+    data: TrainingData,
+    config: RunConfig,
+    threads: int,
+) -> None:
+    context.events.write(
+        Kind.SETUP,
+        device=describe(world.device),
+        threads=threads,
+        backend="nccl" if world.device.type == "cuda" else "gloo",
+        parameters=built.parameters,
+        attention=built.attention.implementation,
+        dtype=config.model.torch_dtype,
+        batch=config.batch(world.size).text,
+        total_steps=data.total_steps,
+        units_per_epoch=data.units_per_epoch,
+        documents=data.documents,
+        fill_rate=round(data.train.fill_rate, 4),
+    )
+
+
+def _train(training: Training, tokenizer: PreTrainedTokenizerBase) -> int:
+    context = training.context
+    if reason := run(training):
+        record_stop(training, reason)
+        training.world.barrier()
+        return EXIT_STOPPED
+    if training.config.checkpoint.save_consolidated != "never":
+        context.enter(Phase.EXPORT)
+        _export(training, tokenizer)
+    training.world.barrier()
+    context.enter(Phase.EXIT)
+    context.events.write(Kind.FINISH, step=training.state.step)
+    training.world.barrier()
+    return EXIT_FINISHED
+
+
+def _export(training: Training, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the trained model for ``from_pretrained``, and let it write a sample (rank 0)."""
+    from train.export import export_pretrained, generate_sample
+
+    config, context = training.config, training.context
+    folder: Path = context.run_dir.export
+    began = time.monotonic()
+    size = export_pretrained(
+        training.stepper.model.module,
+        tokenizer,
+        folder,
+        consolidated=True,
+        dtype=getattr(torch, config.model.torch_dtype),
+    )
+    if context.rank != 0:
+        return
+    export_s = round(time.monotonic() - began, 3)
+    context.events.write(Kind.EXPORT, path=str(folder), bytes=size, export_s=export_s)
+    if (sample := config.sample) is None:
+        return
+    try:
+        text = generate_sample(folder, sample.prompt, sample.max_new_tokens)
+    except RunError as error:  # the training is done and exported: a missing sample is no failure
+        log.warning("no_sample", why=str(error))
+        return
+    context.events.write(Kind.SAMPLE, prompt=sample.prompt, text=text)
+    log.info("sample", prompt=sample.prompt, text=text)

@@ -1,0 +1,135 @@
+"""One optimizer step: agree on the step's size, accumulate gradients, check, clip, update."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
+
+from train.data.batch import MicroBatch
+from train.dist import World
+from train.errors import NotFiniteError
+from train.loss import LanguageModel
+from train.optim import local_gradients, scale, sum_of_squares
+from train.shard import ShardPolicy, sharded_units
+from train.stop import StopReason
+from train.weights import seed_of
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks know before they compute a step; the same on each."""
+
+    label_tokens: int
+    tokens: int
+    pairs: int
+    """Sum of the squared document lengths: what attention has to compute."""
+    stop: StopReason
+    """The strongest reason to stop that any rank has seen."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of a step; the same on every rank, to the last bit."""
+
+    loss: float
+    """Mean cross-entropy over the label tokens of all ranks, in nats."""
+    grad_norm: float
+    """2-norm of the whole gradient, before clipping."""
+
+
+def agree(batches: Sequence[MicroBatch], reason: StopReason, world: World) -> Agreement:
+    """Sum up the step's tokens over all ranks; the stop flag rides along in the same all-reduce."""
+    sizes = [
+        sum(b.label_tokens for b in batches),
+        sum(b.tokens for b in batches),
+        sum(int(torch.diff(b.cu_seqlens).long().square().sum()) for b in batches if b.tokens),
+    ]
+    reasons = [int(reason is possible) for possible in StopReason]
+    vote = torch.tensor([*sizes, *reasons], dtype=torch.int64)
+    dist.all_reduce(vote, group=world.control)
+    label_tokens, tokens, pairs, *votes = vote.tolist()
+    strongest = max(why for why, count in zip(StopReason, votes, strict=True) if count)
+    return Agreement(label_tokens, tokens, pairs, strongest)
+
+
+def reseed(seed: int, step: int, rank: int) -> None:
+    """Make all random numbers of a step a function of these three, so that none need be saved."""
+    value = seed_of(seed, "step", step, rank)
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Computes optimizer steps of one model."""
+
+    model: LanguageModel
+    optimizer: Optimizer
+    policy: ShardPolicy
+    world: World
+    max_grad_norm: float | None
+
+    def compute(self, batches: Sequence[MicroBatch], label_tokens: int, step: int) -> StepResult:
+        """One optimizer step on this rank's micro-batches; ``step`` names it in an error.
+
+        Raises:
+            NotFiniteError: on all ranks alike, and before the optimizer has changed anything.
+        """
+        loss_sum = self._accumulate(batches, max(1, label_tokens))
+        gradients = local_gradients(self.model.module.parameters())
+        loss, grad_norm = self._totals(loss_sum, gradients)
+        loss /= max(1, label_tokens)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self.optimizer.zero_grad()
+            raise NotFiniteError(
+                f"step {step}: loss {loss}, gradient norm {grad_norm} over {label_tokens} label "
+                "tokens; the optimizer was not run. A smaller learning rate, warm-up, gradient "
+                "clipping or float32 may help; logging.log_sample_ids shows the samples"
+            )
+        scale(gradients, norm=grad_norm, max_norm=self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return StepResult(loss, grad_norm)
+
+    def _accumulate(self, batches: Sequence[MicroBatch], label_tokens: int) -> Tensor:
+        """Forward and backward of every micro-batch; returns this rank's summed loss (float64)."""
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for index, batch in enumerate(batches):
+            self._announce(last=index == len(batches) - 1)
+            loss = self.model.loss_sum(batch.to(self.world.device, non_blocking=True))
+            torch.autograd.backward(loss / label_tokens)
+            total += loss.detach()
+        return total
+
+    def _announce(self, *, last: bool) -> None:
+        """Tell FSDP whether gradients are complete after the next backward."""
+        root = self.model.module
+        assert isinstance(root, FSDPModule)
+        root.set_is_last_backward(last)
+        if self.policy.defer_grad_sync:
+            root.set_requires_gradient_sync(last)
+        elif self.world.replicas > 1:
+            root.set_requires_all_reduce(last)
+        if not self.policy.reshard_after_forward:
+            for unit in sharded_units(root):
+                unit.set_reshard_after_backward(last, recurse=False)
+
+    def _totals(self, loss_sum: Tensor, gradients: list[Tensor]) -> tuple[float, float]:
+        """Loss sum and gradient norm over all ranks, in one all-reduce."""
+        squares = sum_of_squares(gradients, self.world.device)
+        if not self.world.first_replica:
+            squares.zero_()
+        totals = torch.stack([loss_sum, squares])
+        dist.all_reduce(totals)
+        loss, squared_norm = totals.tolist()
+        return loss, math.sqrt(squared_norm) if squared_norm >= 0 else math.nan
