@@ -1,0 +1,189 @@
+"""What may go wrong with a valid configuration: one line each, with the next step. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from launcher.machine import Machine
+from launcher.memory import GB, MemoryEstimate, gpu_memory_bytes
+from train.config import RunConfig
+from train.config.sections import DatasetConfig
+from train.config.types import UNLIMITED_S, format_duration
+
+LONG_S = 14 * 24 * 3600
+"""Few partitions allow more than a week or two."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a warning may depend on besides the configuration."""
+
+    cluster: str
+    on_gpu: bool
+    machine: Machine | None
+    """Of a local run."""
+    rank_memory: MemoryEstimate | None
+
+
+def cautions(config: RunConfig, situation: Situation) -> Iterator[str]:
+    """All warnings for a run, the gravest kinds first."""
+    yield from _survival(config, situation)
+    yield from _memory(config, situation)
+    yield from _data(config)
+    yield from _batch(config)
+    if situation.cluster == "slurm":
+        yield from _time(config)
+        yield from _container(config)
+    if situation.machine is not None:
+        yield from _cores(config, situation.machine)
+    if not situation.on_gpu:
+        yield from _without_gpu(config)
+
+
+def _survival(config: RunConfig, situation: Situation) -> Iterator[str]:
+    if not config.checkpoint.enabled:
+        yield (
+            "checkpoint.enabled is false: nothing is saved, so every restart begins at step 0; "
+            "set it to true"
+        )
+    elif config.step_scheduler.ckpt_every_steps is None:
+        yield (
+            "step_scheduler.ckpt_every_steps is none: a crash loses everything since the start; "
+            "set it to a number of steps"
+        )
+    if situation.cluster == "slurm" and not config.slurm.requeue:
+        yield (
+            "slurm.requeue is false: after a preemption, a lost node or the time limit the run "
+            "does not come back; set it to true"
+        )
+
+
+def _memory(config: RunConfig, situation: Situation) -> Iterator[str]:
+    memory, machine = situation.rank_memory, situation.machine
+    if memory is None:
+        return
+    if situation.on_gpu:
+        limit = gpu_memory_bytes(config.slurm.gpu_type or "")
+        if limit is not None and memory.total > limit:
+            yield (
+                f"a rank needs about {memory.total / GB:.0f} GB, a {config.slurm.gpu_type} has "
+                f"{limit / GB:.0f} GB: {_relief(config, memory)}"
+            )
+    elif machine is not None and memory.total * config.world_size > machine.memory_bytes:
+        yield (
+            f"{config.world_size} ranks need about {memory.total * config.world_size / GB:.1f} GB "
+            f"together, this machine has {machine.memory_bytes / GB:.1f} GB: "
+            f"{_relief(config, memory)}"
+        )
+
+
+def _relief(config: RunConfig, memory: MemoryEstimate) -> str:
+    """The setting that frees most."""
+    if memory.activations + memory.logits > memory.total // 2:
+        if not config.training_optimizations.activation_checkpointing:
+            return "set training_optimizations.activation_checkpointing: true or a smaller batch"
+        return "lower dataloader.batch_size or dataset.max_length"
+    if memory.gathered > memory.total // 3 and not config.distributed.reshard_after_forward:
+        return "set distributed.reshard_after_forward: true"
+    if memory.gradients > memory.total // 3 and config.distributed.defer_grad_sync is not False:
+        return "set distributed.defer_grad_sync: false"
+    return "use more nodes, or LoRA (peft)"
+
+
+def _data(config: RunConfig) -> Iterator[str]:
+    validation = config.validation_dataset
+    if validation is not None and _same_data(config.dataset, validation):
+        yield (
+            "validation_dataset is the training data: its loss says nothing about new text; hold "
+            "some back, for example split: train[:95%] and train[95%:]"
+        )
+
+
+def _same_data(training: DatasetConfig, validation: DatasetConfig) -> bool:
+    def identity(data: DatasetConfig) -> tuple[object, ...]:
+        return (data.target, data.dataset_name, data.split, sorted(map(str, data.extra.items())))
+
+    return identity(training) == identity(validation)
+
+
+def _batch(config: RunConfig) -> Iterator[str]:
+    batch = config.batch()
+    slots = batch.local_size * batch.accumulation * batch.world_size
+    if batch.global_size < batch.world_size:
+        yield (
+            f"a step has {batch.global_size} sequences for {batch.world_size} ranks: some ranks "
+            "have nothing to do; use fewer ranks or a larger step_scheduler.global_batch_size"
+        )
+    elif slots != batch.global_size:
+        yield f"the batch does not divide evenly: {batch.text}; the empty slots cost time"
+
+
+def _time(config: RunConfig) -> Iterator[str]:
+    limit, lead = config.slurm.time, config.slurm.signal_lead_s
+    if LONG_S < limit < UNLIMITED_S:
+        minutes = limit // 60
+        hint = (
+            f"; YAML reads an unquoted {minutes // 3600}:{minutes % 3600 // 60:02d}:00 as "
+            f"{minutes}, which is a number of minutes here: quote it"
+            if limit % 60 == 0 and minutes % 60 == 0
+            else "; see the partition's MaxTime (sinfo -o '%P %l')"
+        )
+        yield f"slurm.time is very long ({format_duration(limit)}){hint}"
+    if limit <= lead:
+        yield (
+            f"slurm.signal_lead_s ({lead} s) is not shorter than slurm.time "
+            f"({format_duration(limit)}): the ranks are told to stop as soon as they start"
+        )
+
+
+def _container(config: RunConfig) -> Iterator[str]:
+    if config.slurm.container_image is None:
+        return
+    inside = [PurePosixPath(mount.split(":")[1]) for mount in config.slurm.extra_mounts]
+    outside = [PurePosixPath(mount.split(":")[0]) for mount in config.slurm.extra_mounts]
+    paths = {
+        "checkpoint.checkpoint_dir": config.checkpoint.checkpoint_dir,
+        "dataset.dataset_name": config.dataset.dataset_name,
+        "dataset.cache_dir": config.dataset.cache_dir,
+        "model.pretrained_model_name_or_path": config.model.pretrained_model_name_or_path,
+    }
+    for key, value in paths.items():
+        if value is None or not value.startswith("/"):
+            continue
+        path = PurePosixPath(value)
+        if any(path.is_relative_to(target) for target in inside):
+            if key != "checkpoint.checkpoint_dir" or any(path.is_relative_to(s) for s in outside):
+                continue
+            yield (
+                f"{key} ({value}) exists only inside the container: monitoring and resume look for "
+                "it on the host; mount it under the same path outside and inside"
+            )
+        elif key != "checkpoint.checkpoint_dir":
+            yield (
+                f"{key} ({value}) is under no mount of the container: ranks will not find it; add "
+                f"{value}:{value} to slurm.extra_mounts"
+            )
+
+
+def _cores(config: RunConfig, machine: Machine) -> Iterator[str]:
+    if config.world_size > machine.cpus:
+        yield (
+            f"{config.world_size} ranks share {machine.cpus} CPU cores of this machine: expect "
+            "slow steps"
+        )
+
+
+def _without_gpu(config: RunConfig) -> Iterator[str]:
+    for name in ("dataloader", "validation_dataloader"):
+        loader = getattr(config, name)
+        if loader is not None and loader.pin_memory:
+            yield f"{name}.pin_memory has no effect without GPUs"
+    if config.distributed.backend == "nccl":
+        yield "distributed.backend is nccl, but no GPUs are asked for; write auto or gloo"
+    if config.model.attn_implementation == "flash_attention_2":
+        yield (
+            "model.attn_implementation is flash_attention_2, which needs GPUs, and none are asked "
+            "for; write auto"
+        )

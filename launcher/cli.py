@@ -1,0 +1,200 @@
+"""The command line: ``python -m launcher CFG.yaml [a.b=c ...]`` and its subcommands.
+
+Exit codes: 0 ok, 1 the run failed, 2 the user's input is wrong. Imports nothing heavy before a
+command runs: ``--help`` has to answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from train.errors import SubmitrainError
+
+Handler = Callable[[argparse.Namespace], int]
+
+EXAMPLES = """\
+examples:
+  python -m launcher configs/quickstart.yaml                    train here, watch it
+  python -m launcher cfg.yaml optimizer.lr=1e-4 --cluster slurm submit to Slurm
+  python -m launcher cfg.yaml --dry-run                         show the plan, start nothing
+  python -m launcher list                                       all runs and how they are doing
+  python -m launcher status latest                              one run
+  python -m launcher logs latest -f --rank 1                    follow a rank's output
+  python -m launcher resume latest                              go on from the last checkpoint
+
+A RUN is a run folder, its name, the unique beginning of its name, or `latest`.
+Exit codes: 0 ok, 1 the run failed or was cancelled, 2 the input is wrong.
+"""
+_RUN_USAGE = "python -m launcher CFG.yaml [a.b=c ...] [options]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if not arguments:
+        parser.print_help()
+        return 2
+    if arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help", "--version"):
+        arguments.insert(0, "run")
+    options = _parse(parser, arguments)
+    handler: Handler = options.handler
+    try:
+        return handler(options)
+    except SubmitrainError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # `... | head` closed our output: nothing is left to say, not even at exit.
+        sys.stderr.close()
+        return 0
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; overrides may stand anywhere, which argparse alone does not allow beside options."""
+    options, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(options, "overrides") and not any(word.startswith("-") for word in rest):
+        options.overrides = [*options.overrides, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launcher",
+        usage=f"{_RUN_USAGE}\n       python -m launcher COMMAND ... [--help]",
+        description="Train a causal LM over many nodes, and see it through to its end.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (summary, configure) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        configure(command)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints the installed version; looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(version("submitrain"))
+        except PackageNotFoundError:
+            print("not installed (running from a checkout)")
+        parser.exit()
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CFG.yaml", help="configuration file")
+    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help="values that replace its own")
+    parser.add_argument(
+        "--cluster",
+        choices=["auto", "local", "slurm"],
+        help="where to run; default: what the configuration says (auto)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = _RUN_USAGE
+    _config_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
+    follow = parser.add_mutually_exclusive_group()
+    follow.add_argument("--wait", action="store_true", help="stay until the run has ended")
+    follow.add_argument("--detach", action="store_true", help="return as soon as it is started")
+    parser.set_defaults(handler=_lazy("run"))
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _config_arguments(parser)
+    parser.set_defaults(handler=_lazy("plan"))
+
+
+def _runs_dir_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runs-dir", default="runs", metavar="DIR", help="folder of run folders (default: runs)"
+    )
+
+
+def _one_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder, name, beginning of a name, or latest")
+    _runs_dir_argument(parser)
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    _runs_dir_argument(parser)
+    parser.add_argument("--json", action="store_true", help="a JSON list on standard output")
+    parser.set_defaults(handler=_lazy("list_runs"))
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    _one_run(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.set_defaults(handler=_lazy("status"))
+
+
+def _logs_arguments(parser: argparse.ArgumentParser) -> None:
+    _one_run(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
+    parser.add_argument("--rank", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--attempt", type=int, metavar="N", help="default: the newest")
+    parser.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
+    parser.set_defaults(handler=_lazy("logs"))
+
+
+def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
+    _one_run(parser)
+    parser.set_defaults(handler=_lazy("cancel"))
+
+
+def _resume_arguments(parser: argparse.ArgumentParser) -> None:
+    _one_run(parser)
+    parser.add_argument(
+        "overrides", metavar="slurm.KEY=VALUE", nargs="*", help="other resources (slurm.nodes=4)"
+    )
+    follow = parser.add_mutually_exclusive_group()
+    follow.add_argument("--wait", action="store_true", help="stay until the run has ended")
+    follow.add_argument("--detach", action="store_true", help="return as soon as it is started")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.set_defaults(handler=_lazy("resume"))
+
+
+def _schema_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(handler=_lazy("schema"))
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "run": ("start a run; the word `run` may be left out", _run_arguments),
+    "plan": ("show what a launch would ask for, and start nothing", _plan_arguments),
+    "list": ("all runs and how they are doing", _list_arguments),
+    "status": ("how one run is doing", _status_arguments),
+    "logs": ("output of a rank", _logs_arguments),
+    "cancel": ("save, stop, and stay stopped", _cancel_arguments),
+    "resume": ("go on from the newest verified checkpoint", _resume_arguments),
+    "schema": ("JSON Schema of configuration files, for editors", _schema_arguments),
+}
+
+
+def _lazy(name: str) -> Handler:
+    def handler(options: argparse.Namespace) -> int:
+        from launcher import commands
+
+        command: Handler = getattr(commands, name)
+        return command(options)
+
+    return handler

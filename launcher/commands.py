@@ -1,0 +1,302 @@
+"""What each command of the command line does: the printing half of ``launcher.cli``."""
+
+# ruff: noqa: T201 - printing is what a command line does
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+from rich.console import Console
+from rich.table import Table
+
+from launcher.jobs import look
+from launcher.run import Run, list_run_folders
+from monitor.status import RunState, RunStatus
+from train.errors import UserError
+
+_LOG_POLL_S = 0.5
+
+
+def run(options: argparse.Namespace) -> int:
+    """Start a run, and stay with it where that is asked for or usual."""
+    from launcher.start import prepare, start
+
+    _log_to_stderr()
+    prepared = prepare(options.config, overrides=options.overrides, cluster=options.cluster)
+    if options.dry_run:
+        return _show_plan(prepared.plan, options.json)
+    for warning in prepared.plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    started = Run(start(prepared).root)
+    if not options.json:
+        print(f"{started.run_id} on {prepared.cluster.name} ({prepared.cluster.reason})")
+    return _stay(started, prepared.cluster.name, options)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Show the plan."""
+    from launcher.start import prepare
+
+    _log_to_stderr()
+    prepared = prepare(options.config, overrides=options.overrides, cluster=options.cluster)
+    return _show_plan(prepared.plan, options.json)
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    """One line for every run, the newest first."""
+    folders = list_run_folders(Path(options.runs_dir).expanduser())
+    found = look(reversed(folders))
+    if options.json:
+        _print_json([status.as_json() for status in found])
+    elif not found:
+        print(f"no runs in {Path(options.runs_dir).absolute()}")
+    else:
+        Console().print(_runs_table(found))
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Everything about one run."""
+    opened = _open(options)
+    found = opened.status()
+    if options.json:
+        _print_json(found.as_json())
+        return 0
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in _status_rows(found):
+        table.add_row(label, text)
+    Console().print(table, markup=False)
+    return 0
+
+
+def logs(options: argparse.Namespace) -> int:
+    """Print a rank's log; with ``-f`` go on until the run has ended."""
+    opened = _open(options)
+    text = opened.logs(rank=options.rank, attempt=options.attempt, tail=options.tail)
+    sys.stdout.write(text)
+    if not options.follow:
+        return 0
+    sizes = {path: path.stat().st_size for path in opened.log_files(options.rank, options.attempt)}
+    while True:
+        ended = opened.status().state.ended
+        for path in _log_files(opened, options):
+            sizes[path] = _print_from(path, sizes.get(path, 0))
+        if ended:
+            return 0
+        time.sleep(_LOG_POLL_S)
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """Ask a run to save and stop."""
+    opened = _open(options)
+    found = opened.cancel()
+    print(f"{opened.run_id}: asked to save and stop ({found.state}: {found.why})")
+    return 0
+
+
+def resume(options: argparse.Namespace) -> int:
+    """Submit a run again."""
+    _log_to_stderr()
+    opened = _open(options).resume(**_resources(options.overrides))
+    cluster = opened.status().cluster
+    if not options.json:
+        print(f"{opened.run_id} goes on, on {cluster}")
+    return _stay(opened, cluster, options)
+
+
+def _resources(overrides: Sequence[str]) -> dict[str, Any]:
+    """Keys of the slurm section from ``slurm.nodes=4``; nothing else can change at a resume."""
+    found: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        section, _, name = key.partition(".")
+        if not equals or section != "slurm" or not name:
+            raise UserError(
+                f"resume: expected slurm.KEY=VALUE, got {text}; everything else stays as it was "
+                "launched: launch a new run for that"
+            )
+        found[name] = value
+    return found
+
+
+def schema(_options: argparse.Namespace) -> int:
+    """Print the JSON Schema."""
+    from launcher.config import json_schema
+
+    _print_json(json_schema())
+    return 0
+
+
+def _stay(opened: Run, cluster: str, options: argparse.Namespace) -> int:
+    """Follow the run to its end, or say how to; the exit code tells how it ended."""
+    if options.detach or (cluster == "slurm" and not options.wait):
+        if options.json:
+            _print_json(opened.status().as_json())
+        else:
+            _print_how_to_follow(opened)
+        return 0
+    if options.json:
+        found = opened.wait()
+        _print_json(found.as_json())
+        return exit_code(found)
+    return _watch(opened)
+
+
+def _watch(opened: Run) -> int:
+    from launcher.explain import failure_line
+    from launcher.progress import follow_on, show_summary
+
+    console = Console()
+    while True:
+        try:
+            found = follow_on(opened, console)
+            break
+        except KeyboardInterrupt:
+            if not _goes_on_watching(opened, console):
+                return 0
+    show_summary(opened, found, console)
+    if found.state is RunState.FAILED:
+        line = failure_line(opened.folder) or found.why
+        print(f"error: {line}", file=sys.stderr)
+    return exit_code(found)
+
+
+def _goes_on_watching(opened: Run, console: Console) -> bool:
+    """After Ctrl-C: ask once what is meant; without a terminal, or at a second one, detach."""
+    choices = "[d]etach (the run goes on), [s]top (save, then end), [k]eep watching"
+    try:
+        answer = console.input(f"\n{choices}: ", markup=False) if sys.stdin.isatty() else "d"
+    except (KeyboardInterrupt, EOFError):
+        answer = "d"
+    letter = answer.strip().lower()[:1]
+    if letter == "s":
+        opened.cancel()
+        console.print("saves and stops ...")
+        return True
+    if letter == "k":
+        return True
+    _print_how_to_follow(opened)
+    return False
+
+
+def exit_code(found: RunStatus) -> int:
+    """0 finished, 2 when the ranks blame the user's input, else 1."""
+    if found.state is RunState.FINISHED:
+        return 0
+    return UserError.exit_code if found.user_error else 1
+
+
+def _print_how_to_follow(opened: Run) -> None:
+    print(f"  folder   {opened.folder}")
+    for command in ("status", "logs", "cancel"):
+        option = " -f" if command == "logs" else ""
+        print(f"  {command:8} python -m launcher {command} {_name(opened)}{option}")
+
+
+def _name(opened: Run) -> str:
+    """What finds the run again from here: its id where the default folder holds it."""
+    in_default = opened.folder.parent == Path("runs").resolve()
+    return opened.run_id if in_default else str(opened.folder)
+
+
+def _open(options: argparse.Namespace) -> Run:
+    return Run.open(options.run, runs_dir=options.runs_dir)
+
+
+def _show_plan(plan: Any, as_json: bool) -> int:
+    if as_json:
+        _print_json(plan.as_json())
+    else:
+        print(plan.render())
+    return 0
+
+
+def _log_files(opened: Run, options: argparse.Namespace) -> Sequence[Path]:
+    try:
+        return opened.log_files(options.rank, options.attempt)
+    except UserError:
+        # A new attempt has begun and this rank has not written yet.
+        return []
+
+
+def _print_from(path: Path, start: int) -> int:
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    sys.stdout.write(data.decode(errors="replace"))
+    sys.stdout.flush()
+    return start + len(data)
+
+
+def _runs_table(found: Sequence[RunStatus]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("run", "state", "step", "loss", "val loss", "tokens/s", "left", "where", "job"):
+        table.add_column(name, no_wrap=name == "run")
+    for one in found:
+        table.add_row(
+            one.run_id,
+            str(one.state),
+            f"{one.step}/{one.total_steps}" if one.total_steps else str(one.step),
+            _number(one.loss, "{:.4f}"),
+            _number(one.validation_loss, "{:.4f}"),
+            _number(one.tokens_per_s, "{:,.0f}"),
+            _duration(one.eta_s),
+            one.cluster,
+            one.job_ids[-1] if one.job_ids else "",
+        )
+    return table
+
+
+def _status_rows(found: RunStatus) -> list[tuple[str, str]]:
+    total = f" of {found.total_steps}" if found.total_steps else ""
+    activity = found.last_activity_at
+    rows = [
+        ("run", found.run_id),
+        ("state", f"{found.state}" + (f": {found.why}" if found.why else "")),
+        ("where", f"{found.cluster}, job {', '.join(found.job_ids) or 'none'}"),
+        ("attempt", str(found.attempt)),
+        ("step", f"{found.step}{total}"),
+        ("loss", _number(found.loss, "{:.4f}")),
+        ("validation loss", _number(found.validation_loss, "{:.4f}")),
+        ("learning rate", _number(found.lr, "{:.3e}")),
+        ("tokens/s", _number(found.tokens_per_s, "{:,.0f}")),
+        ("time left", _duration(found.eta_s)),
+        ("last activity", f"{_duration(time.time() - activity)} ago" if activity else ""),
+        ("checkpoints", ", ".join(str(step) for step in found.checkpoints)),
+        ("folder", found.folder),
+    ]
+    return [(label, text) for label, text in rows if text]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _duration(seconds: float | None) -> str:
+    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _log_to_stderr() -> None:
+    """Warnings of the library go to standard error: standard output belongs to the command."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(30),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,120 @@
+"""The facts about one attempt, as recorded by ranks, launcher and scheduler. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from monitor.slurm import JobInfo
+
+
+class StopCause(StrEnum):
+    """Why the supervisor asked the ranks to stop."""
+
+    CANCEL = "cancel"
+    TERMINATED = "terminated"
+    WARNED = "warned"
+    TIME_LIMIT = "time_limit"
+    FENCED = "fenced"
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """What a rank wrote about its own failure."""
+
+    rank: int
+    exception: str
+    message: str
+    where: str
+    """file:line of the innermost frame that is the user's or ours."""
+    step: int
+    phase: str
+    victim: bool
+    """It looks like the consequence of another rank's death."""
+    t: float
+    host: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Name of the exception's class without its module."""
+        return self.exception.rpartition(".")[2]
+
+    @classmethod
+    def from_event(cls, event: Mapping[str, Any], host: str = "") -> RankFailure:
+        """Read a ``failure`` event; missing fields become empty."""
+        return cls(
+            rank=int(event.get("rank", -1)),
+            exception=str(event.get("exception", "")),
+            message=str(event.get("message", "")),
+            where=str(event.get("where", "")),
+            step=int(event.get("step") or 0),
+            phase=str(event.get("phase", "")),
+            victim=bool(event.get("victim", False)),
+            t=float(event.get("t", 0.0)),
+            host=host,
+        )
+
+
+@dataclass(frozen=True)
+class RankExit:
+    """How a rank's process ended; a negative code is the signal that killed it."""
+
+    rank: int
+    code: int
+    host: str = ""
+    ours: bool = False
+    """It ended after the launcher had begun to end the others."""
+
+    @property
+    def died(self) -> bool:
+        """Whether this end is neither a finish nor a stop."""
+        return self.code not in (0, 85)
+
+
+@dataclass(frozen=True)
+class AttemptEvidence:
+    """Everything ``policy.decide`` may know about one attempt."""
+
+    attempt: int
+    world_size: int
+    first_step: int | None = None
+    """Step from which it started (0, or the restored checkpoint's), None if it never said."""
+    last_step: int | None = None
+    """Highest step that any rank recorded."""
+    started: frozenset[int] = frozenset()
+    finished: frozenset[int] = frozenset()
+    stopped: frozenset[int] = frozenset()
+    failures: tuple[RankFailure, ...] = ()
+    """In the order of time."""
+    exits: tuple[RankExit, ...] = ()
+    """In the order in which they were seen."""
+    launcher_code: int | None = None
+    """srun's own exit code; None for local ranks."""
+    launcher_error: str = ""
+    """Last lines that srun wrote."""
+    terminated: bool = False
+    """TERM or INT reached the supervisor."""
+    stop_asked: StopCause | None = None
+    """Why the supervisor asked the ranks to stop, if it did."""
+    cancel_requested: bool = False
+    job: JobInfo | None = None
+    """The scheduler's view after the attempt; None without a scheduler."""
+    restarts_before: int = 0
+    """The job's restart count when this attempt began."""
+    remaining_s: float | None = None
+    """Seconds to the job's time limit; None when there is none."""
+    lead_s: float = 0.0
+    """Seconds before the limit at which ranks are asked to stop."""
+
+    @property
+    def all_finished(self) -> bool:
+        """Whether every rank recorded its finish."""
+        return self.finished >= frozenset(range(self.world_size))
+
+    @property
+    def all_stopped(self) -> bool:
+        """Whether every rank recorded that it saved and stopped (or had finished)."""
+        done = self.stopped | self.finished
+        return bool(self.stopped) and done >= frozenset(range(self.world_size))

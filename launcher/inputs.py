@@ -1,0 +1,107 @@
+"""Checks what a configuration points at, as far as this machine can see it: local paths only.
+
+Hub names are the ranks' to resolve: the machine that launches may have no network and no cache.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from train.config import RunConfig
+from train.config.sections import DatasetConfig
+from train.errors import DataError, UserError
+
+_DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+def check_inputs(config: RunConfig, workdir: Path) -> None:
+    """Refuse local models and data sets that are missing or empty, before anything is submitted.
+
+    Raises:
+        UserError: one line for every problem.
+    """
+    problems = [_model_problem(config, workdir), _tokenizer_problem(config, workdir)]
+    problems.append(_data_problem("dataset", config.dataset, workdir))
+    if config.validation_dataset is not None:
+        problems.append(_data_problem("validation_dataset", config.validation_dataset, workdir))
+    found = [problem for problem in problems if problem]
+    if found:
+        raise (DataError if all("dataset" in line for line in found) else UserError)(
+            "\n".join(found)
+        )
+
+
+def _model_problem(config: RunConfig, workdir: Path) -> str | None:
+    name = config.model.pretrained_model_name_or_path
+    if name is None or config.slurm.container_image:
+        return None
+    key = "model.pretrained_model_name_or_path"
+    path = workdir / Path(name).expanduser()
+    if not path.exists():
+        if not _is_path_like(name):
+            return None
+        return f"{key}: expected a folder with a model or a hub name, got {name}: no such folder"
+    if not (path / "config.json").is_file():
+        return (
+            f"{key}: expected a folder with a config.json, got {path} without one; "
+            "name the folder that save_pretrained wrote"
+        )
+    return None
+
+
+def _tokenizer_problem(config: RunConfig, workdir: Path) -> str | None:
+    name = config.model.tokenizer
+    if name is None or config.slurm.container_image or not _is_path_like(name):
+        return None
+    if (workdir / Path(name).expanduser()).exists():
+        return None
+    return f"model.tokenizer: expected a folder or a hub name, got {name}: no such folder"
+
+
+def _data_problem(section: str, dataset: DatasetConfig, workdir: Path) -> str | None:
+    name = dataset.dataset_name
+    if name is None or not (_is_path_like(name) or name.endswith(_DATA_SUFFIXES)):
+        return None
+    path, key = workdir / Path(name).expanduser(), f"{section}.dataset_name"
+    if not path.exists():
+        return f"{key}: expected a file, a folder or a hub name, got {name}: no such file"
+    if path.is_dir():
+        if any(_has(path, suffix) for suffix in _DATA_SUFFIXES):
+            return None
+        return (
+            f"{key}: expected {', '.join(_DATA_SUFFIXES)} files, got a folder without any ({path})"
+        )
+    return _file_problem(key, path)
+
+
+def _has(folder: Path, suffix: str) -> bool:
+    return next(folder.rglob(f"*{suffix}"), None) is not None
+
+
+def _file_problem(key: str, path: Path) -> str | None:
+    if path.suffix != ".jsonl":
+        empty = path.stat().st_size == 0
+        return f"{key}: expected at least one sample, got an empty file ({path})" if empty else None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                return _line_problem(key, path, number, line)
+    return f"{key}: expected one JSON object a line, got a file without any ({path})"
+
+
+def _line_problem(key: str, path: Path, number: int, line: bytes) -> str | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        return None
+    shown = line[:40].decode(errors="replace").strip()
+    return f"{key}: expected one JSON object a line, got `{shown}` ({path}:{number})"
+
+
+def _is_path_like(name: str) -> bool:
+    """Whether a name can only be a path: ``/a``, ``./a``, ``../a``, ``~/a``; ``org/name`` may be a
+    hub name."""
+    return name.startswith(("/", "./", "../", "~"))

@@ -1,0 +1,125 @@
+"""The job: what submitit pickles and runs, once per job, as the supervisor of one run.
+
+The pickle holds a path and nothing else, so that a job which Slurm restarts by itself (with the
+original pickle) does the same as one that requeued itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from launcher.allocation import Allocation, allocation_of
+from launcher.outcome import Action, Cause, Decision
+from launcher.signals import SignalNotes
+from launcher.supervise import Supervisor
+from train.config.load import load_resolved
+from train.errors import RunError, UserError
+from train.rundir import RunDir, write_json_atomically
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+    from monitor.slurm import JobInfo
+
+EXIT_LEFT = 143
+"""Exit code where Slurm ends or requeues the job by itself: neither success nor our failure."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Supervises the run in ``run_dir``; picklable by reference, light to import."""
+
+    run_dir: str
+
+    def __call__(self) -> dict[str, Any]:
+        """Run to the end; returns ``summary.json``'s content when the run has finished.
+
+        Raises:
+            RunError: the run ended in another way; the message says how, and what to do.
+            SystemExit: Slurm takes the job back; there is no result yet.
+        """
+        configure_log()
+        signals = SignalNotes()
+        signals.install()
+        run_dir = RunDir(Path(self.run_dir))
+        decision = self._supervise(run_dir, signals)
+        if decision.action is Action.LEAVE:
+            sys.exit(EXIT_LEFT)
+        if decision.action is not Action.DONE:
+            raise RunError(f"{decision.state}: {decision.explanation}")
+        return read_summary(run_dir)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """submitit's requeue hook: the same job again; where it goes on is in the run folder."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def _supervise(self, run_dir: RunDir, signals: SignalNotes) -> Decision:
+        try:
+            config = load_resolved(run_dir.config, os.environ)
+            allocation = allocation_of(run_dir, config, os.environ)
+            forget_old_result()
+            requeue = functools.partial(requeue_job, allocation, signals)
+            return Supervisor(run_dir, config, allocation, signals, requeue).run()
+        except Exception as error:
+            # Whatever went wrong: a run without a summary looks as if it were still going.
+            write_json_atomically(run_dir.summary, supervisor_failed(error, run_dir))
+            raise
+
+
+def requeue_job(allocation: Allocation, signals: SignalNotes, job: JobInfo | None) -> Decision:
+    """Requeue the surrounding job; imported late, since only Slurm jobs need submitit for it."""
+    from launcher.requeue import requeue_with_submitit
+
+    return requeue_with_submitit(allocation.job_id, allocation.restarts, signals)
+
+
+def supervisor_failed(error: Exception, run_dir: RunDir) -> dict[str, Any]:
+    """``summary.json`` where the supervisor itself could not start, or not go on."""
+    users = isinstance(error, UserError)
+    return {
+        "state": "failed",
+        "cause": str(Cause.USER_ERROR if users else Cause.SUPERVISOR_ERROR),
+        "explanation": f"the supervisor failed: {type(error).__name__}: {error}",
+        "step": None,
+        "attempts": run_dir.newest_attempt(),
+        "ended_at": round(time.time(), 3),
+    }
+
+
+def forget_old_result() -> None:
+    """Remove an earlier attempt's result: submitit would take the running job for done."""
+    if "SUBMITIT_FOLDER" not in os.environ:
+        return
+    from submitit.core.job_environment import JobEnvironment
+
+    JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
+
+
+def read_summary(run_dir: RunDir) -> dict[str, Any]:
+    """``summary.json`` as it was just written."""
+    summary: dict[str, Any] = json.loads(run_dir.summary.read_text())
+    return summary
+
+
+def configure_log() -> None:
+    """Plain readable lines on standard output, which ends in submitit's log of the job."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=True),
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=False,
+    )

@@ -1,0 +1,193 @@
+"""What a launch will do, worked out before anything is done: pure functions of the configuration.
+
+Imports neither torch nor submitit (``sbatch_text`` imports submitit when it is called).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher.cautions import Situation, cautions
+from launcher.config import LoadedConfig
+from launcher.machine import Machine, this_machine
+from launcher.memory import MemoryEstimate, checkpoint_bytes, rank_memory, trained_parameters
+from launcher.parameters import ModelSize, model_size
+from launcher.sbatch import gpus_per_node, sbatch_parameters, script_text
+from train.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Number of optimizer steps; ``total`` is None where it depends on data not seen yet."""
+
+    total: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What is known of sizes; None where the model's config cannot be read from here."""
+
+    parameters: int | None
+    trained_parameters: int | None
+    checkpoint_bytes: int | None
+    rank_memory: MemoryEstimate | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch, worked out: resources, batch arithmetic, sbatch parameters, estimates."""
+
+    name: str
+    digest: str
+    cluster: Literal["local", "slurm"]
+    nodes: int
+    ranks_per_node: int
+    gpus_per_node: int
+    world_size: int
+    batch: str
+    global_batch_size: int
+    steps: Steps
+    time_limit_s: int
+    sbatch: dict[str, Any]
+    """Arguments for submitit's ``SlurmExecutor.update_parameters``."""
+    estimates: Estimates
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``: plain values, sizes in bytes, times in seconds."""
+        value = asdict(self)
+        memory = self.estimates.rank_memory
+        if memory is not None:
+            value["estimates"]["rank_memory"]["total"] = memory.total
+        return value
+
+    def render(self) -> str:
+        """For a terminal: one line for each fact, warnings last."""
+        from launcher.plan_text import render
+
+        return render(self)
+
+
+def make_plan(
+    loaded: LoadedConfig,
+    *,
+    cluster: Literal["local", "slurm"],
+    gpus_available: bool,
+    samples: int | None = None,
+    machine: Machine | None = None,
+) -> Plan:
+    """Work out a launch.
+
+    Args:
+        cluster: where it will run.
+        gpus_available: whether that cluster (or this machine) has GPUs to ask for.
+        samples: number of training samples, where somebody has counted them.
+        machine: cores and memory for local runs; default: this machine's.
+    """
+    config = loaded.config
+    slurm = config.slurm
+    arithmetic = config.batch()
+    size = _size(loaded)
+    gpus = _gpu_count(config, cluster, gpus_available)
+    estimates = _estimates(config, size, on_gpu=gpus > 0)
+    situation = Situation(
+        cluster=cluster,
+        on_gpu=gpus > 0,
+        machine=(machine or this_machine()) if cluster == "local" else None,
+        rank_memory=estimates.rank_memory,
+    )
+    return Plan(
+        name=loaded.name,
+        digest=loaded.digest,
+        cluster=cluster,
+        nodes=slurm.nodes,
+        ranks_per_node=slurm.ntasks_per_node,
+        gpus_per_node=gpus,
+        world_size=config.world_size,
+        batch=arithmetic.text,
+        global_batch_size=arithmetic.global_size,
+        steps=count_steps(config, samples),
+        time_limit_s=slurm.time,
+        sbatch=sbatch_parameters(config, name=loaded.name, gpus_available=gpus_available),
+        estimates=estimates,
+        warnings=tuple(cautions(config, situation)),
+        notes=(*loaded.notes, *_notes(config, size)),
+    )
+
+
+def sbatch_text(plan: Plan, folder: Path, *, python: str = sys.executable) -> str:
+    """The batch script exactly as submitit will write it into ``folder`` (the run's submitit/)."""
+    return script_text(plan.sbatch, folder, python=python)
+
+
+def count_steps(config: RunConfig, samples: int | None) -> Steps:
+    """Optimizer steps of the run; an epoch's steps only where its number of sequences is known.
+
+    Without packing a sequence is a sample, so an epoch has ``ceil(samples / global batch)`` steps;
+    with packing several samples share a sequence and that number is the most it can be.
+    """
+    scheduler = config.step_scheduler
+    epochs = scheduler.num_epochs or (None if scheduler.max_steps else 1)
+    per_epoch = -(-samples // config.batch().global_size) if samples else None
+    if scheduler.max_steps and epochs is None:
+        return Steps(scheduler.max_steps, f"{scheduler.max_steps} steps")
+    assert epochs is not None
+    passes = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+    if per_epoch is None:
+        most = f", at most {scheduler.max_steps} steps" if scheduler.max_steps else ""
+        return Steps(None, f"{passes}{most}; steps per epoch are known once the data is tokenized")
+    assert samples is not None
+    sequences = epochs * samples
+    total = -(-sequences // config.batch().global_size)
+    if scheduler.max_steps:
+        total = min(total, scheduler.max_steps)
+    if config.packs:
+        return Steps(None, f"{passes}: {total} steps or fewer, as packing fills sequences")
+    return Steps(total, f"{passes} of {samples} samples: {total} steps")
+
+
+def _size(loaded: LoadedConfig) -> ModelSize | None:
+    if loaded.model_config is None:
+        return None
+    return model_size(
+        loaded.model_config, vocab_size=loaded.config.model.train_tokenizer_vocab_size
+    )
+
+
+def _estimates(config: RunConfig, size: ModelSize | None, *, on_gpu: bool) -> Estimates:
+    if size is None:
+        return Estimates(None, None, None, None)
+    return Estimates(
+        parameters=size.parameters,
+        trained_parameters=trained_parameters(config, size),
+        checkpoint_bytes=checkpoint_bytes(config, size),
+        rank_memory=rank_memory(config, size, on_gpu=on_gpu),
+    )
+
+
+def _gpu_count(config: RunConfig, cluster: str, gpus_available: bool) -> int:
+    """GPUs per node; by gres they are taken for one a rank."""
+    if config.slurm.gpus_per_node == 0 or config.distributed.backend == "gloo":
+        return 0
+    if cluster == "local":
+        return config.slurm.ntasks_per_node if gpus_available else 0
+    asked = gpus_per_node(config.slurm, gpus_available=gpus_available)
+    if asked is not None:
+        return int(str(asked).rpartition(":")[2])
+    return config.slurm.ntasks_per_node if "gpu" in (config.slurm.gres or "") else 0
+
+
+def _notes(config: RunConfig, size: ModelSize | None) -> list[str]:
+    notes = []
+    if size is None:
+        name = config.model.pretrained_model_name_or_path
+        about = f"{name} is not a folder on this machine" if name else "an unknown model family"
+        notes.append(f"parameters, memory and checkpoint size are not known here: {about}")
+    if config.slurm.time >= 365 * 24 * 3600:
+        notes.append("no time limit: the run is not stopped and saved ahead of one")
+    return notes

@@ -1,0 +1,305 @@
+"""What became of an attempt, and what follows: a pure function of recorded facts.
+
+``decide(evidence, history, limits)`` reads like the table of outcomes in the architecture notes,
+from the strongest evidence to the weakest. It asks nobody and touches nothing.
+
+Budgets are per cause and count the attempts of one job (a requeue keeps the job's id; ``resume``
+makes a new job and so starts with fresh budgets):
+
+- ``max_restarts``: restarts in place, whether or not steps advanced between them;
+- ``max_requeues``: returns to the queue by our hand;
+- ``max_attempts_without_progress``: attempts in a row that reached no step beyond all earlier ones.
+  Attempts that others ended (preemption, an administrator, TERM) prove nothing about the run: they
+  neither count nor reset.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from launcher.attempts import AttemptRecord
+from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause
+from launcher.outcome import Action, Cause, Decision
+from monitor.slurm import JobInfo
+from train.config.sections import ResilienceConfig
+
+NEUTRAL = frozenset({Cause.PREEMPTED, Cause.REQUEUED, Cause.TERMINATED, Cause.CANCELLED})
+"""Causes outside the run: they say nothing about whether it can make progress."""
+RESUME_HINT = "`python -m launcher resume` goes on from the newest checkpoint"
+
+_USER_ERRORS = frozenset({"UserError", "ConfigError", "DataError", "ClusterError"})
+_MEMORY_ERRORS = frozenset({"OutOfMemoryError", "MemoryError"})
+_HOST_SIGNS = (
+    "uncorrectable ecc",
+    "nvlink error",
+    "gpu is lost",
+    "fallen off the bus",
+    "all cuda-capable devices are busy or unavailable",
+    "cuda-capable device(s) is/are busy or unavailable",
+    "unspecified launch failure",
+    "ncclsystemerror",
+    "nccl error: unhandled system error",
+    "stale file handle",
+    "input/output error",
+    "transport endpoint is not connected",
+)
+"""Messages of exceptions for which a host, a device or the network is to blame, in lower case."""
+
+
+def decide(
+    evidence: AttemptEvidence, history: Sequence[AttemptRecord], limits: ResilienceConfig
+) -> Decision:
+    """Verdict on one attempt; ``history`` holds the earlier attempts of the same job.
+
+    Order of trust: what every rank recorded; the user's cancel; who ended the job from outside; a
+    rank's own failure; how processes ended. Exit codes alone never mean success.
+    """
+    decision = _verdict(evidence, history)
+    if decision.action not in (Action.RESTART, Action.REQUEUE):
+        return decision
+    return _within_budgets(decision, evidence, history, limits)
+
+
+def _verdict(evidence: AttemptEvidence, history: Sequence[AttemptRecord]) -> Decision:
+    if evidence.all_finished:
+        return Decision(Cause.FINISHED, Action.DONE, f"all {evidence.world_size} ranks finished")
+    if evidence.stop_asked is StopCause.FENCED:
+        return Decision(
+            Cause.FENCED, Action.STOP, "a newer attempt owns the run folder; this one ended itself"
+        )
+    if evidence.cancel_requested:
+        return Decision(Cause.CANCELLED, Action.STOP, f"cancelled by the user; {_saved(evidence)}")
+    if evidence.terminated:
+        return _ended_from_outside(evidence)
+    culprit = next((one for one in evidence.failures if not one.victim), None)
+    if culprit is not None:
+        return _of_exception(culprit, evidence, history)
+    if evidence.stopped or evidence.stop_asked is not None:
+        return _stopped(evidence)
+    return _of_process(evidence)
+
+
+def _ended_from_outside(evidence: AttemptEvidence) -> Decision:
+    """TERM reached the supervisor: the scheduler's view tells who sent it."""
+    job, saved = evidence.job, _saved(evidence)
+    if job is None:
+        return Decision(
+            Cause.TERMINATED, Action.STOP, f"TERM ended this run; {saved}; {RESUME_HINT}"
+        )
+    if job.restarts > evidence.restarts_before or job.pending:
+        cause = Cause.PREEMPTED if job.preempted_at else Cause.REQUEUED
+        by = "preempted" if job.preempted_at else "an administrator, a lost node or preemption"
+        return Decision(cause, Action.LEAVE, f"Slurm requeued job {job.job_id} ({by}); {saved}")
+    if job.preempted_at:
+        # PreemptMode=CANCEL ends the job; with REQUEUE it may not have counted the restart yet.
+        return Decision(Cause.PREEMPTED, Action.LEAVE, f"Slurm preempted job {job.job_id}; {saved}")
+    if job.state == "TIMEOUT" or (evidence.remaining_s is not None and evidence.remaining_s <= 0):
+        return Decision(
+            Cause.TIME_LIMIT,
+            Action.STOP,
+            f"the time limit ended job {job.job_id} before it could requeue itself; {saved}; "
+            f"{RESUME_HINT}",
+        )
+    if job.state in ("COMPLETING", "CANCELLED"):
+        return Decision(Cause.CANCELLED, Action.STOP, f"scancel ended job {job.job_id}; {saved}")
+    return Decision(
+        Cause.TERMINATED,
+        Action.STOP,
+        f"TERM reached the supervisor of job {job.job_id} ({job.state.lower()}); {saved}; "
+        f"{RESUME_HINT}",
+    )
+
+
+def _stopped(evidence: AttemptEvidence) -> Decision:
+    """The ranks were asked to save and stop, by us or by Slurm's warning signal."""
+    job, saved = evidence.job, _saved(evidence)
+    if job is not None and job.preempted_at and job.restarts == evidence.restarts_before:
+        return Decision(Cause.PREEMPTED, Action.REQUEUE, f"Slurm announced a preemption; {saved}")
+    if evidence.stop_asked in (None, StopCause.TIME_LIMIT, StopCause.WARNED):
+        return Decision(Cause.TIME_LIMIT, Action.REQUEUE, f"stopped for the time limit; {saved}")
+    return Decision(Cause.TERMINATED, Action.STOP, f"stopped as asked; {saved}; {RESUME_HINT}")
+
+
+def _of_exception(
+    failure: RankFailure, evidence: AttemptEvidence, history: Sequence[AttemptRecord]
+) -> Decision:
+    """A rank's own account of an exception that is not the consequence of another's death."""
+    text = describe_failure(failure)
+    if failure.kind in _USER_ERRORS:
+        return Decision(Cause.USER_ERROR, Action.STOP, text)
+    if failure.kind == "CheckpointError":
+        return Decision(Cause.CHECKPOINT_ERROR, Action.STOP, text)
+    if failure.kind == "NotFiniteError":
+        return Decision(Cause.NOT_FINITE, Action.STOP, text)
+    if failure.kind == "FencedError":
+        return Decision(Cause.FENCED, Action.STOP, text)
+    if failure.kind in _MEMORY_ERRORS or "out of memory" in failure.message.lower():
+        return _out_of_memory(text, evidence, history)
+    if any(sign in failure.message.lower() for sign in _HOST_SIGNS):
+        return Decision(Cause.RANK_DIED, Action.RESTART, text)
+    return Decision(Cause.PROGRAM_ERROR, Action.STOP, text)
+
+
+def _out_of_memory(
+    text: str, evidence: AttemptEvidence, history: Sequence[AttemptRecord]
+) -> Decision:
+    """Memory may run out by chance (fragmentation, a neighbour); twice at one step it does not."""
+    before = history[-1] if history else None
+    again = before is not None and before.cause is Cause.OUT_OF_MEMORY
+    if again and before is not None and before.last_step == evidence.last_step:
+        return Decision(
+            Cause.OUT_OF_MEMORY,
+            Action.STOP,
+            f"{text}; twice at the same step: lower dataloader.batch_size or sequence length, "
+            "or turn on training_optimizations.activation_checkpointing",
+        )
+    return Decision(Cause.OUT_OF_MEMORY, Action.RESTART, text)
+
+
+def _of_process(evidence: AttemptEvidence) -> Decision:
+    """No rank explained itself: look at how the processes ended."""
+    dead = [one for one in evidence.exits if one.died]
+    first = next((one for one in dead if not one.ours and _is_silent(one, evidence)), None)
+    first = first or next(iter(dead), None)
+    if first is not None and first.rank in evidence.started:
+        return Decision(Cause.RANK_DIED, Action.RESTART, _describe_exit(first, evidence))
+    if len(evidence.started) < evidence.world_size:
+        missing = sorted(set(range(evidence.world_size)) - evidence.started)
+        detail = evidence.launcher_error or _codes(evidence)
+        return Decision(
+            Cause.LAUNCH_FAILED,
+            Action.RESTART,
+            f"{len(missing)} of {evidence.world_size} ranks never started (rank {missing[0]} "
+            f"first): {detail}",
+        )
+    if evidence.failures:
+        text = describe_failure(evidence.failures[0])
+        return Decision(Cause.RANK_DIED, Action.RESTART, f"the network failed: {text}")
+    missing = sorted(set(range(evidence.world_size)) - evidence.finished)
+    return Decision(
+        Cause.RANK_DIED,
+        Action.RESTART,
+        f"rank {missing[0]} ended without recording its finish ({_codes(evidence)})",
+    )
+
+
+def _is_silent(one: RankExit, evidence: AttemptEvidence) -> bool:
+    """Whether a rank died without a word: a victim of another's death writes a record first."""
+    return all(failure.rank != one.rank for failure in evidence.failures)
+
+
+def _within_budgets(
+    decision: Decision,
+    evidence: AttemptEvidence,
+    history: Sequence[AttemptRecord],
+    limits: ResilienceConfig,
+) -> Decision:
+    idle = attempts_without_progress(evidence, history, decision.cause)
+    if idle >= limits.max_attempts_without_progress:
+        return Decision(
+            Cause.CRASH_LOOP,
+            Action.STOP,
+            f"{idle} attempts in a row without a new step, the last one: {decision.explanation}",
+        )
+    action = decision.action
+    remaining_s = evidence.remaining_s
+    if action is Action.RESTART and remaining_s is not None and remaining_s <= evidence.lead_s:
+        # A restart so close to the limit would only be stopped again.
+        action = Action.REQUEUE
+    spent = sum(record.action is action for record in history)
+    name = "max_restarts" if action is Action.RESTART else "max_requeues"
+    budget = limits.max_restarts if action is Action.RESTART else limits.max_requeues
+    if spent >= budget:
+        return Decision(
+            decision.cause,
+            Action.STOP,
+            f"{decision.explanation}; resilience.{name} ({budget}) is spent; {RESUME_HINT}",
+        )
+    return Decision(decision.cause, action, decision.explanation)
+
+
+def attempts_without_progress(
+    evidence: AttemptEvidence, history: Sequence[AttemptRecord], cause: Cause
+) -> int:
+    """How many attempts in a row, this one included, reached no step beyond all earlier ones."""
+    best, idle = -1, 0
+    steps = [(one.cause, one.first_step, one.last_step) for one in history]
+    for what, first, last in [*steps, (cause, evidence.first_step, evidence.last_step)]:
+        best = max(best, first if first is not None else 0)
+        advanced = last is not None and last > best
+        best = max(best, last if last is not None else 0)
+        if advanced:
+            idle = 0
+        elif what not in NEUTRAL:
+            idle += 1
+    return idle
+
+
+def stop_lead_s(
+    *, configured: int | None, limit_s: float, step_s: float | None, save_s: float | None
+) -> float:
+    """Seconds before the time limit at which the ranks are asked to save and stop.
+
+    One step to finish, twice the slowest save seen, and a margin for leaving and requeueing; 60 s
+    while nothing is measured. Never more than a quarter of the limit, so that short jobs train too.
+    """
+    if configured is not None:
+        return float(configured)
+    measured = (step_s or 0.0) + 2.0 * save_s + MARGIN_S if save_s is not None else None
+    wanted = measured if measured is not None else max(UNMEASURED_LEAD_S, (step_s or 0.0) * 2)
+    return min(wanted, limit_s / 4)
+
+
+MARGIN_S = 20.0
+"""Seconds for ranks to leave, and for the requeue, beside the step and the save."""
+UNMEASURED_LEAD_S = 60.0
+"""Lead while no save has been measured yet."""
+
+
+def describe_failure(failure: RankFailure) -> str:
+    """``rank 3 (node2) raised ValueError at step 17 (train/loop.py:80): message``."""
+    host = f" ({failure.host})" if failure.host else ""
+    where = f" ({failure.where})" if failure.where else ""
+    first_line = failure.message.strip().partition("\n")[0]
+    return (
+        f"rank {failure.rank}{host} raised {failure.exception} at step {failure.step} in phase "
+        f"{failure.phase}{where}: {first_line}"
+    )
+
+
+def _describe_exit(one: RankExit, evidence: AttemptEvidence) -> str:
+    host = f" ({one.host})" if one.host else ""
+    step = f" at step {evidence.last_step}" if evidence.last_step is not None else ""
+    return f"rank {one.rank}{host} {describe_code(one.code)}{step}"
+
+
+def describe_code(code: int) -> str:
+    """``was killed by SIGKILL (...)`` or ``exited with code 3``."""
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (the kernel does this when memory runs out)" if code == -signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"
+
+
+def _codes(evidence: AttemptEvidence) -> str:
+    codes = ", ".join(f"{one.rank}: {one.code}" for one in evidence.exits[:8])
+    launcher = evidence.launcher_code
+    return f"exit codes {{{codes}}}" if launcher is None else f"srun exited {launcher}"
+
+
+def _saved(evidence: AttemptEvidence) -> str:
+    if evidence.all_stopped:
+        return f"saved at step {evidence.last_step}"
+    if evidence.last_step is None:
+        return "no step was recorded"
+    return f"the last recorded step is {evidence.last_step}; not every rank confirmed the save"
+
+
+def job_of(info: JobInfo | None) -> JobInfo | None:
+    """The scheduler's view, or None where it could not be asked."""
+    return info if info is not None and info.known else None

@@ -1,0 +1,121 @@
+"""Imports components by path and looks at them; run as a process of its own by launcher.targets.
+
+Reads a JSON list of slots from standard input; its last line is ``@probe`` and a JSON object with
+``problems`` and ``notes``. Imports torch, if at all, by name and only here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from difflib import get_close_matches
+from typing import Any
+
+
+def main() -> int:
+    """Check what standard input asks for; always exits 0, the answer says what is wrong."""
+    problems, notes = [], []
+    for slot in json.load(sys.stdin):
+        where = f"{slot['section']}._target_"
+        if slot["kind"] == "optimizer" and importlib.util.find_spec("torch") is None:
+            notes.append(f"{where} ({slot['path']}): not checked here, torch is not installed")
+            continue
+        try:
+            found = _load(slot["path"])
+        except _ProbeError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        problems += _optimizer(slot, found) if slot["kind"] == "optimizer" else _call(slot, found)
+    sys.stdout.write("\n@probe " + json.dumps({"problems": problems, "notes": notes}))
+    return 0
+
+
+class _ProbeError(Exception):
+    """A path that names nothing."""
+
+
+def _load(path: str) -> Any:
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:end])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and (name == error.name or name.startswith(error.name + ".")):
+                continue
+            raise _ProbeError(f"importing {name} fails: {error}; install what it needs") from error
+        except Exception as error:
+            raise _ProbeError(f"importing {name} fails: {type(error).__name__}: {error}") from error
+        for index, attribute in enumerate(parts[end:], start=end):
+            if not hasattr(found, attribute):
+                near = get_close_matches(attribute, dir(found), n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise _ProbeError(f"{'.'.join(parts[:index])} has no {attribute!r}{hint}")
+            found = getattr(found, attribute)
+        return found
+    raise _ProbeError(
+        f"expected an import path, got {path!r}: no module {parts[0]!r} is installed here or lies "
+        "in this folder; install it or correct the path"
+    )
+
+
+def _optimizer(slot: dict[str, Any], found: Any) -> list[str]:
+    where, path = f"{slot['section']}._target_", slot["path"]
+    optim = importlib.import_module("torch.optim")
+    if not (isinstance(found, type) and issubclass(found, optim.Optimizer)):
+        return [
+            f"{where}: expected a subclass of torch.optim.Optimizer, got {path} ({_kind(found)})"
+        ]
+    if issubclass(found, optim.LBFGS):
+        return [f"{where}: expected an optimizer that takes one gradient a step, got {path}"]
+    problems = _signature(slot, found, skip=1)
+    if problems or not found.__module__.startswith("torch."):
+        return problems
+    torch = importlib.import_module("torch")
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in slot["arguments"].items()}
+    try:
+        found([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
+    except (TypeError, ValueError) as error:
+        return [f"{slot['section']}: {path} refuses its arguments: {error}"]
+    return []
+
+
+def _call(slot: dict[str, Any], found: Any) -> list[str]:
+    if not callable(found):
+        return [
+            f"{slot['section']}._target_: expected a class or function, got {slot['path']} "
+            f"({_kind(found)})"
+        ]
+    return _signature(slot, found, skip=0)
+
+
+def _signature(slot: dict[str, Any], found: Any, *, skip: int) -> list[str]:
+    """Keyword arguments that ``found`` does not take."""
+    try:
+        parameters = list(inspect.signature(found).parameters.values())[skip:]
+    except (TypeError, ValueError):
+        return []
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return []
+    names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
+    problems = []
+    for key in slot["arguments"]:
+        if key not in names:
+            near = get_close_matches(key, names, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            problems.append(
+                f"{slot['section']}.{key}: {slot['path']} takes no such argument; {hint}"
+                f"allowed: {', '.join(names) or 'none'}"
+            )
+    return problems
+
+
+def _kind(found: Any) -> str:
+    return "a class" if isinstance(found, type) else f"a {type(found).__name__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Back into Slurm's queue, through submitit's own hook, once, and never against the user's will.
+
+submitit's signal handler knows how to do it: call ``TrainingJob.checkpoint()``, store the returned
+DelayedSubmission where the restarted job looks for it, requeue, exit. Three things differ here:
+
+- ``scontrol requeue Incomplete <id>`` instead of the plain form, which can bring a job back to life
+  that its user has cancelled;
+- submitit's count of timeouts is left alone (it takes every run of a short job for one): budgets
+  are ``policy``'s;
+- exit only when Slurm itself ends the process, so that a job that is about to be requeued can never
+  count as completed.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import NoReturn
+
+import structlog
+from submitit.core.job_environment import SignalHandler
+from submitit.core.utils import DelayedSubmission
+from submitit.slurm.slurm import SlurmJobEnvironment
+
+from launcher.outcome import Action, Cause, Decision
+from launcher.signals import SignalNotes
+from monitor.slurm import Answer, JobInfo, ask, show_job
+
+ASK_AGAIN_S = 2.0
+GIVE_UP_S = 60.0
+"""Seconds to go on asking a controller that does not answer."""
+END_WAIT_S = 60.0
+"""Seconds to wait for Slurm to end this process after it took the job back."""
+EXIT_REQUEUED = 255
+
+log = structlog.get_logger(__name__)
+
+
+class Requeued(StrEnum):
+    """What came of asking Slurm to take the job back."""
+
+    ACCEPTED = "accepted"
+    ALREADY = "already"
+    """Slurm is requeueing the job by itself: nothing is left to do."""
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+
+
+class RequeueRefusedError(Exception):
+    """Slurm did not take the job back; says what it did instead."""
+
+    def __init__(self, result: Requeued, words: str) -> None:
+        super().__init__(words)
+        self.result = result
+
+
+def read_answer(answer: Answer, job: JobInfo, restarts_before: int) -> Requeued:
+    """What ``scontrol requeue`` and the job's state after it mean together."""
+    if answer.code == 0 and job.state != "CANCELLED":
+        return Requeued.ACCEPTED
+    if job.restarts > restarts_before or job.pending:
+        return Requeued.ALREADY
+    if job.state == "CANCELLED":
+        return Requeued.CANCELLED
+    if not job.known:
+        return Requeued.UNREACHABLE
+    if job.state == "COMPLETING":
+        # Slurm ends the job: with PreemptTime it preempts it, else somebody cancelled it.
+        return Requeued.ALREADY if job.preempted_at else Requeued.CANCELLED
+    return Requeued.REFUSED
+
+
+def ask_slurm(job_id: str, restarts_before: int) -> tuple[Requeued, str]:
+    """``scontrol requeue Incomplete``, again while the controller does not answer."""
+    give_up_at = time.monotonic() + GIVE_UP_S
+    while True:
+        answer = ask(["scontrol", "requeue", "Incomplete", job_id])
+        job = show_job(job_id)
+        result = read_answer(answer, job, restarts_before)
+        if result is not Requeued.UNREACHABLE or time.monotonic() > give_up_at:
+            return result, answer.error
+        log.warning("requeue_again", why=answer.error or job.reason)
+        time.sleep(ASK_AGAIN_S)
+
+
+class CarefulSlurmEnvironment(SlurmJobEnvironment):  # type: ignore[misc]
+    """submitit's view of the job, with a requeue that respects a cancellation."""
+
+    restarts_before: int = 0  # set after construction: submitit's __new__ takes no arguments
+
+    @classmethod
+    def name(cls) -> str:
+        """submitit derives the cluster's name from the class's."""
+        return "slurm"
+
+    def _requeue(self, countdown: int) -> None:
+        result, words = ask_slurm(self.job_id, self.restarts_before)
+        log.info("requeue", job_id=self.job_id, result=str(result), slurm=words)
+        if result not in (Requeued.ACCEPTED, Requeued.ALREADY):
+            raise RequeueRefusedError(result, words)
+
+
+class RequeueHandler(SignalHandler):  # type: ignore[misc]
+    """submitit's own way back into the queue, called by the supervisor instead of by a signal."""
+
+    def __init__(
+        self,
+        environment: SlurmJobEnvironment,
+        delayed: DelayedSubmission,
+        ended: Callable[[], bool],
+    ) -> None:
+        super().__init__(environment, environment.paths, delayed)
+        self._ended = ended
+
+    def has_timed_out(self) -> bool:
+        """Never: budgets are ours, see the module's docstring."""
+        return False
+
+    def _exit(self) -> NoReturn:
+        deadline = time.monotonic() + END_WAIT_S
+        while not self._ended() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        sys.exit(EXIT_REQUEUED)
+
+
+def requeue_with_submitit(job_id: str, restarts_before: int, signals: SignalNotes) -> Decision:
+    """Requeue this job and end this process; returns only when Slurm did not take it back."""
+    environment = CarefulSlurmEnvironment()
+    environment.restarts_before = restarts_before
+    paths = environment.paths
+    # A leftover of a killed predecessor makes submitit's atomic save assert.
+    paths.submitted_pickle.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)
+    try:
+        delayed = DelayedSubmission.load(paths.submitted_pickle)
+        handler = RequeueHandler(environment, delayed, lambda: signals.terminated)
+        handler.checkpoint_and_try_requeue(signal.SIGUSR2)
+    except RequeueRefusedError as error:
+        if error.result is Requeued.CANCELLED:
+            return Decision(Cause.CANCELLED, Action.STOP, f"scancel ended job {job_id}")
+        return Decision(
+            Cause.TIME_LIMIT, Action.STOP, f"Slurm did not requeue job {job_id}: {error}"
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return Decision(Cause.TIME_LIMIT, Action.STOP, f"job {job_id} was not requeued: {error}")
+    raise AssertionError("submitit's handler exits or raises")

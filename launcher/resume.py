@@ -1,0 +1,100 @@
+"""Submits an existing run folder again, as it was launched or with other resources."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.start import RecordedLaunch, gpus_available, submit
+from launcher.submit import choose_cluster
+from monitor.status import RunState
+from train.errors import UserError
+from train.rundir import write_text_atomically
+
+if TYPE_CHECKING:
+    from launcher.config import LoadedConfig
+    from launcher.run import Run
+
+
+def resume(run: Run, slurm: Mapping[str, Any]) -> None:
+    """Submit ``run`` again; see ``Run.resume``.
+
+    Raises:
+        UserError: it still runs, may still run, or has finished.
+    """
+    from launcher.plan import make_plan
+    from train.config.load import secret_environment
+
+    run_dir = run.run_dir
+    refusal = why_not(run.status().state)
+    if refusal:
+        raise UserError(f"resume: {run.run_id} {refusal}")
+    launch = RecordedLaunch.read(run_dir)
+    cluster = choose_cluster(launch.cluster)
+    loaded = changed_config(run_dir.config, slurm)
+    secret_environment(loaded.config, os.environ)
+    plan = make_plan(loaded, cluster=cluster.name, gpus_available=gpus_available(cluster))
+    with _set_aside(run_dir.cancel_request, run_dir.summary), _rewritten(run_dir.config, loaded):
+        submit(run_dir, cluster, plan)
+
+
+def why_not(state: RunState) -> str | None:
+    """Why a run in this state cannot be resumed, with the next step; None when it can."""
+    if state is RunState.FINISHED:
+        return (
+            "has finished; to train further, launch a new run with "
+            "model.pretrained_model_name_or_path=<its export folder>"
+        )
+    if state is RunState.UNKNOWN:
+        return "may still run (its state is unknown); try again when the scheduler answers"
+    if not state.ended:
+        return f"is {state}; it needs no resume, or cancel it first"
+    return None
+
+
+def changed_config(path: Path, slurm: Mapping[str, Any]) -> LoadedConfig:
+    """The run's configuration with other resources and the same global batch size.
+
+    Raises:
+        ConfigError: the resources are wrong, or do not fit the batch size.
+    """
+    from launcher.config import load_config
+
+    before = load_config(path)
+    if not slurm:
+        return before
+    batch = {"global_batch_size": before.config.batch().global_size, "grad_acc_steps": None}
+    return load_config(path, changes={"slurm": dict(slurm), "step_scheduler": batch})
+
+
+@contextmanager
+def _rewritten(path: Path, loaded: LoadedConfig) -> Iterator[None]:
+    """The new configuration in the run folder; the old one again when nothing was submitted."""
+    before = path.read_text()
+    if loaded.text != before:
+        write_text_atomically(path, loaded.text)
+    try:
+        yield
+    except BaseException:
+        write_text_atomically(path, before)
+        raise
+
+
+@contextmanager
+def _set_aside(*paths: Path) -> Iterator[None]:
+    """Files that are gone during the submission, and back when nothing was submitted.
+
+    The new supervisor must find neither the old one's end nor the wish to cancel.
+    """
+    kept = {path: path.read_text() for path in paths if path.exists()}
+    for path in kept:
+        path.unlink()
+    try:
+        yield
+    except BaseException:
+        for path, text in kept.items():
+            write_text_atomically(path, text)
+        raise

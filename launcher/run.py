@@ -1,0 +1,207 @@
+"""The handle of one run: made from its folder alone, in this process or in any other one."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.explain import RunResult, read_result
+from launcher.jobs import cancel_job, job_views, look, terminate_job
+from monitor.evidence import read_evidence
+from monitor.status import RunState, RunStatus, status_of
+from train.errors import RunError, UserError
+from train.events import curve
+from train.rundir import RunDir, write_json_atomically
+
+LATEST = "latest"
+WAIT_POLL_S = {"local": 0.5, "slurm": 10.0}
+"""Seconds between looks: a file system is asked more often than a shared scheduler."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. All knowledge is read anew from the run folder and the scheduler when asked for."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, name: str | Path, *, runs_dir: str | Path = "runs") -> Run:
+        """The run of that folder, name, unique beginning of a name, or the ``latest`` one.
+
+        Raises:
+            UserError: there is none, or more than one.
+        """
+        folder = Path(name).expanduser()
+        if is_run_folder(folder):
+            return cls(folder.resolve())
+        runs = list_run_folders(Path(runs_dir).expanduser())
+        if str(name) == LATEST and runs:
+            return cls(runs[-1])
+        found = [run for run in runs if run.name == str(name)] or [
+            run for run in runs if run.name.startswith(str(name))
+        ]
+        if len(found) != 1:
+            raise UserError(_not_one(str(name), Path(runs_dir), runs, found))
+        return cls(found[0])
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name, unique among runs."""
+        return self.folder.name
+
+    @property
+    def run_dir(self) -> RunDir:
+        """Paths inside the folder."""
+        return RunDir(self.folder)
+
+    def __repr__(self) -> str:
+        status = self.status()
+        steps = f"{status.step}/{status.total_steps}" if status.total_steps else f"{status.step}"
+        why = f" ({status.why})" if status.why else ""
+        return f"Run {self.run_id}: {status.state}{why}, step {steps}, {status.cluster}"
+
+    def status(self) -> RunStatus:
+        """How it is doing now; asks the scheduler once."""
+        return look([self.folder])[0]
+
+    def wait(self, timeout: float | None = None) -> RunStatus:
+        """Wait until it has ended, through restarts and requeues; returns its last status.
+
+        Raises:
+            TimeoutError: it has not ended within ``timeout`` seconds; the run goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (status := self.status()).state.ended:
+            poll_s = WAIT_POLL_S.get(status.cluster, 1.0)
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(f"{self.run_id} is {status.state} after {timeout} s")
+                poll_s = min(poll_s, left)
+            time.sleep(poll_s)
+        return status
+
+    def result(self, timeout: float | None = None) -> RunResult:
+        """Wait for it and return what it achieved.
+
+        Raises:
+            RunError: it did not finish; the message says why and where the logs are.
+            TimeoutError: it has not ended within ``timeout`` seconds.
+        """
+        status = self.wait(timeout)
+        if status.state is not RunState.FINISHED:
+            logs = self.run_dir.root / "logs"
+            raise RunError(f"{self.run_id} {status.state}: {status.why}; logs: {logs}")
+        return read_result(self.folder, status)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Step events in order of step; of a step computed twice, the later one."""
+        steps = curve(self.run_dir.events(0))
+        return [steps[step] for step in sorted(steps)]
+
+    def logs(self, *, rank: int = 0, attempt: int | None = None, tail: int | None = None) -> str:
+        """Output and errors of one rank in one attempt (default: the newest), last ``tail`` lines.
+
+        Raises:
+            UserError: there is no such log; the message says which there are.
+        """
+        texts = [path.read_text(errors="replace") for path in self.log_files(rank, attempt)]
+        lines = "".join(texts).splitlines(keepends=True)
+        return "".join(lines[-tail:] if tail else lines)
+
+    def log_files(self, rank: int = 0, attempt: int | None = None) -> list[Path]:
+        """The files that ``logs`` reads; those of the job itself before the first attempt."""
+        run_dir = self.run_dir
+        newest = run_dir.newest_attempt()
+        if attempt is None and newest == 0:
+            return sorted(run_dir.submitit.glob("*_log.*"))
+        number = newest if attempt is None else attempt
+        paths = [run_dir.log(number, rank, stream) for stream in ("out", "err")]
+        found = [path for path in paths if path.exists()]
+        if not found:
+            raise UserError(
+                f"logs: expected an attempt up to {newest} and one of its ranks, got attempt "
+                f"{number}, rank {rank}; there are {_log_names(run_dir, number)}"
+            )
+        return found
+
+    def cancel(self) -> RunStatus:
+        """Ask it to save and stop for good; nobody brings it back but ``resume``.
+
+        Raises:
+            UserError: it has ended already.
+            ClusterError: the scheduler, or the run's host, cannot be asked from here.
+        """
+        submission = self._living_submission()
+        # First the wish, then the signal: whoever sees the job end finds out that it was wanted.
+        request = {"by": getpass.getuser(), "at": time.time()}
+        write_json_atomically(self.run_dir.cancel_request, request)
+        cancel_job(submission)
+        return self.status()
+
+    def terminate(self) -> RunStatus:
+        """Ask it to save and stop, as a shutdown of the machine would; raises like ``cancel``."""
+        submission = self._living_submission()
+        terminate_job(submission)
+        return self.status()
+
+    def _living_submission(self) -> dict[str, Any]:
+        evidence = read_evidence(self.folder)
+        status = status_of(evidence, job_views([evidence])[self.run_id])
+        if evidence.submission is None or status.state.ended:
+            raise UserError(
+                f"{self.run_id} has ended already: {status.state} {status.why}".rstrip()
+            )
+        return evidence.submission
+
+    def resume(self, **slurm: Any) -> Run:
+        """Submit it again on the same folder: it goes on from its newest verified checkpoint.
+
+        Configuration, code and cluster are those of the launch. Only keys of the ``slurm`` section
+        may change (``nodes=4``, ``time="2h"``); the global batch size stays what it was.
+
+        Raises:
+            UserError: it still runs, may still run, or has finished.
+        """
+        from launcher.resume import resume
+
+        resume(self, slurm)
+        return self
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a launch completed this folder."""
+    return (folder / "record.json").is_file() and not folder.name.startswith(".")
+
+
+def list_run_folders(runs_dir: Path) -> list[Path]:
+    """Run folders, oldest launch first."""
+    if not runs_dir.is_dir():
+        return []
+    found = [entry.resolve() for entry in runs_dir.iterdir() if is_run_folder(entry)]
+    return sorted(found, key=lambda folder: (_launched_at(folder), folder.name))
+
+
+def _launched_at(folder: Path) -> str:
+    """Start of the launch as its name has it, ``yyyymmddThhmmss``."""
+    parts = folder.name.rsplit("-", 2)
+    return parts[1] if len(parts) == 3 else ""
+
+
+def _not_one(name: str, runs_dir: Path, runs: list[Path], found: list[Path]) -> str:
+    if found:
+        names = ", ".join(run.name for run in found[:5])
+        return f"run: expected the beginning of one run's name, got {name}, which fits {names}"
+    where = runs_dir.absolute()
+    if not runs:
+        return f"run: no run {name}: there is none in {where}; name another folder by --runs-dir"
+    recent = ", ".join(run.name for run in runs[-3:])
+    return f"run: no run {name} in {where}; the latest there are {recent}"
+
+
+def _log_names(run_dir: RunDir, attempt: int) -> str:
+    names = sorted(path.name for path in run_dir.logs(attempt).glob("rank*"))
+    return ", ".join(names[:6]) if names else "no logs of that attempt"

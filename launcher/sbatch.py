@@ -1,0 +1,189 @@
+"""The batch job's parameters, as submitit's SlurmExecutor takes them, and the script's text.
+
+Sources: sbatch(1) of Slurm 22.05 to 24.11, and ``submitit/slurm/slurm.py`` of 1.5.4. Pure.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from train.config import RunConfig
+from train.config.job import SlurmConfig
+from train.config.schema import near
+
+SETUP = ("export PYTHONSAFEPATH=1",)
+"""A ``train.py`` in the working directory must not shadow our packages in the job's Python."""
+
+PASSED_ON = frozenset(
+    """
+    acctg-freq batch bb bbf chdir cluster-constraint consolidate-segments contiguous core-spec
+    cores-per-socket cpu-freq deadline delay-boot distribution exclude-nodes extra
+    extra-node-info gpu-freq gpus-per-socket gres-flags hint hold kill-on-invalid-dep licenses
+    mcs-label mem-bind mem-per-gpu mincpus network nice ntasks-per-core ntasks-per-socket
+    oom-kill-step overcommit oversubscribe power prefer priority profile propagate reboot
+    resv-ports segment sockets-per-node spread-job spread-segments switches thread-spec
+    threads-per-core time-min tmp tres-bind tres-per-task use-min-nodes wait-all-nodes wckey
+    """.split()  # noqa: SIM905 - a list of words reads better
+)
+"""Long options that ``slurm.additional_parameters`` may hold."""
+
+_KEYS = {
+    "account": "account",
+    "begin": "begin",
+    "comment": "comment",
+    "constraint": "constraint",
+    "cpus-per-task": "cpus_per_task",
+    "dependency": "dependency",
+    "exclude": "exclude",
+    "exclusive": "exclusive",
+    "gpus": "gpus_per_node",
+    "gpus-per-node": "gpus_per_node",
+    "gres": "gres",
+    "job-name": "job_name",
+    "mail-type": "mail_type",
+    "mail-user": "mail_user",
+    "mem": "mem",
+    "mem-per-cpu": "mem_per_cpu",
+    "no-requeue": "requeue",
+    "nodelist": "nodelist",
+    "nodefile": "nodelist",
+    "nodes": "nodes",
+    "ntasks": "ntasks_per_node",
+    "ntasks-per-node": "ntasks_per_node",
+    "partition": "partition",
+    "qos": "qos",
+    "requeue": "requeue",
+    "reservation": "reservation",
+    "signal": "signal_lead_s",
+    "time": "time",
+    "container": "container_image",
+}
+_REFUSED = {
+    "array": "one launch is one job",
+    "clusters": "the job is watched and requeued on this cluster",
+    "cpus-per-gpu": "use slurm.cpus_per_task",
+    "error": "logs are in the run folder",
+    "export": "the ranks' environment would be lost: use slurm.env",
+    "export-file": "the ranks' environment would be lost: use slurm.env",
+    "get-user-env": "the ranks' environment would be lost: use slurm.env",
+    "gpu-bind": "binding GPUs to tasks breaks NCCL's peer access",
+    "gpus-per-task": "binding GPUs to tasks breaks NCCL's peer access: use slurm.gpus_per_node",
+    "ntasks-per-gpu": "use slurm.ntasks_per_node",
+    "input": "ranks read no standard input",
+    "no-kill": "it is set already where there is more than one node",
+    "open-mode": "it is append already, so that a requeue keeps the logs",
+    "output": "logs are in the run folder",
+    "parsable": "submitit reads sbatch's answer",
+    "quiet": "submitit reads sbatch's answer",
+    "test-only": "use the plan command",
+    "wait": "use --wait of the launch command",
+    "wrap": "submitrain writes the command",
+}
+
+
+def additional_problems(slurm: SlurmConfig) -> Iterator[str]:
+    """What is wrong with ``slurm.additional_parameters``, one line each, with the key first."""
+    for key, value in slurm.additional_parameters.items():
+        option = option_name(key)
+        where = f"slurm.additional_parameters.{key}"
+        if option in _KEYS:
+            yield f"{where}: has a key of its own; write slurm.{_KEYS[option]}"
+        elif option in _REFUSED:
+            yield f"{where}: not allowed; {_REFUSED[option]}; remove it"
+        elif option not in PASSED_ON:
+            guess = near(option, sorted(PASSED_ON))
+            hint = f"did you mean {guess}?" if guess else "see the long options of `man sbatch`"
+            yield f"{where}: sbatch has no option --{option}; {hint}"
+        elif not _is_option_value(value):
+            yield (
+                f"{where}: expected true (a bare --{option}), one line of text or a number, got "
+                f"{value!r}; remove the key to leave the option out"
+            )
+
+
+def option_name(key: str) -> str:
+    """``time_min``, ``--time-min`` and ``time-min`` are one option."""
+    return key.removeprefix("--").replace("_", "-").lower()
+
+
+def _is_option_value(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    return isinstance(value, int | float | str) and str(value).isprintable() and str(value) != ""
+
+
+def sbatch_parameters(config: RunConfig, *, name: str, gpus_available: bool) -> dict[str, Any]:
+    """Arguments for ``SlurmExecutor.update_parameters``; options that are not wanted are absent.
+
+    ``time`` is in whole minutes, rounded up as sbatch itself does: submitit's time-limit handling
+    needs an int. The pickled job runs once, as the batch script's process (``use_srun=False``);
+    it starts the ranks itself.
+    """
+    slurm = config.slurm
+    wanted = {
+        "job_name": slurm.job_name or name,
+        "nodes": slurm.nodes,
+        "ntasks_per_node": slurm.ntasks_per_node,
+        "time": -(-slurm.time // 60),
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "cpus_per_task": slurm.cpus_per_task,
+        "gpus_per_node": gpus_per_node(slurm, gpus_available=gpus_available),
+        "gres": slurm.gres,
+        "mem": slurm.mem,
+        "mem_per_cpu": slurm.mem_per_cpu,
+        "constraint": slurm.constraint,
+        "nodelist": slurm.nodelist,
+        "exclude": slurm.exclude,
+        "exclusive": slurm.exclusive or None,
+        "dependency": slurm.dependency,
+        "mail_type": slurm.mail_type,
+        "mail_user": slurm.mail_user,
+        "comment": slurm.comment,
+        "signal_delay_s": slurm.signal_lead_s,
+        "setup": [*SETUP, *slurm.setup],
+        "stderr_to_stdout": True,
+        "use_srun": False,
+        "additional_parameters": _additional(slurm),
+    }
+    chosen = {key: value for key, value in wanted.items() if value is not None}
+    # submitit's own default would be refused where accounting enforces known wckeys.
+    return {**chosen, "wckey": None}
+
+
+def gpus_per_node(slurm: SlurmConfig, *, gpus_available: bool) -> str | int | None:
+    """Value of ``--gpus-per-node``: ``8``, ``h100:8``, or None for no GPUs (or GPUs by gres)."""
+    count = slurm.gpus_per_node
+    if count is None and slurm.gres is None and (gpus_available or slurm.gpu_type):
+        count = slurm.ntasks_per_node
+    if not count:
+        return None
+    return f"{slurm.gpu_type}:{count}" if slurm.gpu_type else count
+
+
+def _additional(slurm: SlurmConfig) -> dict[str, Any]:
+    """Options that submitit has no argument for."""
+    options: dict[str, Any] = {"requeue" if slurm.requeue else "no-requeue": True}
+    if slurm.nodes > 1:
+        # A lost node shrinks the allocation instead of ending the job; the supervisor goes on.
+        options["no-kill"] = True
+    for key in ("reservation", "begin"):
+        if getattr(slurm, key) is not None:
+            options[key] = getattr(slurm, key)
+    given = {option_name(key): value for key, value in slurm.additional_parameters.items()}
+    return options | given
+
+
+def script_text(
+    parameters: Mapping[str, Any], folder: Path, *, python: str = sys.executable
+) -> str:
+    """The batch script exactly as submitit writes it for these parameters and this folder."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return str(_make_sbatch_string(command=command, folder=folder, **parameters))

@@ -1,0 +1,337 @@
+"""Starts the ranks of one attempt as one job step: ``srun``, one task per rank.
+
+Building the command and the environment is pure. srun's own word about tasks is read from what it
+prints, since its exit code says little: it can be 0 although no task ever started.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launcher.evidence import RankExit
+from launcher.spawn import RANK_COMMAND, package_root, rank_environment
+from monitor.slurm import ask, find_step
+from train.config import RunConfig
+from train.rundir import RunDir
+
+VICTIM_GRACE_S = 2.0
+"""Seconds that the others get, after a first death, to write their own failure records.
+
+Then the step is killed. ``--kill-on-bad-exit=1`` would leave that to srun, which sends TERM (our
+ranks only note the wish to stop) and KILL after KillWait, and blocks anybody else's KILL meanwhile:
+measured, ranks ran again 12.7 s after a kill with KillWait=10, and 4.8 s after it this way.
+"""
+STEP_END_S = 15.0
+"""Seconds for a killed step to end before srun itself is killed."""
+_INHERITED_BINDING = re.compile(r"^(SLURM_CPU_BIND|SLURM_MEM_BIND|SLURM_ACCEL_BIND)")
+_RANK_VARIABLES = re.compile(
+    r"^(SUBMITRAIN_|PYTHONPATH$|PYTHONSAFEPATH$|PYTHONUNBUFFERED$|OMP_NUM_)"
+)
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """How many tasks the step has, and where."""
+
+    num_nodes: int
+    tasks_per_node: int
+    cpus_per_task: int | None
+    has_gpus: bool
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all nodes."""
+        return self.num_nodes * self.tasks_per_node
+
+
+def srun_command(
+    shape: StepShape,
+    config: RunConfig,
+    run_dir: RunDir,
+    *,
+    attempt: int,
+    variables: tuple[str, ...] = (),
+    command: tuple[str, ...] = (),
+) -> list[str]:
+    """The whole command line of the step; ``variables`` are names that a container must see.
+
+    Sources: srun(1); ``--cpus-per-task`` because srun of Slurm 22.05 and later does not inherit it;
+    ``--gpu-bind=none`` because isolating each task breaks NCCL's peer-to-peer copies.
+    """
+    logs = str(run_dir.logs(attempt)).replace("%", "%%")
+    flags = [
+        "srun",
+        "--kill-on-bad-exit=0",
+        "--wait=0",
+        f"--nodes={shape.num_nodes}",
+        f"--ntasks={shape.world_size}",
+        f"--ntasks-per-node={shape.tasks_per_node}",
+        f"--job-name={step_name(attempt)}",
+        "--input=none",
+        f"--output={logs}/rank%5t.out",
+        f"--error={logs}/rank%5t.err",
+        "--export=ALL",
+    ]
+    if shape.cpus_per_task is not None:
+        flags.append(f"--cpus-per-task={shape.cpus_per_task}")
+    if shape.has_gpus:
+        flags.append("--gpu-bind=none")
+    in_container = config.slurm.container_image is not None
+    if in_container:
+        flags += container_flags(config, run_dir, variables)
+    python = "python3" if in_container else sys.executable
+    return [*flags, *config.slurm.srun_args, *(command or (python, *RANK_COMMAND))]
+
+
+def step_name(attempt: int) -> str:
+    """By this name the step of an attempt is found again."""
+    return f"attempt-{attempt:03d}"
+
+
+def container_flags(config: RunConfig, run_dir: RunDir, variables: tuple[str, ...]) -> list[str]:
+    """Flags of the pyxis plugin (github.com/NVIDIA/pyxis, "Usage")."""
+    slurm = config.slurm
+    mounts = container_mounts(config, run_dir)
+    flags = [
+        f"--container-image={normalise_image(slurm.container_image or '')}",
+        f"--container-mounts={','.join(mounts)}",
+        "--no-container-mount-home",
+    ]
+    if slurm.container_workdir:
+        flags.append(f"--container-workdir={slurm.container_workdir}")
+    if variables:
+        flags.append(f"--container-env={','.join(sorted(variables))}")
+    return flags
+
+
+def container_mounts(config: RunConfig, run_dir: RunDir) -> list[str]:
+    """The user's mounts, and what a rank cannot do without, unless one of those covers it.
+
+    Needed: the run folder, the place of its checkpoints, the hub cache, and our packages where they
+    run from a source tree.
+    """
+    mounts = list(config.slurm.extra_mounts)
+    root = package_root()
+    needed = [run_dir.root, run_dir.checkpoints.resolve()]
+    needed += [Path(config.slurm.hf_home)] if config.slurm.hf_home else []
+    for folder in needed:
+        if not any(_covers(mount, folder, writable=True) for mount in mounts):
+            mounts.append(f"{folder}:{folder}")
+    if root is not None and not any(_covers(mount, root, writable=False) for mount in mounts):
+        mounts.append(f"{root}:{root}:ro")
+    return mounts
+
+
+def _covers(mount: str, folder: Path, *, writable: bool) -> bool:
+    """Whether a mount shows ``folder`` inside under the same path."""
+    source, target, flags = [*mount.split(":"), "", ""][:3]
+    if Path(source) != Path(target or source) or (writable and "ro" in flags.split("+")):
+        return False
+    return folder == Path(source) or Path(source) in folder.parents
+
+
+def normalise_image(image: str) -> str:
+    """An image in enroot's spelling: the registry is set off with ``#``, not ``/``.
+
+    ``docker://nvcr.io/nvidia/pytorch:25.01-py3`` → ``nvcr.io#nvidia/pytorch:25.01-py3``. Paths,
+    other schemes and names that have a ``#`` stay as they are (github.com/NVIDIA/enroot, import).
+    """
+    image = image.removeprefix("docker://")
+    first, slash, rest = image.partition("/")
+    is_registry = "." in first or ":" in first or first == "localhost"
+    if not slash or not first or "#" in image or "://" in image or not is_registry:
+        return image
+    return image if first in (".", "..") else f"{first}#{rest}"
+
+
+def srun_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment for srun: bindings of the batch step would pin every rank to the same cores."""
+    return {
+        name: value for name, value in environment.items() if not _INHERITED_BINDING.match(name)
+    }
+
+
+@dataclass(frozen=True)
+class SrunSpawner:
+    """Ranks as one step of the surrounding Slurm job."""
+
+    run_dir: RunDir
+    job_id: str
+    config: RunConfig
+    shape: StepShape
+    node_names: tuple[str, ...]
+    extra_env: Mapping[str, str]
+    command: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Nodes of the job."""
+        return self.node_names
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all nodes."""
+        return self.shape.world_size
+
+    def start(self, attempt: int) -> SrunGroup:
+        """Start the step; srun's own words go to ``srun.err`` beside the ranks' logs."""
+        environment = rank_environment(
+            srun_environment(os.environ),
+            self.run_dir,
+            attempt=attempt,
+            job_id=self.job_id,
+            extra=self.extra_env,
+        )
+        root = package_root()
+        if root is not None and self.config.slurm.container_image:
+            environment["PYTHONPATH"] += f"{os.pathsep}{root}"
+        if self.shape.cpus_per_task is not None:
+            environment.setdefault("OMP_NUM_THREADS", str(self.shape.cpus_per_task))
+        ours = {name for name in environment if _RANK_VARIABLES.match(name)}
+        line = srun_command(
+            self.shape,
+            self.config,
+            self.run_dir,
+            attempt=attempt,
+            variables=tuple(ours | set(self.extra_env)),
+            command=self.command,
+        )
+        words = self.run_dir.logs(attempt) / "srun.err"
+        with words.open("ab") as output:
+            process = subprocess.Popen(
+                line,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,
+            )
+        return SrunGroup(process, words, self.job_id, step_name(attempt))
+
+
+class SrunGroup:
+    """A running step; ``--kill-on-bad-exit`` ends it when one rank dies."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], words: Path, job_id: str, step: str
+    ) -> None:
+        self._process = process
+        self._words = words
+        self._job_id = job_id
+        self._step = step
+        self._kill_at: float | None = None
+        self._gone_by: float | None = None
+        self._own_ends: int | None = None
+
+    def poll(self) -> bool:
+        """Whether srun ended; after a death the rest of the step is killed."""
+        if self._process.poll() is not None:
+            return True
+        now = time.monotonic()
+        if self._kill_at is None and any(one.died for one in self.exits()):
+            self._kill_at = now + VICTIM_GRACE_S
+        if self._kill_at is not None and now > self._kill_at and self._gone_by is None:
+            self._kill_step()
+        if self._gone_by is not None and now > self._gone_by:
+            self._process.kill()
+        return False
+
+    def exits(self) -> tuple[RankExit, ...]:
+        """How ranks ended, as far as srun said; those that exited 0 it does not mention."""
+        try:
+            exits = parse_exits(self._words.read_text(errors="replace"))
+        except OSError:
+            return ()
+        before = len(exits) if self._own_ends is None else self._own_ends
+        return (*exits[:before], *(replace(one, ours=True) for one in exits[before:]))
+
+    def launcher_code(self) -> int | None:
+        """srun's exit code; None while it runs."""
+        return self._process.returncode
+
+    def launcher_error(self) -> str:
+        """srun's last words, on one line."""
+        try:
+            lines = self._words.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return " | ".join(lines[-3:]) or f"srun exited {self._process.returncode}"
+
+    def request_stop(self, number: signal.Signals) -> None:
+        """Nothing to do: ranks on other nodes see the stop request in the run folder."""
+
+    def kill(self) -> None:
+        """End the step and wait for srun."""
+        if self._process.poll() is not None:
+            return
+        self._kill_step()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=STEP_END_S)
+            return
+        self._process.kill()
+        self._process.wait()
+
+    def _kill_step(self) -> None:
+        """KILL for all tasks at once; a step that cannot be found is left to srun's own TERM."""
+        self._gone_by = time.monotonic() + STEP_END_S
+        self._own_ends = len(self.exits())
+        step = find_step(self._job_id, self._step)
+        if step is not None and ask(["scancel", "--signal=KILL", step]).code == 0:
+            return
+        with suppress(ProcessLookupError):
+            self._process.terminate()
+
+
+_TASK_LINE = re.compile(
+    r"^srun: error: (?P<host>[^\s:]+): tasks? (?P<ranks>[\d,\-]+): (?P<how>.+)$"
+)
+_ENDING_LINE = re.compile(
+    r"Terminating (Step|Job)|forcing job termination|CANCELLED AT|Job step abort"
+)
+_SIGNAL_NAMES = {signal.strsignal(number): -int(number) for number in signal.Signals}
+
+
+def parse_exits(text: str) -> tuple[RankExit, ...]:
+    """What srun printed about the ends of tasks, in its order.
+
+    ``srun: error: node2: task 1: Killed`` or ``...: tasks 0-3: Exited with exit code 85``; ends
+    after ``Terminating StepId`` are the step's, not the tasks' own.
+    """
+    exits: list[RankExit] = []
+    ending = False
+    for line in text.splitlines():
+        if _ENDING_LINE.search(line):
+            ending = True
+        match = _TASK_LINE.match(line.strip())
+        code = _code_of(match["how"]) if match else None
+        if match and code is not None:
+            ranks = _expand_ranks(match["ranks"])
+            exits.extend(RankExit(rank, code, match["host"], ours=ending) for rank in ranks)
+    return tuple(exits)
+
+
+def _code_of(how: str) -> int | None:
+    """Exit code of srun's wording; negative for a signal."""
+    if match := re.match(r"Exited with exit code (\d+)", how):
+        return int(match.group(1))
+    if how.startswith("Out Of Memory"):
+        return -int(signal.SIGKILL)
+    return _SIGNAL_NAMES.get(re.sub(r" \(core dumped\)$", "", how.strip()))
+
+
+def _expand_ranks(text: str) -> list[int]:
+    ranks: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first:
+            ranks.extend(range(int(first), int(last or first) + 1))
+    return ranks

@@ -1,0 +1,298 @@
+"""A launch, step by step: load, plan, run folder, record, snapshot, submit.
+
+Nothing half-made stays behind: the folder is prepared under a hidden name, gets its own name when
+it is complete, and goes again when the cluster refuses the job.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from launcher.inputs import check_inputs
+from launcher.record import Redactor, command_line, make_record, read_git, via
+from launcher.snapshot import python_path, take_snapshot
+from launcher.submit import (
+    Cluster,
+    SubmissionUnknownError,
+    choose_cluster,
+    job_environment,
+    submit_slurm,
+)
+from train.errors import SubmitrainError, UserError
+from train.events import VERSION, Kind, append_line
+from train.rundir import RunDir, write_json_atomically, write_text_atomically
+
+if TYPE_CHECKING:
+    from launcher.config import LoadedConfig
+    from launcher.plan import Plan
+    from train.config import RunConfig
+
+log = structlog.get_logger()
+
+_CLIENT_RANK = -1
+_HASH_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A launch that could go: configuration, where it goes and what will be asked for there."""
+
+    loaded: LoadedConfig
+    cluster: Cluster
+    plan: Plan
+    workdir: Path
+
+    @property
+    def runs_dir(self) -> Path:
+        """Folder for run folders, absolute."""
+        return self.workdir / Path(self.loaded.config.runs_dir).expanduser()
+
+
+def prepare(
+    source: str | Path | Mapping[str, Any] | RunConfig,
+    *,
+    overrides: Sequence[str] = (),
+    cluster: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Prepared:
+    """Everything before the first write: load and check the configuration, choose, plan.
+
+    Raises:
+        UserError: the input is wrong; one line for every problem.
+    """
+    from launcher.config import load_config
+    from launcher.plan import make_plan
+    from train.config.load import secret_environment
+
+    loaded = load_config(source, overrides, changes)
+    # Only to learn here, and not from a failed run, that a variable is missing.
+    secret_environment(loaded.config, os.environ)
+    workdir = Path.cwd()
+    check_inputs(loaded.config, workdir)
+    chosen = choose_cluster(cluster or loaded.config.cluster)
+    plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus_available(chosen))
+    return Prepared(loaded, chosen, plan, workdir)
+
+
+def gpus_available(cluster: Cluster) -> bool:
+    """Whether jobs of this cluster can ask for GPUs; no torch needed to know."""
+    if cluster.name == "local":
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in {"", "-1"} and any(
+            Path("/dev").glob("nvidia[0-9]*")
+        )
+    from monitor.slurm import ask
+
+    answer = ask(["sinfo", "--noheader", "--format=%G"])
+    return answer.code == 0 and "gpu" in answer.out
+
+
+def start(prepared: Prepared) -> RunDir:
+    """Make the run folder and submit the run.
+
+    Raises:
+        UserError: the folder cannot be written, or the cluster refuses the job.
+        RunError: the job did not start.
+        SubmissionUnknownError: it stayed open whether the job was taken; the folder is kept.
+    """
+    redactor = redactor_of(prepared.loaded.config)
+    with _folders_of(prepared.runs_dir):
+        with _temporary_folder(prepared.runs_dir) as temporary:
+            _fill(temporary, prepared, redactor)
+            run_dir = _publish(temporary, prepared)
+        try:
+            submit(run_dir, prepared.cluster, prepared.plan)
+        except SubmissionUnknownError:
+            raise
+        except SubmitrainError:
+            shutil.rmtree(run_dir.root, ignore_errors=True)
+            raise
+    return run_dir
+
+
+def redactor_of(config: RunConfig) -> Redactor:
+    """Knows the values of the configuration's secrets and of this environment's."""
+    from train.config.placeholders import placeholder_names
+
+    slurm = config.slurm
+    texts = [slurm.hf_token or "", slurm.wandb_key or ""]
+    return Redactor.of(os.environ, [name for text in texts for name in placeholder_names(text)])
+
+
+def submit(run_dir: RunDir, cluster: Cluster, plan: Plan) -> None:
+    """Submit a run folder and note the submission in it; used by launch and by resume."""
+    record = RecordedLaunch.read(run_dir)
+    path = python_path(
+        run_dir,
+        pinned=record.pinned,
+        workdir=record.workdir,
+        inherited=os.environ.get("PYTHONPATH", ""),
+    )
+    environ = job_environment(os.environ, path)
+    if cluster.name == "local":
+        from launcher.local import start_local
+
+        job = start_local(run_dir, workdir=record.workdir, environ=environ).as_json()
+    else:
+        parameters = plan.sbatch
+        job_id = submit_slurm(run_dir, parameters, workdir=record.workdir, environ=environ)
+        job = {"job_id": job_id}
+    note_submission(run_dir, cluster, job)
+
+
+def note_submission(run_dir: RunDir, cluster: Cluster, job: Mapping[str, Any]) -> None:
+    """Append one line to ``submissions.jsonl``."""
+    import getpass
+    import socket
+
+    line = {
+        "v": VERSION,
+        "kind": str(Kind.SUBMITTED),
+        "t": round(time.time(), 6),
+        "rank": _CLIENT_RANK,
+        "attempt": run_dir.newest_attempt(),
+        "cluster": cluster.name,
+        "user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "via": via(),
+        **job,
+    }
+    append_line(run_dir.submissions, line)
+    log.info("submitted", run=run_dir.run_id, cluster=cluster.name, job_id=job["job_id"])
+
+
+@dataclass(frozen=True)
+class RecordedLaunch:
+    """What a later submission needs to know of the launch."""
+
+    workdir: Path
+    pinned: bool
+    cluster: str
+
+    @classmethod
+    def read(cls, run_dir: RunDir) -> RecordedLaunch:
+        """Read it from ``record.json``.
+
+        Raises:
+            UserError: there is none, or it is not one of ours.
+        """
+        import json
+
+        try:
+            record = json.loads(run_dir.record.read_text())
+            return cls(Path(record["workdir"]), record["code"]["pinned"], record["cluster"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{run_dir.record}: expected the record of a launch, got none"
+            ) from error
+
+
+def _fill(run_dir: RunDir, prepared: Prepared, redactor: Redactor) -> None:
+    """Write all that a run folder holds before its first submission."""
+    git_state = read_git(prepared.workdir)
+    snapshot = take_snapshot(
+        run_dir,
+        workdir=prepared.workdir,
+        runs_dir=prepared.runs_dir,
+        git_state=git_state,
+        redactor=redactor,
+    )
+    if snapshot.reason:
+        log.warning("code_not_pinned", reason=snapshot.reason)
+    facts = {
+        "name": prepared.loaded.name,
+        "config": {
+            "path": str(prepared.loaded.path) if prepared.loaded.path else None,
+            "sha256": prepared.loaded.digest,
+        },
+        "cluster": prepared.cluster.name,
+        "cluster_reason": prepared.cluster.reason,
+        "total_steps": prepared.plan.steps.total,
+        "code": snapshot.as_json(),
+    }
+    record = make_record(
+        redactor=redactor,
+        git_state=git_state,
+        workdir=prepared.workdir,
+        command=command_line(),
+        facts=facts,
+    )
+    write_text_atomically(run_dir.config, prepared.loaded.text)
+    write_json_atomically(run_dir.record, record)
+    for folder in (run_dir.submitit, run_dir.events_dir, run_dir.checkpoints):
+        folder.mkdir()
+
+
+@contextmanager
+def _temporary_folder(runs_dir: Path) -> Iterator[RunDir]:
+    """A hidden folder in the runs folder; gone again after an error."""
+    temporary = runs_dir / f".launching-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        temporary.mkdir()
+        yield RunDir(temporary)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(_cannot_write(runs_dir, error)) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _folders_of(runs_dir: Path) -> Iterator[None]:
+    """Make the runs folder; after an error take away what was made for it and is empty."""
+    made = [path for path in (runs_dir, *runs_dir.parents) if not path.exists()]
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(_cannot_write(runs_dir, error)) from error
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _cannot_write(runs_dir: Path, error: OSError) -> str:
+    reason = {
+        errno.EEXIST: "a file of that name is in the way",
+        errno.ENOTDIR: "a file is in the way",
+        errno.EROFS: "the file system is read-only",
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+    }.get(error.errno or 0, error.strerror or str(error))
+    where = error.filename or runs_dir
+    return (
+        f"runs_dir: expected a folder that can be written, got {runs_dir}: {reason} ({where}); "
+        "set runs_dir=/some/shared/folder"
+    )
+
+
+def _publish(temporary: RunDir, prepared: Prepared) -> RunDir:
+    """Give the folder its name, ``<name>-<utc>-<hash8>``; a taken one waits for the next second."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", prepared.loaded.name).strip("-.") or "run"
+    digest = prepared.loaded.digest[:_HASH_LENGTH]
+    while True:
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        target = prepared.runs_dir / f"{name}-{stamp}-{digest}"
+        try:
+            # rename(2) refuses a target that exists and is not empty; ours never are.
+            temporary.root.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            time.sleep(0.1)
+        else:
+            return RunDir(target)

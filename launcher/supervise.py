@@ -1,0 +1,174 @@
+"""Keeps one run alive within one job: attempt after attempt, until it is done or cannot go on here.
+
+    while True:
+        claim an attempt → start the ranks → watch them → decide → record → act
+
+Runs as the batch job's own process (or a local one). Needs no torch.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from launcher.allocation import Allocation
+from launcher.attempts import AttemptLog, of_job
+from launcher.evidence import AttemptEvidence
+from launcher.outcome import Action, Cause, Decision
+from launcher.policy import RESUME_HINT, decide
+from launcher.signals import SignalNotes
+from launcher.watch import AttemptWatch
+from monitor.slurm import JobInfo
+from train.config import RunConfig
+from train.rundir import RunDir, write_json_atomically
+
+RESTART_PAUSE_S = 1.0
+LOG_LINES = 20
+LOG_BYTES = 64 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class Requeue(Protocol):
+    """Puts this job back into the queue; returns only when that did not happen."""
+
+    def __call__(self, job: JobInfo | None) -> Decision: ...
+
+
+@dataclass
+class Supervisor:
+    """One run in one job."""
+
+    run_dir: RunDir
+    config: RunConfig
+    allocation: Allocation
+    signals: SignalNotes
+    requeue: Requeue
+
+    def __post_init__(self) -> None:
+        self.attempts = AttemptLog(self.run_dir)
+
+    def run(self) -> Decision:
+        """Attempt after attempt; returns the decision that ends this job's work on the run."""
+        self.run_dir.summary.unlink(missing_ok=True)
+        for lost in self.attempts.close_lost(self.allocation.job_id):
+            log.warning("lost_attempt", attempt=lost.attempt, job_id=lost.job_id)
+        while True:
+            if self.run_dir.cancel_request.exists():
+                return self._cancelled_before()
+            evidence, decision = self._attempt()
+            if decision.action is Action.REQUEUE and self.allocation.has_queue:
+                decision = self._requeue(evidence, decision)
+            if decision.action not in (Action.RESTART, Action.REQUEUE):
+                return self._conclude(evidence, decision)
+            if decision.action is Action.REQUEUE:
+                self.allocation.renew()
+            time.sleep(RESTART_PAUSE_S)
+
+    def _cancelled_before(self) -> Decision:
+        """The cancel request was there before an attempt began: start nothing."""
+        decision = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user between attempts")
+        before = self.attempts.read()
+        last = before[-1] if before else None
+        evidence = AttemptEvidence(
+            attempt=last.attempt if last else 0,
+            world_size=self.allocation.spawner.world_size,
+            last_step=last.last_step if last else None,
+        )
+        return self._conclude(evidence, decision)
+
+    def _attempt(self) -> tuple[AttemptEvidence, Decision]:
+        job_id = self.allocation.job_id
+        history = of_job(self.attempts.read(), job_id)
+        attempt = self.run_dir.claim_attempt()
+        spawner = self.allocation.spawner
+        self.attempts.start(
+            attempt,
+            job_id,
+            nodes=list(spawner.nodes),
+            world_size=spawner.world_size,
+            restart_count=self.allocation.restarts,
+            ends_at=self.allocation.ends_at(),
+        )
+        log.info("attempt", attempt=attempt, ranks=spawner.world_size, nodes=spawner.nodes)
+        watch = AttemptWatch(self.run_dir, self.config, self.allocation, self.signals, attempt)
+        evidence = watch.run()
+        decision = decide(evidence, history, self.config.resilience)
+        self._record(evidence, decision)
+        return evidence, decision
+
+    def _record(self, evidence: AttemptEvidence, decision: Decision) -> None:
+        nodes = list(self.allocation.spawner.nodes)
+        rank = culprit_rank(evidence)
+        tail = log_tail(self.run_dir, evidence.attempt, rank) if rank is not None else []
+        self.attempts.end(evidence, decision, self.allocation.job_id, nodes=nodes, log_tail=tail)
+        log.info(
+            "attempt_ended",
+            attempt=evidence.attempt,
+            cause=str(decision.cause),
+            action=str(decision.action),
+            step=evidence.last_step,
+            why=decision.explanation,
+        )
+        for line in tail:
+            log.warning("log", rank=rank, line=line)
+
+    def _requeue(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
+        """Back into the queue; comes back only with the reason why that was not possible."""
+        if self.run_dir.cancel_request.exists():
+            refused = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
+        else:
+            refused = self.requeue(evidence.job)
+        if refused.action is Action.STOP and refused.cause is not Cause.CANCELLED:
+            refused = Decision(
+                decision.cause,
+                Action.STOP,
+                f"{decision.explanation}; {refused.explanation}; {RESUME_HINT}",
+            )
+        self._record(evidence, refused)
+        return refused
+
+    def _conclude(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
+        if decision.action is not Action.LEAVE and decision.cause is not Cause.FENCED:
+            write_json_atomically(self.run_dir.summary, summary_of(evidence, decision))
+        return decision
+
+
+def summary_of(evidence: AttemptEvidence, decision: Decision) -> dict[str, Any]:
+    """What ``summary.json`` holds, and what the job returns."""
+    return {
+        "state": decision.state,
+        "cause": str(decision.cause),
+        "explanation": decision.explanation,
+        "step": evidence.last_step,
+        "attempts": evidence.attempt,
+        "ended_at": round(time.time(), 3),
+    }
+
+
+def culprit_rank(evidence: AttemptEvidence) -> int | None:
+    """The rank whose log is worth showing: the first that failed by itself, else that died."""
+    if evidence.all_finished or evidence.all_stopped:
+        return None
+    own = [failure.rank for failure in evidence.failures if not failure.victim]
+    dead = [one.rank for one in evidence.exits if one.died and not one.ours]
+    victims = [failure.rank for failure in evidence.failures]
+    return next(iter([*own, *dead, *victims]), None)
+
+
+def log_tail(run_dir: RunDir, attempt: int, rank: int) -> list[str]:
+    """The last lines that a rank wrote to standard error, or to standard output without those."""
+    for stream in ("err", "out"):
+        try:
+            with run_dir.log(attempt, rank, stream).open("rb") as file:
+                file.seek(0, 2)
+                file.seek(max(0, file.tell() - LOG_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            continue
+        if lines := [line.rstrip()[:500] for line in lines if line.strip()]:
+            return lines[-LOG_LINES:]
+    return []

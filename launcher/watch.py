@@ -1,0 +1,180 @@
+"""Watches the ranks of one attempt until all are gone, and asks them to stop when it is time to.
+
+It gathers facts (``AttemptEvidence``); what they mean is ``policy``'s business.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from launcher.allocation import Allocation
+from launcher.evidence import AttemptEvidence, StopCause
+from launcher.policy import stop_lead_s
+from launcher.records import RankRecords
+from launcher.signals import SignalNotes
+from launcher.spawn import RankGroup
+from train.config import RunConfig
+from train.rundir import RunDir, write_json_atomically
+
+POLL_S = 0.1
+READ_EVERY_S = 1.0
+"""Seconds between looks at the run folder: events, cancel request, newer attempts."""
+SETTLE_S = 5.0
+"""Seconds to wait for the last events of ranks whose processes ended well (shared file systems)."""
+LAST_CALL_S = 10.0
+"""Seconds before the time limit at which ranks that did not stop are killed, so that we requeue."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class AttemptWatch:
+    """The supervision of one attempt; ``run`` returns when no rank is left."""
+
+    run_dir: RunDir
+    config: RunConfig
+    allocation: Allocation
+    signals: SignalNotes
+    attempt: int
+
+    def __post_init__(self) -> None:
+        world_size = self.allocation.spawner.world_size
+        self.records = RankRecords(self.run_dir, self.attempt, world_size)
+        self.stop_asked: StopCause | None = None
+        self._kill_at: float | None = None
+        self._next_read = 0.0
+        self._cancelled = False
+        self._fenced = False
+        self._shown_step = -1
+
+    def run(self) -> AttemptEvidence:
+        """Start the ranks, watch them to their end, and say what was seen."""
+        group = self.allocation.spawner.start(self.attempt)
+        try:
+            while not group.poll():
+                self._look()
+                self._ask_to_stop(group)
+                self._enforce(group)
+                time.sleep(POLL_S)
+        finally:
+            group.kill()
+        self._settle(group)
+        return self._evidence(group)
+
+    def lead_s(self) -> float:
+        """Seconds before the time limit at which the ranks are asked to stop, as of now."""
+        return stop_lead_s(
+            configured=self.config.resilience.stop_lead_s,
+            limit_s=self.allocation.limit_s,
+            step_s=self.records.step_s,
+            save_s=self.records.slowest_save_s,
+        )
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now < self._next_read:
+            return
+        self._next_read = now + READ_EVERY_S
+        self.records.read()
+        with suppress(OSError):
+            self._cancelled = self._cancelled or self.run_dir.cancel_request.exists()
+            self._fenced = self.run_dir.newest_attempt() > self.attempt
+        step = self.records.last_step
+        if step is not None and step > self._shown_step:
+            self._shown_step = step
+            log.info("progress", attempt=self.attempt, step=step)
+
+    def _ask_to_stop(self, group: RankGroup) -> None:
+        """Ask once for every new, stronger reason; the strongest one is what the record shows."""
+        cause = self._reason()
+        if cause is None or cause is self.stop_asked:
+            return
+        if self.stop_asked is not None and _STRENGTH[cause] <= _STRENGTH[self.stop_asked]:
+            return
+        self.stop_asked = cause
+        self._kill_at = self._last_call(cause)
+        log.warning("stop", attempt=self.attempt, cause=str(cause), signals=self.signals.names)
+        with suppress(OSError):
+            write_json_atomically(
+                self.run_dir.stop_request(self.attempt), {"reason": str(cause), "t": time.time()}
+            )
+        soft = cause in (StopCause.TIME_LIMIT, StopCause.WARNED)
+        group.request_stop(signal.SIGUSR2 if soft else signal.SIGTERM)
+
+    def _reason(self) -> StopCause | None:
+        if self._fenced:
+            return StopCause.FENCED
+        if self._cancelled:
+            return StopCause.CANCEL
+        if self.signals.terminated:
+            return StopCause.TERMINATED
+        if time.time() >= self.allocation.ends_at() - self.lead_s():
+            return StopCause.TIME_LIMIT
+        return StopCause.WARNED if self.signals.warned else None
+
+    def _last_call(self, cause: StopCause) -> float:
+        """When ranks that did not stop are killed (UTC seconds)."""
+        now = time.time()
+        if cause is StopCause.FENCED:
+            return now
+        if cause in (StopCause.CANCEL, StopCause.TERMINATED):
+            return now + self.allocation.kill_wait_s
+        return max(now, self.allocation.ends_at() - min(LAST_CALL_S, self.lead_s() / 3))
+
+    def _enforce(self, group: RankGroup) -> None:
+        if self._kill_at is not None and time.time() >= self._kill_at:
+            log.error("kill", attempt=self.attempt, why="the ranks did not stop in time")
+            self._kill_at = None
+            group.kill()
+
+    def _settle(self, group: RankGroup) -> None:
+        """Read the last events; those of other hosts may take a moment to become visible."""
+        died = any(one.died for one in group.exits())
+        deadline = time.monotonic() + (0.0 if died or self.signals.terminated else SETTLE_S)
+        while True:
+            self.records.read_all()
+            told = self.records.finished | self.records.stopped
+            told |= {failure.rank for failure in self.records.failures}
+            if len(told) >= self.records.world_size or time.monotonic() >= deadline:
+                return
+            time.sleep(POLL_S)
+
+    def _evidence(self, group: RankGroup) -> AttemptEvidence:
+        records, terminated = self.records, self.signals.terminated
+        with suppress(OSError):
+            self._cancelled = self._cancelled or self.run_dir.cancel_request.exists()
+        everyone_finished = len(records.finished) >= records.world_size
+        return AttemptEvidence(
+            attempt=self.attempt,
+            world_size=records.world_size,
+            first_step=records.first_step,
+            last_step=records.last_step,
+            started=frozenset(records.started),
+            finished=frozenset(records.finished),
+            stopped=frozenset(records.stopped),
+            failures=tuple(records.failures),
+            exits=group.exits(),
+            launcher_code=group.launcher_code(),
+            launcher_error=group.launcher_error(),
+            terminated=terminated,
+            stop_asked=self.stop_asked,
+            cancel_requested=self._cancelled,
+            job=None if everyone_finished else self.allocation.job(),
+            restarts_before=self.allocation.restarts,
+            remaining_s=self.allocation.ends_at() - time.time(),
+            lead_s=self.lead_s(),
+        )
+
+
+_STRENGTH = {
+    StopCause.WARNED: 1,
+    StopCause.TIME_LIMIT: 1,
+    StopCause.TERMINATED: 2,
+    StopCause.CANCEL: 3,
+    StopCause.FENCED: 4,
+}

@@ -1,0 +1,113 @@
+"""Reads what a run folder says about its run. The only reading half of ``monitor.status``.
+
+Large event files are read from their end: a listing of many runs stays quick.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.events import Kind, parse_event, read_events
+from train.rundir import RunDir
+
+TAIL_BYTES = 256 * 1024
+_CHECKPOINT_PREFIX = "step-"
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunEvidence:
+    """A run folder's statements, at one moment; nothing is concluded yet.
+
+    ``tail`` holds the last events of rank 0, ``failures`` those of all ranks in the newest attempt.
+    """
+
+    folder: Path
+    record: Event
+    submissions: tuple[Event, ...]
+    attempts: tuple[Event, ...]
+    newest_attempt: int
+    summary: Event | None
+    cancel_requested: bool
+    tail: tuple[Event, ...]
+    failures: tuple[Event, ...]
+    finished_ranks: int
+    checkpoints: tuple[int, ...]
+
+    @property
+    def submission(self) -> Event | None:
+        """The newest submission, or None when there is none yet."""
+        return self.submissions[-1] if self.submissions else None
+
+
+def read_evidence(folder: Path) -> RunEvidence:
+    """Read a run folder; whatever is not there yet is simply empty."""
+    run_dir = RunDir(folder)
+    attempt = run_dir.newest_attempt()
+    summary = _read_json(run_dir.summary)
+    failures, finished = _ends(run_dir, attempt)
+    return RunEvidence(
+        folder=folder,
+        record=_read_json(run_dir.record) or {},
+        submissions=tuple(read_events(run_dir.submissions)),
+        attempts=tuple(read_events(run_dir.attempts)),
+        newest_attempt=attempt,
+        summary=summary,
+        cancel_requested=run_dir.cancel_request.exists(),
+        tail=tuple(read_tail(run_dir.events(0))),
+        failures=failures,
+        finished_ranks=finished,
+        checkpoints=list_checkpoint_steps(run_dir.checkpoints),
+    )
+
+
+def read_tail(path: Path, *, limit_bytes: int = TAIL_BYTES) -> list[Event]:
+    """The last events of a file, at most ``limit_bytes`` of it."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            start = max(0, size - limit_bytes)
+            file.seek(start)
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    whole = lines[1:] if start else lines
+    return [event for line in whole if (event := parse_event(line)) is not None]
+
+
+def list_checkpoint_steps(folder: Path) -> tuple[int, ...]:
+    """Steps of the published checkpoints: those that have been renamed and have a manifest."""
+    try:
+        entries = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    names = (entry.name for entry in entries if (entry / "manifest.json").exists())
+    digits = (name.removeprefix(_CHECKPOINT_PREFIX) for name in names)
+    return tuple(sorted(int(text) for text in digits if text.isdigit()))
+
+
+def _ends(run_dir: RunDir, attempt: int) -> tuple[tuple[Event, ...], int]:
+    """Failures of the newest attempt, oldest first, and how many ranks finished in it."""
+    failures: list[Event] = []
+    finished = 0
+    for path in sorted(run_dir.events_dir.glob("rank*.jsonl")):
+        for event in read_tail(path, limit_bytes=64 * 1024):
+            if event.get("attempt") != attempt:
+                continue
+            if event["kind"] == Kind.FAILURE:
+                failures.append(event)
+            elif event["kind"] == Kind.FINISH:
+                finished += 1
+    return tuple(sorted(failures, key=lambda event: float(event.get("t", 0)))), finished
+
+
+def _read_json(path: Path) -> Event | None:
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
