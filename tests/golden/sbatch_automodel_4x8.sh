@@ -1,0 +1,22 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=research
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=llama-8b-alpaca
+#SBATCH --no-kill
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/demo-20250101T000000-0123abcd/submitit/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+export PYTHONSAFEPATH=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+/opt/venv/bin/python -u -m submitit.core._submit /shared/runs/demo-20250101T000000-0123abcd/submitit

@@ -1,0 +1,20 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --gres=gpu:a100:2
+#SBATCH --job-name=run
+#SBATCH --mem-per-cpu=4G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/demo-20250101T000000-0123abcd/submitit/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+export PYTHONSAFEPATH=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+/opt/venv/bin/python -u -m submitit.core._submit /shared/runs/demo-20250101T000000-0123abcd/submitit

@@ -1,0 +1,107 @@
+"""A light rank program: counts steps, saves a number, stops when asked; fails on demand.
+
+It keeps the ranks' contract (events, exit codes, agreed stop) without torch, so that the
+supervisor can be tested with many attempts in little time. What it shall do is read from
+``counting.json`` in the run folder:
+
+    steps: how many; step_s: seconds of each; save_every: steps between saves
+    fail: {kind, rank, step, attempts: [1]}; kinds: kill, exit, error, user, memory, vanish, hang,
+          victim
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import Any
+
+from train.config import RunConfig
+from train.context import RankContext
+from train.errors import DataError
+from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
+from train.rundir import write_json_atomically
+from train.stop import StopReason
+
+POLL_S = 0.01
+
+
+def main(context: RankContext, config: RunConfig) -> int:
+    """Count from the saved step to the last one; returns 0 finished, 85 stopped."""
+    plan = json.loads((context.run_dir.root / "counting.json").read_text())
+    saved = context.run_dir.root / "saved.json"
+    context.step = json.loads(saved.read_text())["step"] if saved.exists() else 0
+    context.events.write(Kind.RESUME, step=context.step, path=str(saved), load_s=0.0)
+    context.enter(Phase.STEP)
+    while context.step < plan["steps"]:
+        began = time.monotonic()
+        misbehave(context, plan.get("fail"))
+        time.sleep(plan["step_s"])
+        stop = agree(context, plan)
+        context.step += 1
+        if context.rank == 0:
+            step_s = time.monotonic() - began
+            context.events.write(Kind.STEP, step=context.step, loss=1.0, step_s=step_s)
+        if stop or context.step % plan.get("save_every", 10**9) == 0:
+            save(context, plan)
+        if stop:
+            context.events.write(Kind.STOPPED, step=context.step, reason=stop)
+            return EXIT_STOPPED
+    save(context, plan)
+    context.events.write(Kind.FINISH, step=context.step)
+    return EXIT_FINISHED
+
+
+def agree(context: RankContext, plan: dict[str, Any]) -> int:
+    """All ranks meet at this step and learn the strongest reason to stop, by files."""
+    folder = context.run_dir.attempt_dir(context.attempt) / "agree"
+    folder.mkdir(exist_ok=True)
+    mine = folder / f"{context.step}.{context.rank}"
+    mine.with_suffix(f".{context.rank}.tmp").write_text(str(int(context.stop.reason)))
+    mine.with_suffix(f".{context.rank}.tmp").rename(mine)
+    deadline = time.monotonic() + plan.get("peer_timeout_s", 120)
+    reasons = []
+    for rank in range(context.world_size):
+        path = folder / f"{context.step}.{rank}"
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+            time.sleep(POLL_S)
+        reasons.append(int(path.read_text()))
+    return max([*reasons, int(StopReason.NONE)])
+
+
+def save(context: RankContext, plan: dict[str, Any]) -> None:
+    """Rank 0 writes the step; a fenced attempt must not."""
+    if context.rank == 0 and not context.fenced():
+        time.sleep(plan.get("save_s", 0.0))
+        write_json_atomically(context.run_dir.root / "saved.json", {"step": context.step})
+        context.events.write(Kind.CHECKPOINT, step=context.step, path="saved.json", save_s=0.05)
+
+
+def misbehave(context: RankContext, fail: dict[str, Any] | None) -> None:
+    """Fail as the plan says."""
+    if fail is None or context.rank != fail["rank"] or context.step != fail["step"]:
+        return
+    if context.attempt not in fail.get("attempts", [1]):
+        return
+    match fail["kind"]:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "exit":
+            os._exit(3)
+        case "vanish":
+            os._exit(0)
+        case "error":
+            raise ValueError("the fault is in this line")
+        case "user":
+            raise DataError("dataset.dataset_name: no such file")
+        case "memory":
+            raise MemoryError("out of memory")
+        case "victim":
+            raise RuntimeError("Connection reset by peer [10.0.0.2]:4711")
+        case "hang":
+            time.sleep(3600)

@@ -1,0 +1,86 @@
+"""Submits counting runs to a real Slurm through submitit, the way the product does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from submitit import SlurmExecutor
+
+from launcher.job import TrainingJob
+from tests.slurm import SlurmCluster
+from tests.supervised import CountingRun, make_run, rank_environment
+from train.events import Kind, read_events
+
+
+class SlurmCountingRun(CountingRun):
+    """A counting run that is supervised inside a Slurm job."""
+
+    cluster: SlurmCluster
+    job_id: int
+
+    @property
+    def log(self) -> str:
+        """What the job's process wrote, over all of its restarts."""
+        folder = self.run_dir.submitit
+        return "\n".join(path.read_text() for path in sorted(folder.glob("*_log.*")))
+
+    def wait_for_state(self, state: str, timeout_s: float = 120) -> dict[str, str]:
+        """Wait for a state of the job; the fields of ``scontrol show job``."""
+        return self.cluster.wait_for_state(self.job_id, state, timeout_s=timeout_s)
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The recorded starts of attempts."""
+        return list(read_events(self.run_dir.attempts, kinds=frozenset({Kind.ATTEMPT_START})))
+
+    def causes(self) -> list[tuple[str, str]]:
+        """Cause and action of every ended attempt."""
+        return [(end["cause"], end["action"]) for end in self.ends()]
+
+
+@contextmanager
+def slurm_run(
+    cluster: SlurmCluster, root: Path, *, sbatch: dict[str, Any] | None = None, **settings: Any
+) -> Iterator[SlurmCountingRun]:
+    """A submitted counting run; its job is cancelled at the end.
+
+    ``sbatch`` holds submitit's parameters; the limit is 5 minutes unless it says otherwise.
+    """
+    nodes, tasks = settings.setdefault("nodes", 2), settings.setdefault("tasks", 1)
+    run = SlurmCountingRun(make_run(root, **settings))
+    run.cluster = cluster
+    parameters = {
+        "job_name": root.name,
+        "time": 5,
+        "nodes": nodes,
+        "ntasks_per_node": tasks,
+        "mem": "200MB",
+        "partition": "normal",
+        "signal_delay_s": 10,
+        "use_srun": False,
+        "additional_parameters": {"requeue": True},
+        **(sbatch or {}),
+    }
+    with environment({**cluster.env, **rank_environment(), "PYTHONSAFEPATH": "1"}):
+        executor = SlurmExecutor(folder=run.run_dir.submitit)
+        executor.update_parameters(**parameters)
+        run.job_id = int(executor.submit(TrainingJob(str(root))).job_id)
+    try:
+        yield run
+    finally:
+        cluster.run("scancel", "--quiet", str(run.job_id), check=False)
+
+
+@contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for a while: sbatch hands them to the job."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,383 @@
+"""Reading samples: local files, folders, the standard library, the hub, a user's own class."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.data_parts import section, write_rows
+from train.data.columns import find_columns
+from train.data.samples import Chat, Message, Pair, Sample, Text, Tokens
+from train.data.sources import read_samples, source_key
+from train.data.split import Split, parse_split
+from train.data.stdlib import functions
+from train.errors import ConfigError, DataError
+
+ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(20)]
+
+
+def prompts(samples: Any) -> list[str]:
+    return [sample.prompt for sample in samples]
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds"),
+    [
+        ("train", (0, 20)),
+        ("train[:95%]", (0, 19)),
+        ("train[95%:]", (19, 20)),
+        ("train[5:7]", (5, 7)),
+        ("train[-3:]", (17, 20)),
+        ("train[:-10%]", (0, 18)),
+        ("train[7:100]", (7, 20)),
+        ("train[9:3]", (9, 9)),
+    ],
+)
+def test_split_slices_as_in_datasets(text: str, bounds: tuple[int, int]) -> None:
+    assert parse_split(text).bounds(20) == bounds
+
+
+@given(st.integers(0, 10_000), st.integers(0, 100))
+def test_percent_slices_share_a_border_and_no_row(count: int, percent: int) -> None:
+    first = Split("train", None, f"{percent}%").bounds(count)
+    second = Split("train", f"{percent}%", None).bounds(count)
+    assert (first[0], first[1], second[1]) == (0, second[0], count)
+
+
+@pytest.mark.parametrize("text", ["train[:95%", "train[a:b]", "", "train[1.5:2]", "train[3]"])
+def test_bad_split_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"dataset\.split: expected a split such as"):
+        parse_split(text)
+
+
+@pytest.mark.parametrize(
+    ("row", "sample"),
+    [
+        ({"instruction": "i", "input": "c", "output": "o", "text": "t"}, Pair("i", "o", "c")),
+        ({"instruction": "i", "context": "", "response": "r", "category": "x"}, Pair("i", "r")),
+        ({"prompt": "p", "response": "r"}, Pair("p", "r")),
+        ({"prompt": "p", "completion": "r"}, Pair("p", "r", verbatim=True)),
+        ({"question": "q", "answer": "a"}, Pair("q", "a")),
+        ({"text": "t"}, Text("t")),
+        ({"input_ids": [1, 2, 3]}, Tokens((1, 2, 3), (True, True, True))),
+        (
+            {"input_ids": [1, 2, 3], "labels": [-100, -100, 3]},
+            Tokens((1, 2, 3), (False, False, True)),
+        ),
+        (
+            {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
+            Chat((Message("user", "u"), Message("assistant", "a"))),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]},
+            Chat((Message("user", "u"), Message("assistant", "a"))),
+        ),
+        (
+            {
+                "prompt": [{"role": "user", "content": "u"}],
+                "completion": [{"role": "assistant", "content": "a"}],
+            },
+            Chat((Message("user", "u"), Message("assistant", "a"))),
+        ),
+    ],
+)
+def test_columns_are_recognised_by_name(row: dict[str, Any], sample: Sample) -> None:
+    assert find_columns(list(row), None, where="here").sample(row, where="here") == sample
+
+
+@pytest.mark.parametrize(
+    ("mapping", "sample"),
+    [
+        ({"prompt": "a", "response": "b"}, Pair("1", "2")),
+        ({"instruction": "a", "input": "c", "output": "b"}, Pair("1", "2", "3")),
+        ({"context": "c", "question": "a", "answer": "b"}, Pair("1", "2", "3")),
+        ({"context": "a", "answer": "b"}, Pair("1", "2")),
+        ({"text": "c"}, Text("3")),
+    ],
+)
+def test_columns_are_mapped(mapping: dict[str, str], sample: Sample) -> None:
+    row = {"a": "1", "b": "2", "c": "3"}
+    assert find_columns(list(row), mapping, where="here").sample(row, where="here") == sample
+
+
+@pytest.mark.parametrize(
+    ("names", "mapping", "message"),
+    [
+        (["a", "b"], None, "cannot tell prompt from answer, got columns a, b"),
+        (
+            ["a"],
+            {"prompt": "x", "response": "a"},
+            r"column_mapping\.prompt: here has no column 'x'",
+        ),
+        (["a"], {"promt": "a"}, "unknown role 'promt'; allowed: messages"),
+        (["a"], {"prompt": "a"}, "cannot tell prompt from answer"),
+    ],
+)
+def test_unusable_columns_are_refused(
+    names: list[str], mapping: dict[str, str] | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        find_columns(names, mapping, where="here")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"prompt": "p", "response": None},
+            "row 1: column 'response': expected text, got NoneType",
+        ),
+        ({"prompt": "p"}, "row 1: the row has no column 'response'; it has prompt"),
+    ],
+)
+def test_bad_row_is_named_by_number(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    path = write_rows(tmp_path / "data.jsonl", [ROWS[0], row])
+    with pytest.raises(DataError, match=message):
+        list(read_samples(section(dataset_name=str(path))))
+
+
+@pytest.mark.parametrize(
+    "turn", [{"role": "robot", "content": "x"}, {"role": "user", "content": 3}, "hello"]
+)
+def test_bad_message_is_refused(tmp_path: Path, turn: Any) -> None:
+    path = write_rows(tmp_path / "data.jsonl", [{"messages": [turn]}])
+    with pytest.raises(DataError, match="row 0: expected a message with role"):
+        list(read_samples(section(dataset_name=str(path))))
+
+
+def test_shifted_labels_of_a_user_are_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "d.jsonl", [{"input_ids": [5, 6, 7], "labels": [6, 7, -100]}])
+    with pytest.raises(DataError, match=r"not shifted.*first difference at \[0\]"):
+        list(read_samples(section(dataset_name=str(path))))
+
+
+def write_parquet(path: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+    return path
+
+
+def write_array(path: Path) -> Path:
+    path.write_text(json.dumps(ROWS, indent=1))
+    return path
+
+
+def write_gz(path: Path) -> Path:
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in ROWS)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.jsonl", lambda path: write_rows(path, ROWS)),
+        ("a.json", lambda path: write_rows(path, ROWS)),
+        ("a.json", write_array),
+        ("a.parquet", write_parquet),
+        ("a.jsonl.gz", write_gz),
+    ],
+)
+def test_every_local_format_gives_the_same_samples(tmp_path: Path, name: str, write: Any) -> None:
+    path = write(tmp_path / name)
+    samples = read_samples(section(dataset_name=str(path), split="train[3:8]"))
+    assert prompts(samples) == ["p3", "p4", "p5", "p6", "p7"]
+
+
+def test_limit_counts_from_the_split(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", ROWS)
+    cfg = section(dataset_name=str(path), split="train[50%:]", num_samples_limit=3)
+    samples = read_samples(cfg)
+    assert (len(samples), prompts(samples)) == (3, ["p10", "p11", "p12"])
+
+
+def test_folder_reads_files_in_order_of_their_names(tmp_path: Path) -> None:
+    write_rows(tmp_path / "part-1.jsonl", ROWS[10:])
+    write_rows(tmp_path / "part-0.jsonl", ROWS[:10])
+    samples = read_samples(section(dataset_name=str(tmp_path), split="train[8:12]"))
+    assert prompts(samples) == ["p8", "p9", "p10", "p11"]
+
+
+@pytest.mark.parametrize("name", ["val.jsonl", "validation/a.jsonl", "my-dev-00.jsonl"])
+def test_folder_finds_validation_by_file_name(tmp_path: Path, name: str) -> None:
+    write_rows(tmp_path / "train.jsonl", ROWS[:15])
+    write_rows(tmp_path / name, ROWS[15:])
+    found = {
+        split: len(read_samples(section(dataset_name=str(tmp_path), split=split)))
+        for split in ("train", "validation")
+    }
+    assert found == {"train": 15, "validation": 5}
+
+
+def test_missing_split_of_a_folder_names_what_there_is(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"no file for 'validation'; found train in train\.jsonl"):
+        read_samples(section(dataset_name=str(tmp_path), split="validation"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"dataset_name": "./no/such.jsonl"}, r"no file or folder './no/such\.jsonl'"),
+        ({"dataset_name": "no-such.parquet"}, "no file or folder 'no-such.parquet'"),
+        ({}, "dataset_name: missing; next: give a hub name"),
+        ({"_target_": "python_stdlib", "split": "test"}, "has train and validation, got 'test'"),
+    ],
+)
+def test_unusable_section_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_samples(section(**keys))
+
+
+def test_hub_key_with_a_local_file_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"dataset\.revision: only data of the hub has that"):
+        read_samples(section(dataset_name=str(path), revision="v1"))
+
+
+def test_validation_of_a_single_file_needs_a_slice(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"has no split 'validation'; next: use train or a part"):
+        read_samples(section(dataset_name=str(path), split="validation"))
+
+
+@pytest.mark.parametrize(("rows", "split"), [([], "train"), (ROWS, "train[5:5]")])
+def test_no_samples_is_an_error(tmp_path: Path, rows: list[Any], split: str) -> None:
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match="no samples in split"):
+        read_samples(section(dataset_name=str(path), split=split))
+
+
+def test_torn_json_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "p", "response": "r"}\n{"prompt": "p", "resp\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: not valid JSON"):
+        list(read_samples(section(dataset_name=str(path))))
+
+
+def test_changed_file_changes_the_key(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", ROWS)
+    before = source_key(section(dataset_name=str(path)))
+    write_rows(path, ROWS[:-1])
+    assert source_key(section(dataset_name=str(path))) != before
+
+
+def test_standard_library_holds_whole_modules_out() -> None:
+    train, held_out = (
+        {(pair.prompt, pair.response) for pair in read_samples(section(_target_="python_stdlib"))},
+        {
+            (pair.prompt, pair.response)
+            for pair in read_samples(section(_target_="python_stdlib", split="validation"))
+        },
+    )
+    assert train.isdisjoint(held_out)
+    assert len(train) > 2000
+    assert 50 < len(held_out) < len(train) / 5
+
+
+def test_standard_library_sample_is_code_after_its_docstring() -> None:
+    source = (
+        "class A:\n"
+        "    def f(self,\n          x):\n"
+        '        """Add one.\n\n        Really.\n        """\n\n'
+        "        return x + 1\n"
+        "    def no_docstring(self):\n        return 1\n"
+        '    def no_code(self):\n        """Only talk."""\n'
+    )
+    assert functions(source) == [
+        (
+            'def f(self,\n      x):\n    """Add one.\n\n    Really.\n    """',
+            "\n    return x + 1",
+        )
+    ]
+
+
+def test_hub_loader_reads_through_datasets(tmp_path: Path) -> None:
+    """``json`` is a builder of the ``datasets`` library: the same call, without a network."""
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    cfg = section(
+        dataset_name="json", data_files=str(path), split="train[4:6]", cache_dir=str(tmp_path / "c")
+    )
+    assert list(read_samples(cfg)) == [Pair("p4", "r4"), Pair("p5", "r5")]
+
+
+def test_hub_without_network_says_what_to_do(tmp_path: Path) -> None:
+    program = (
+        "from tests.data_parts import section\n"
+        "from train.data.sources import read_samples\n"
+        "from train.errors import DataError\n"
+        "try:\n    read_samples(section(dataset_name='tatsu-lab/alpaca'))\n"
+        "except DataError as error:\n    print(error)\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1, done.stdout
+    assert "cannot load split 'train' of 'tatsu-lab/alpaca'" in lines[0]
+    assert "HF_HUB_OFFLINE=1" in lines[0]
+
+
+class Squares:
+    """A user's own data set."""
+
+    def __init__(self, count: int, split: str = "train", tokenizer: Any = None) -> None:
+        self.count, self.tokenizer = count, tokenizer
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> dict[str, str]:
+        return {"prompt": f"{number} squared", "response": str(number**2)}
+
+
+class Streaming:
+    """Not map-style."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([])
+
+
+class Bare(Squares):
+    """Items that are no dicts."""
+
+    def __getitem__(self, number: int) -> Any:
+        return [1, 2, 3]
+
+
+OWN = f"{__name__}.Squares"
+
+
+def test_own_class_is_called_with_its_keys_and_the_tokenizer() -> None:
+    cfg = section(_target_=OWN, count=4, split="train[1:3]", max_length=64)
+    samples = read_samples(cfg, tokenizer="the tokenizer")
+    assert list(samples) == [Pair("1 squared", "1"), Pair("2 squared", "4")]
+    assert samples.source.data.tokenizer == "the tokenizer"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"_target_": OWN, "count": 3, "size": 4}, "does not take size; it takes count, split"),
+        ({"_target_": f"{__name__}.Streaming"}, "gave a Streaming without __len__"),
+        ({"_target_": f"{__name__}.Bare", "count": 3}, "item 0: expected a dict with input_ids"),
+        ({"_target_": f"{__name__}.Nothing"}, "has no 'Nothing'"),
+        ({"_target_": "no_such_package.Nothing"}, "cannot import 'no_such_package.Nothing'"),
+    ],
+)
+def test_unusable_own_class_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises((DataError, ConfigError), match=message):
+        list(read_samples(section(**keys)))

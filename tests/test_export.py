@@ -1,0 +1,248 @@
+"""The exported folder is what Hugging Face's own loaders read, tensor for tensor."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.checkpoint_models import (
+    VOCABULARY,
+    adamw,
+    checkpointer,
+    llama,
+    shard,
+    train_steps,
+    whole,
+)
+from tests.checkpoint_ranks import Rank, run_ranks
+from train.checkpoint.hf_weights import Pretrained
+from train.checkpoint.manifest import verify
+from train.checkpoint.state import TrainState
+from train.errors import CheckpointError
+from train.export import export_pretrained, generate_sample
+
+pytestmark = pytest.mark.ranks
+
+
+def make_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{index}": index for index in range(VOCABULARY - 2)}
+    vocabulary = {**words, "<unk>": VOCABULARY - 2, "<eos>": VOCABULARY - 1}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>")
+
+
+def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: whole(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
+def export(rank: Rank, folder: Path, options: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    """Train a little, export, and return rank 0's view of the whole weights."""
+    model = shard(options.get("build", llama)(**options.get("model", {})), rank.world_size)
+    train_steps(model, adamw(model))
+    size = export_pretrained(
+        model,
+        make_tokenizer(),
+        folder,
+        consolidated=options.get("consolidated", True),
+        dtype=options.get("dtype"),
+    )
+    assert size == sum(path.stat().st_size for path in folder.rglob("*"))
+    weights = full_weights(model)
+    return {name: t.numpy() for name, t in weights.items()} if rank.index == 0 else None
+
+
+def load(folder: Path, **options: Any) -> dict[str, torch.Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def exported(tmp_path: Path, world_size: int = 2, **options: Any) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path / "export"
+    results = run_ranks(world_size, export, tmp_path / "run", folder, options)
+    return folder, {name: torch.from_numpy(array) for name, array in results[0].items()}
+
+
+@pytest.mark.parametrize("consolidated", [True, False], ids=["consolidated", "sharded"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_from_pretrained_gives_the_trained_tensors(
+    tmp_path: Path, consolidated: bool, tied: bool
+) -> None:
+    folder, trained = exported(tmp_path, consolidated=consolidated, model={"tied": tied})
+    loaded = load(folder)
+    assert loaded.keys() == trained.keys()
+    assert all(torch.equal(loaded[name], trained[name]) for name in trained)
+
+
+def test_a_sharded_export_has_a_file_of_every_rank_and_an_index(tmp_path: Path) -> None:
+    folder, _ = exported(tmp_path, world_size=3, consolidated=False)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = {path.name for path in folder.glob("model-*.safetensors")}
+    assert set(index["weight_map"].values()) == files
+    assert len(files) >= 3
+
+
+def test_weights_are_converted_and_the_config_says_so(tmp_path: Path) -> None:
+    folder, trained = exported(tmp_path, dtype=torch.bfloat16)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    loaded = load(folder)
+    assert all(torch.equal(loaded[name], trained[name].bfloat16()) for name in trained)
+
+
+def test_the_config_names_the_class_that_was_sharded(tmp_path: Path) -> None:
+    folder, _ = exported(tmp_path, world_size=1)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+
+
+def mixtral(**_: Any) -> nn.Module:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=3,
+        )
+    )
+
+
+def test_a_mixture_of_experts_comes_back_from_its_export(tmp_path: Path) -> None:
+    folder, trained = exported(tmp_path, build=mixtral)
+    loaded = load(folder)
+    assert loaded.keys() == trained.keys()
+    assert all(torch.equal(loaded[name], trained[name]) for name in trained)
+
+
+def lora(**_: Any) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers an old way
+        return get_peft_model(llama(), config)
+
+
+def with_adapter(base: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = PeftModel.from_pretrained(base, folder)
+    return {name: p.detach() for name, p in model.named_parameters() if "lora_" in name}
+
+
+def test_an_adapter_is_exported_alone_and_peft_loads_it(tmp_path: Path) -> None:
+    folder, trained = exported(tmp_path, build=lora)
+    adapter = {name: tensor for name, tensor in trained.items() if "lora_" in name}
+    loaded = with_adapter(llama(), folder)
+    assert loaded.keys() == adapter.keys()
+    assert all(torch.equal(loaded[name], adapter[name]) for name in adapter)
+    assert not list(folder.glob("model*.safetensors"))
+
+
+def test_an_older_export_is_replaced_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "leftover.txt").write_text("old")
+    exported(tmp_path, world_size=1)
+    assert not (folder / "leftover.txt").exists()
+    assert [path.name for path in tmp_path.iterdir() if "export" in path.name] == ["export"]
+
+
+def export_without_room(rank: Rank, folder: Path, consolidated: bool) -> str:
+    model = shard(llama(), rank.world_size)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if rank.index == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    try:
+        export_pretrained(model, None, folder, consolidated=consolidated)
+    except CheckpointError as error:
+        return str(error)
+    return "exported"
+
+
+@pytest.mark.parametrize("consolidated", [True, False], ids=["consolidated", "sharded"])
+def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path, consolidated: bool) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+    results = run_ranks(2, export_without_room, tmp_path / "run", folder, consolidated)
+    assert all("was not exported: rank 0: OSError" in result for result in results)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["export", "run"]
+
+
+def test_a_single_process_without_process_group_exports_too(tmp_path: Path) -> None:
+    model = llama()
+    export_pretrained(model, None, tmp_path / "export", consolidated=True)
+    loaded = load(tmp_path / "export")
+    assert all(torch.equal(loaded[name], p) for name, p in model.named_parameters())
+
+
+def test_a_sample_is_the_models_own_greedy_continuation(tmp_path: Path) -> None:
+    model = llama()
+    export_pretrained(model, make_tokenizer(), tmp_path / "export", consolidated=True)
+    tokens = [3, 1, 4]
+    for _ in range(8):
+        logits = model(input_ids=torch.tensor([tokens])).logits
+        tokens.append(int(logits[0, -1].argmax()))
+    expected = " ".join(f"w{token}" for token in tokens[3:])
+    assert generate_sample(tmp_path / "export", "w3 w1 w4", 8) == expected
+
+
+def save_with_pretrained(rank: Rank, options: dict[str, Any]) -> dict[str, Any] | None:
+    model = shard(options.get("build", llama)(), rank.world_size)
+    optimizer = adamw(model)
+    saver = checkpointer(
+        rank,
+        Pretrained(make_tokenizer()),
+        save_consolidated="every",
+        model_save_format=options.get("format", "safetensors"),
+    )
+    train_steps(model, optimizer)
+    saver.save(model, optimizer, TrainState(step=2), wait=False)
+    weights = {name: tensor.numpy() for name, tensor in full_weights(model).items()}
+    train_steps(model, optimizer)
+    saver.close()
+    return weights if rank.index == 0 else None
+
+
+@pytest.mark.parametrize("model_format", ["safetensors", "torch_save"])
+def test_every_checkpoint_can_hold_a_folder_for_from_pretrained(
+    tmp_path: Path, model_format: str
+) -> None:
+    trained = run_ranks(2, save_with_pretrained, tmp_path, {"format": model_format})[0]
+    checkpoint = tmp_path / "checkpoints/latest"
+    assert verify(checkpoint) == []
+    loaded = load(checkpoint / "pretrained")
+    assert loaded.keys() == trained.keys()
+    assert all(torch.equal(loaded[name], torch.from_numpy(trained[name])) for name in trained)
+
+
+def test_a_checkpoint_of_an_adapter_can_hold_it_in_pefts_form(tmp_path: Path) -> None:
+    trained = run_ranks(2, save_with_pretrained, tmp_path, {"build": lora})[0]
+    checkpoint = tmp_path / "checkpoints/latest"
+    loaded = with_adapter(llama(), checkpoint / "pretrained")
+    assert loaded
+    assert all(torch.equal(loaded[name], torch.from_numpy(trained[name])) for name in loaded)
+    base_bytes = sum(p.nbytes for p in llama().parameters())
+    assert sum(path.stat().st_size for path in checkpoint.glob("model/*")) < base_bytes

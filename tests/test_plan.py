@@ -1,0 +1,252 @@
+"""The plan: arithmetic, sbatch parameters and text, warnings, what is printed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.config import load_config
+from launcher.plan import make_plan, sbatch_text
+from tests.config_parts import MACHINE, SMALL, load, plan
+
+HERE = Path(__file__).parent
+FOLDER = Path("/shared/runs/demo-20250101T000000-0123abcd/submitit")
+PYTHON = "/opt/venv/bin/python"
+SECRETS = {"HF_TOKEN": "hf-value", "WANDB_API_KEY": "wandb-value"}
+
+
+def family_plan() -> Any:
+    loaded = load_config(HERE / "data" / "automodel_4x8.yaml", environ=SECRETS)
+    return make_plan(loaded, cluster="slurm", gpus_available=True)
+
+
+def full_plan() -> Any:
+    """Every option of the slurm section at once, with text that a shell would misread."""
+    slurm = {
+        "job_name": "a job's name",
+        "nodes": 2,
+        "ntasks_per_node": 4,
+        "time": "1-02:30:01",
+        "account": "team",
+        "partition": "gpu,preempt",
+        "qos": "high",
+        "gpus_per_node": 4,
+        "gpu_type": "h100",
+        "cpus_per_task": 12,
+        "mem": "400G",
+        "constraint": "[rack1|rack2]",
+        "nodelist": "node[1-2]",
+        "exclude": "node3",
+        "exclusive": True,
+        "reservation": "maintenance",
+        "dependency": "afterok:12:34",
+        "begin": "now+1hour",
+        "mail_type": "END,FAIL",
+        "mail_user": "me@example.org",
+        "comment": "50% of $HOME; `date`",
+        "requeue": False,
+        "signal_lead_s": 300,
+        "additional_parameters": {"switches": 1, "--overcommit": True, "time_min": "2:00:00"},
+        "srun_args": ["--mpi=none"],
+        "setup": ["module load cuda", "export A=${B}"],
+        "env": {"NCCL_DEBUG": "WARN", "MY_TOKEN": "${HF_TOKEN}"},
+        "hf_token": "${HF_TOKEN}",
+        "hf_home": "/cache",
+    }
+    loaded = load({"slurm": slurm}, environ=SECRETS)
+    return make_plan(loaded, cluster="slurm", gpus_available=True)
+
+
+GOLDEN = {
+    "small": lambda: plan(gpus=False),
+    "automodel_4x8": family_plan,
+    "every_option": full_plan,
+    "gres": lambda: plan({"slurm": {"ntasks_per_node": 2, "gres": "gpu:a100:2", "mem_per_cpu": "4G"}}),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_batch_script_is_the_golden_one(name: str) -> None:
+    text = sbatch_text(GOLDEN[name](), FOLDER, python=PYTHON)
+    assert text == (HERE / "golden" / f"sbatch_{name}.sh").read_text()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_batch_script_is_valid_shell_and_holds_no_secret(name: str) -> None:
+    text = sbatch_text(GOLDEN[name](), FOLDER, python=PYTHON)
+    done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not any(value in text for value in SECRETS.values())
+
+
+@pytest.mark.skipif(shutil.which("srun") is None, reason="submitit's executor wants srun on PATH")
+def test_the_shown_script_is_the_one_that_submitit_submits(tmp_path: Path) -> None:
+    from submitit import SlurmExecutor
+
+    wanted = full_plan()
+    executor = SlurmExecutor(folder=tmp_path, python=PYTHON)
+    executor.update_parameters(**wanted.sbatch)
+    submitted = executor._make_submission_file_text(executor._submitit_command_str, "uid")
+    assert sbatch_text(wanted, tmp_path, python=PYTHON) == submitted
+
+
+def test_the_familys_batch_arithmetic_is_shown() -> None:
+    shown = family_plan()
+    assert shown.world_size == 32
+    assert shown.global_batch_size == 1024
+    assert shown.batch == "2 x 16 x 32 = 1024"
+    assert "2 x 16 x 32 = 1024" in shown.render()
+
+
+def test_seconds_of_the_time_limit_are_rounded_up_to_minutes() -> None:
+    assert plan({"slurm": {"time": "0:01:01"}}).sbatch["time"] == 2
+
+
+def test_gpus_are_asked_for_only_where_there_are_some() -> None:
+    sections = {"slurm": {"ntasks_per_node": 4}}
+    assert plan(sections, gpus=True).sbatch["gpus_per_node"] == 4
+    assert "gpus_per_node" not in plan(sections, gpus=False).sbatch
+    assert "gpus_per_node" not in plan({"slurm": {"gpus_per_node": 0}}, gpus=True).sbatch
+
+
+def test_the_job_is_named_after_the_run() -> None:
+    assert plan({"name": "mine"}).sbatch["job_name"] == "mine"
+    assert plan({"name": "mine", "slurm": {"job_name": "its"}}).sbatch["job_name"] == "its"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "samples", "total", "says"),
+    [
+        ({"max_steps": 7}, None, 7, "7 steps"),
+        ({}, None, None, "1 epoch; steps per epoch are known once"),
+        ({"num_epochs": 3}, 10, 8, "3 epochs of 10 samples: 8 steps"),
+        ({"num_epochs": 3, "max_steps": 5}, 10, 5, "5 steps"),
+        ({"num_epochs": 2, "max_steps": 5}, None, None, "at most 5 steps"),
+    ],
+)
+def test_steps_are_counted_as_far_as_they_are_known(
+    scheduler: dict[str, int], samples: int | None, total: int | None, says: str
+) -> None:
+    sections = {
+        "step_scheduler": {"global_batch_size": 4, **scheduler},
+        "packed_sequence": {"enabled": False},
+    }
+    steps = make_plan(
+        load(sections), cluster="slurm", gpus_available=False, samples=samples
+    ).steps
+    assert steps.total == total
+    assert says in steps.text
+
+
+def test_packing_makes_the_number_of_steps_an_upper_bound() -> None:
+    sections = {"step_scheduler": {"global_batch_size": 4}}
+    steps = make_plan(load(sections), cluster="slurm", gpus_available=False, samples=10).steps
+    assert steps.total is None
+    assert "3 steps or fewer" in steps.text
+
+
+WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "validation is training": (
+        {"validation_dataset": {"_target_": "python_stdlib"}},
+        "slurm",
+        "validation_dataset is the training data",
+    ),
+    "nothing saved": ({"checkpoint": {"enabled": False}}, "slurm", "every restart begins at step 0"),
+    "no interval": (
+        {"step_scheduler": {"ckpt_every_steps": None}},
+        "slurm",
+        "ckpt_every_steps is none",
+    ),
+    "no requeue": ({"slurm": {"requeue": False}}, "slurm", "slurm.requeue is false"),
+    "seconds read as minutes": (
+        {"slurm": {"time": 86400}},
+        "slurm",
+        "YAML reads an unquoted 24:00:00 as 86400",
+    ),
+    "very long": ({"slurm": {"time": "21-01"}}, "slurm", "slurm.time is very long (21-01:00:00)"),
+    "lead longer than the job": ({"slurm": {"time": "1:00"}}, "slurm", "slurm.signal_lead_s (120 s)"),
+    "more ranks than cores": ({"slurm": {"nodes": 65}}, "local", "65 ranks share 64 CPU cores"),
+    "idle ranks": (
+        {"slurm": {"nodes": 4}, "step_scheduler": {"global_batch_size": 2}},
+        "slurm",
+        "2 sequences for 4 ranks",
+    ),
+    "uneven batch": (
+        {"slurm": {"nodes": 4}, "step_scheduler": {"global_batch_size": 6}},
+        "slurm",
+        "1 x 2 x 4 = 8 slots for 6 sequences (2 empty)",
+    ),
+    "too large for the GPU": (
+        {"slurm": {"gpu_type": "a100_40gb"}, "dataset": {"max_length": 512}},
+        "slurm",
+        "a a100_40gb has 40 GB",
+    ),
+    "too large for this machine": ({"slurm": {"nodes": 40}}, "local", "this machine has 512.0 GB"),
+    "checkpoints inside only": (
+        {
+            "checkpoint": {"checkpoint_dir": "/ckpt/a"},
+            "slurm": {"container_image": "i", "extra_mounts": ["/scratch/me:/ckpt"]},
+        },
+        "slurm",
+        "checkpoint.checkpoint_dir (/ckpt/a) exists only inside the container",
+    ),
+    "data outside the mounts": (
+        {
+            "dataset": {"_target_": "text_instruction", "dataset_name": "/data/a.jsonl"},
+            "slurm": {"container_image": "i", "extra_mounts": ["/scratch:/scratch"]},
+        },
+        "slurm",
+        "dataset.dataset_name (/data/a.jsonl) is under no mount",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_what_may_go_wrong_is_warned_of(name: str) -> None:
+    sections, cluster, says = WARNINGS[name]
+    warned = plan(sections, cluster=cluster, gpus=cluster == "slurm").warnings
+    assert any(says in warning for warning in warned), warned
+
+
+def test_a_sound_configuration_warns_of_nothing() -> None:
+    sections = {"model": {"config": {"num_hidden_layers": 2, "hidden_size": 64}}}
+    assert plan(sections, gpus=True).warnings == ()
+
+
+def test_the_plan_is_plain_json() -> None:
+    value = json.loads(json.dumps(family_plan().as_json()))
+    assert value["world_size"] == 32
+    assert value["sbatch"]["time"] == 1440
+
+
+def test_sizes_that_cannot_be_known_here_are_said_to_be_unknown() -> None:
+    shown = family_plan()
+    assert shown.estimates.parameters is None
+    assert any("not known here" in note for note in shown.notes)
+
+
+def test_a_component_in_a_container_is_said_to_be_unchecked() -> None:
+    sections = {"optimizer": {"_target_": "my_lib.Fast"}, "slurm": {"container_image": "i"}}
+    assert plan(sections).notes == (
+        "optimizer._target_ (my_lib.Fast): not checked here, ranks run in the container",
+    )
+
+
+def test_a_plan_of_the_same_configuration_is_the_same() -> None:
+    one, two = (
+        make_plan(load_config(SMALL, environ={}), cluster="local", gpus_available=False, machine=MACHINE)
+        for _ in range(2)
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize("path", sorted((HERE.parent / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_configurations_that_come_along_plan_without_warnings(path: Path) -> None:
+    loaded = load_config(path, environ={})
+    shown = make_plan(loaded, cluster="slurm", gpus_available=True, machine=MACHINE)
+    assert shown.warnings == ()

@@ -1,0 +1,171 @@
+"""Estimates held against the real thing: transformers' models and torch's optimizers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from launcher.memory import checkpoint_bytes, gpu_memory_bytes, rank_memory
+from launcher.parameters import model_size
+from launcher.targets import OPTIMIZERS, check_targets
+from tests.config_parts import load
+
+_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_GPT2 = {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 100}
+
+
+def count(config: dict[str, Any]) -> int:
+    """Parameters of the model that transformers builds."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        values = {k: v for k, v in config.items() if k != "model_type"}
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **values)
+        )
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        _GROUPED,
+        {**_GROUPED, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+        {"num_hidden_layers": 1},
+    ],
+    ids=["plain", "tied with biases", "defaults"],
+)
+def test_parameters_are_counted_as_transformers_does(kind: str, values: dict[str, Any]) -> None:
+    config = {"model_type": kind, **values}
+    size = model_size(config)
+    assert size is not None and size.parameters == count(config)
+
+
+@pytest.mark.parametrize("values", [_GPT2, {**_GPT2, "n_inner": 80, "tie_word_embeddings": False}, {}])
+def test_parameters_of_gpt2(values: dict[str, Any]) -> None:
+    config = {"model_type": "gpt2", **values}
+    size = model_size(config)
+    assert size is not None and size.parameters == count(config)
+
+
+def test_an_unknown_family_has_no_size() -> None:
+    assert model_size({"model_type": "mixtral"}) is None
+    assert model_size({}) is None
+    assert model_size({"model_type": "llama", "hidden_size": "big"}) is None
+
+
+def test_the_vocabulary_is_the_tokenizers_where_the_config_has_none() -> None:
+    size = model_size({"model_type": "llama"}, vocab_size=500)
+    assert size is not None and size.vocab_size == 500
+
+
+def test_adapters_are_counted_as_peft_does() -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **_GROUPED))
+        adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    size = model_size({"model_type": "llama", **_GROUPED})
+    assert size is not None
+    trainable, _ = adapted.get_nb_trainable_parameters()
+    assert size.adapters(4, "all-linear") == trainable
+
+
+def test_a_checkpoint_takes_twelve_bytes_a_parameter() -> None:
+    size = model_size({"model_type": "llama"})
+    assert size is not None
+    assert checkpoint_bytes(load().config, size) == 12 * size.parameters
+
+
+def test_memory_of_a_rank_falls_with_more_shards() -> None:
+    size = model_size({"model_type": "llama"})
+    assert size is not None
+    one = rank_memory(load().config, size, on_gpu=True)
+    eight = rank_memory(load({"slurm": {"nodes": 8}}).config, size, on_gpu=True)
+    replicated = rank_memory(
+        load({"slurm": {"nodes": 8}, "distributed": {"dp_replicate_size": 8}}).config,
+        size,
+        on_gpu=True,
+    )
+    assert one.parameters == 4 * size.parameters == 8 * eight.parameters
+    assert one.optimizer == 8 * size.parameters
+    assert replicated.parameters == one.parameters
+
+
+def test_checkpointing_activations_saves_most_of_them() -> None:
+    size = model_size({"model_type": "llama"})
+    assert size is not None
+    kept = rank_memory(load().config, size, on_gpu=True)
+    on = {"training_optimizations": {"activation_checkpointing": True}}
+    recomputed = rank_memory(load(on).config, size, on_gpu=True)
+    assert kept.activations > 10 * recomputed.activations
+
+
+def test_deferring_the_gradient_reduction_keeps_whole_gradients() -> None:
+    size = model_size({"model_type": "llama"})
+    assert size is not None
+    sections = {"slurm": {"nodes": 4}, "step_scheduler": {"grad_acc_steps": 2}}
+    deferred, reduced = (
+        rank_memory(
+            load({**sections, "distributed": {"defer_grad_sync": value}}).config, size, on_gpu=True
+        )
+        for value in (True, False)
+    )
+    assert deferred.gradients == 4 * reduced.gradients == 4 * size.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "gb"),
+    [("h100", 80), ("nvidia_h100_80gb_hbm3", 80), ("a100_40gb", 40), ("H200", 141), ("l4", 24)],
+)
+def test_memory_of_gpu_types(name: str, gb: int) -> None:
+    assert gpu_memory_bytes(name) == gb * 10**9
+
+
+def test_memory_of_an_unknown_gpu_is_unknown() -> None:
+    assert gpu_memory_bytes("quantum") is None
+
+
+@pytest.mark.parametrize("path", OPTIMIZERS)
+def test_the_table_of_optimizer_arguments_is_torchs(path: str) -> None:
+    import torch
+
+    signature = inspect.signature(getattr(torch.optim, path.rpartition(".")[2]))
+    assert set(OPTIMIZERS[path]) | {"lr", "params"} == set(signature.parameters)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "says"),
+    [
+        ({"_target_": "torch.optim.RMSprop", "alpha": 0.9}, None),
+        ({"_target_": "torch.optim.RMSprop", "alpha": -1}, "refuses its arguments"),
+        ({"_target_": "torch.optim.RMSprop", "momentun": 1}, "did you mean momentum?"),
+        ({"_target_": "torch.optim.Adamm"}, "did you mean Adam?"),
+        ({"_target_": "torch.nn.Linear"}, "expected a subclass of torch.optim.Optimizer"),
+        ({"_target_": "torch.optim.LBFGS"}, "one gradient a step"),
+        ({"_target_": "no_such_package.Adam"}, "no module 'no_such_package' is installed"),
+    ],
+)
+def test_other_optimizers_are_looked_at_in_a_process_of_their_own(
+    optimizer: dict[str, Any], says: str | None
+) -> None:
+    from train.config import RunConfig
+
+    report = check_targets(RunConfig.model_validate({"optimizer": optimizer}))
+    if says is None:
+        assert report.problems == ()
+    else:
+        assert len(report.problems) == 1 and says in report.problems[0]
