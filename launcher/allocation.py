@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from launcher.spawn import LocalSpawner, Spawner
@@ -21,6 +21,8 @@ from train.rundir import RunDir
 
 REFRESH_S = 300.0
 """Seconds between looks at the job's end: an administrator may move it."""
+ASK_TRIES = 3
+ASK_PAUSE_S = 0.3
 LAST_WORD_S = 3.0
 """Seconds of KillWait that are kept for writing down how the attempt ended."""
 
@@ -51,6 +53,12 @@ class Allocation(Protocol):
     @property
     def restarts(self) -> int:
         """How often the scheduler had restarted the job when this process began."""
+
+    def prepare(self) -> None:
+        """Look at what is left of the resources, before an attempt."""
+
+    def shrunk(self) -> bool:
+        """Whether nodes were lost since ``prepare``: ranks that wait for them wait for ever."""
 
     def ends_at(self) -> float:
         """When the time limit strikes (UTC seconds); cheap, may be asked often."""
@@ -84,6 +92,13 @@ class LocalAllocation:
         """``resilience.kill_wait_s``."""
         return float(self.config.resilience.kill_wait_s)
 
+    def prepare(self) -> None:
+        """This machine does not shrink."""
+
+    def shrunk(self) -> bool:
+        """This machine does not shrink."""
+        return False
+
     def ends_at(self) -> float:
         """Start of this stretch plus the limit."""
         return self.started_at + self.limit_s
@@ -103,7 +118,7 @@ class SlurmAllocation:
     run_dir: RunDir
     config: RunConfig
     job_id: str
-    spawner: Spawner
+    spawner: SrunSpawner
     kill_wait_s: float
     last: JobInfo
     asked_at: float
@@ -115,6 +130,20 @@ class SlurmAllocation:
     def limit_s(self) -> float:
         """The job's limit as Slurm granted it, else as configured."""
         return float(self.last.time_limit_s or self.config.slurm.time)
+
+    def prepare(self) -> None:
+        """With ``--no-kill`` a lost node leaves a smaller job: go on with the nodes that live."""
+        info = self.job()
+        nodes = info.nodes if info is not None and info.running else ()
+        if nodes and nodes != self.spawner.node_names:
+            shape = replace(self.spawner.shape, num_nodes=len(nodes))
+            self.spawner = replace(self.spawner, shape=shape, node_names=nodes)
+
+    def shrunk(self) -> bool:
+        """Whether the job has fewer nodes than the spawner counts on."""
+        info = self.job()
+        nodes = info.nodes if info is not None and info.running else ()
+        return 0 < len(nodes) < len(self.spawner.node_names)
 
     def ends_at(self) -> float:
         """EndTime as Slurm said last, looked up again now and then."""
@@ -131,10 +160,15 @@ class SlurmAllocation:
         Only a running job's EndTime is its limit: of a job that is being ended it is about now.
         """
         self.asked_at = time.time()
-        info = show_job(self.job_id, timeout_s=ASK_TIMEOUT_S / 3)
-        if info.running:
-            self.last = info
-        return info if info.known else None
+        for _ in range(ASK_TRIES):
+            info = show_job(self.job_id, timeout_s=ASK_TIMEOUT_S / ASK_TRIES)
+            if info.running:
+                self.last = info
+            if info.known:
+                return info
+            # The TERM that ends a job hits every process of its batch step, scontrol included.
+            time.sleep(ASK_PAUSE_S)
+        return None
 
 
 def allocation_of(

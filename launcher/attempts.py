@@ -156,6 +156,7 @@ def _facts(evidence: AttemptEvidence) -> dict[str, Any]:
         "failures": [asdict(failure) for failure in evidence.failures[:8]],
         "launcher_code": evidence.launcher_code,
         "terminated": evidence.terminated,
+        "ended_for": evidence.ended_for,
         "stop_asked": str(evidence.stop_asked) if evidence.stop_asked else None,
         "cancel_requested": evidence.cancel_requested,
         "job_state": job.state if job else None,

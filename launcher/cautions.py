@@ -68,8 +68,8 @@ def _memory(config: RunConfig, situation: Situation) -> Iterator[str]:
         limit = gpu_memory_bytes(config.slurm.gpu_type or "")
         if limit is not None and memory.total > limit:
             yield (
-                f"a rank needs about {memory.total / GB:.0f} GB, a {config.slurm.gpu_type} has "
-                f"{limit / GB:.0f} GB: {_relief(config, memory)}"
+                f"a rank needs about {memory.total / GB:.0f} GB, GPUs of type "
+                f"{config.slurm.gpu_type} have {limit / GB:.0f} GB: {_relief(config, memory)}"
             )
     elif machine is not None and memory.total * config.world_size > machine.memory_bytes:
         yield (

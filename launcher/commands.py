@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from launcher.jobs import look
 from launcher.run import Run, list_run_folders
@@ -23,6 +24,7 @@ from monitor.status import RunState, RunStatus
 from train.errors import UserError
 
 _LOG_POLL_S = 0.5
+_PIPE_WIDTH = 250
 
 
 def run(options: argparse.Namespace) -> int:
@@ -59,7 +61,7 @@ def list_runs(options: argparse.Namespace) -> int:
     elif not found:
         print(f"no runs in {Path(options.runs_dir).absolute()}")
     else:
-        Console().print(_runs_table(found))
+        console().print(_runs_table(found))
     return 0
 
 
@@ -75,7 +77,7 @@ def status(options: argparse.Namespace) -> int:
     table.add_column(overflow="fold")
     for label, text in _status_rows(found):
         table.add_row(label, text)
-    Console().print(table, markup=False)
+    console().print(table, markup=False)
     return 0
 
 
@@ -137,6 +139,11 @@ def schema(_options: argparse.Namespace) -> int:
     return 0
 
 
+def console() -> Console:
+    """Standard output; where it is no terminal nothing is folded at 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
 def _stay(opened: Run, cluster: str, options: argparse.Namespace) -> int:
     """Follow the run to its end, or say how to; the exit code tells how it ended."""
     if options.detach or (cluster == "slurm" and not options.wait):
@@ -156,32 +163,32 @@ def _watch(opened: Run) -> int:
     from launcher.explain import failure_line
     from launcher.progress import follow_on, show_summary
 
-    console = Console()
+    screen = console()
     while True:
         try:
-            found = follow_on(opened, console)
+            found = follow_on(opened, screen)
             break
         except KeyboardInterrupt:
-            if not _goes_on_watching(opened, console):
+            if not _goes_on_watching(opened, screen):
                 return 0
-    show_summary(opened, found, console)
+    show_summary(opened, found, screen)
     if found.state is RunState.FAILED:
         line = failure_line(opened.folder) or found.why
         print(f"error: {line}", file=sys.stderr)
     return exit_code(found)
 
 
-def _goes_on_watching(opened: Run, console: Console) -> bool:
+def _goes_on_watching(opened: Run, screen: Console) -> bool:
     """After Ctrl-C: ask once what is meant; without a terminal, or at a second one, detach."""
     choices = "[d]etach (the run goes on), [s]top (save, then end), [k]eep watching"
     try:
-        answer = console.input(f"\n{choices}: ", markup=False) if sys.stdin.isatty() else "d"
+        answer = screen.input(Text(f"\n{choices}: ")) if sys.stdin.isatty() else "d"
     except (KeyboardInterrupt, EOFError):
         answer = "d"
     letter = answer.strip().lower()[:1]
     if letter == "s":
         opened.cancel()
-        console.print("saves and stops ...")
+        screen.print("saves and stops ...")
         return True
     if letter == "k":
         return True

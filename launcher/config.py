@@ -20,8 +20,9 @@ from launcher.secrets import refuse_secrets
 from launcher.targets import check_targets
 from train.config import RunConfig
 from train.config.document import Document, dump_yaml, read_document
-from train.config.resolve import Problems, Resolved, resolve, written_tree
+from train.config.resolve import Problems, Resolved, resolve
 from train.config.targets import MODEL, STDLIB, TEXT
+from train.config.written import written_tree
 from train.rundir import RunDir
 
 HEADER = (

@@ -96,6 +96,9 @@ class AttemptEvidence:
     """Last lines that srun wrote."""
     terminated: bool = False
     """TERM or INT reached the supervisor."""
+    ended_for: str | None = None
+    """slurmstepd's reason for ending the step (``PREEMPTION``, ``JOB REQUEUE``, ``TIME LIMIT``,
+    ``NODE FAILURE``; nothing for scancel); None when it did not say that it ended it."""
     stop_asked: StopCause | None = None
     """Why the supervisor asked the ranks to stop, if it did."""
     cancel_requested: bool = False

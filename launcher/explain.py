@@ -80,12 +80,12 @@ def summary_rows(result: RunResult) -> Iterator[tuple[str, str]]:
         yield "tokens/s", f"{result.tokens_per_s:,.0f} (median)"
     if result.restarts:
         yield "attempts", f"{status.attempt}"
-    folder = Path(status.folder)
+    folder = shown(Path(status.folder))
     if status.checkpoints:
         names = ", ".join(str(step) for step in status.checkpoints)
         yield "checkpoints", f"steps {names} in {folder / 'checkpoints'}"
     if result.export:
-        yield "model", str(result.export)
+        yield "model", str(shown(result.export))
     if result.sample is not None:
         prompt = result.prompt or ""
         yield "sample", f"{prompt}{result.sample.removeprefix(prompt)}"
@@ -100,7 +100,7 @@ def next_steps(result: RunResult) -> list[str]:
         if result.export:
             found.append(
                 'python -c "from transformers import AutoModelForCausalLM as M; '
-                f"print(M.from_pretrained('{result.export}'))\""
+                f"print(M.from_pretrained('{shown(result.export)}'))\""
             )
         return found
     commands = [f"python -m launcher logs {status.run_id}"]
@@ -119,6 +119,12 @@ def failure_line(folder: Path) -> str | None:
     where = f" at {failure['where']}" if failure.get("where") else ""
     exception = str(failure.get("exception", "error")).rpartition(".")[2]
     return f"rank {failure.get('rank')}{where}: {exception}: {message}"
+
+
+def shown(path: Path) -> Path:
+    """The path as one would type it here: relative where it lies below the working directory."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def arrow(first: float | None, last: float | None) -> str:

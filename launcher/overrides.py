@@ -15,7 +15,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from train.config.document import Document, KeyPath, Mark, dotted, parse_value
-from train.config.schema import aliases, sections
+from train.config.placeholders import names_secret
+from train.config.redact import hidden
+from train.config.schema import aliases, is_secret, sections
 from train.errors import ConfigError
 
 
@@ -28,9 +30,9 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     """
     problems: list[str] = []
     for override in overrides:
-        where = f"override {override}"
+        where = f"override {_without_secret(override)}"
         try:
-            path, value, text = _parse(override)
+            path, value, text = _parse(override, where)
             document = _changed(document, path, value, Mark(where, text))
         except ConfigError as error:
             problems += error.problems
@@ -105,23 +107,30 @@ def _named(value: Any, path: KeyPath) -> str:
     )
 
 
-def _parse(override: str) -> tuple[KeyPath, Any, str | None]:
+def _without_secret(override: str) -> str:
+    """The override for a message; the value of what is a secret's key is left out."""
+    key, equals, value = override.partition("=")
+    secret = is_secret(tuple(key.split("."))) or names_secret(key.rpartition(".")[2])
+    return f"{key}=..." if equals and secret and "${" not in value else hidden(override)
+
+
+def _parse(override: str, where: str) -> tuple[KeyPath, Any, str | None]:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
         raise ConfigError(
-            f"override {override}: expected section.key=value, got no "
+            f"{where}: expected section.key=value, got no "
             f"{'key' if equals else '='}; write for example slurm.nodes=4"
         )
     if key[0] in "+~-":
         raise ConfigError(
-            f"override {override}: expected section.key=value, got a leading {key[0]}; write "
-            f"{key.lstrip('+~-')}={text} (none unsets a key)"
+            f"{where}: expected section.key=value, got a leading {key[0]}; write "
+            f"{where.removeprefix('override ').lstrip('+~-')} (none unsets a key)"
         )
     parts = key.split(".")
     if not all(parts):
-        raise ConfigError(f"override {override}: expected section.key=value, got an empty part")
-    value, written = parse_value(text, f"override {override}")
+        raise ConfigError(f"{where}: expected section.key=value, got an empty part of the key")
+    value, written = parse_value(text, where)
     return tuple(parts), value, written
 
 
@@ -175,4 +184,4 @@ def _step(at: Any, part: str | int, above: list[str | int], mark: Mark) -> str |
             f"{mark.where}: {name} is a list of {len(at)}: expected an index below {len(at)}, "
             f"got {part}"
         )
-    raise ConfigError(f"{mark.where}: {name} is {at!r} and has no keys; override {name} itself")
+    raise ConfigError(f"{mark.where}: {name} is no mapping and has no keys; override {name} itself")

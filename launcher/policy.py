@@ -88,13 +88,16 @@ def _ended_from_outside(evidence: AttemptEvidence) -> Decision:
             Cause.TERMINATED, Action.STOP, f"TERM ended this run; {saved}; {RESUME_HINT}"
         )
     if job.restarts > evidence.restarts_before or job.pending:
-        cause = Cause.PREEMPTED if job.preempted_at else Cause.REQUEUED
-        by = "preempted" if job.preempted_at else "an administrator, a lost node or preemption"
-        return Decision(cause, Action.LEAVE, f"Slurm requeued job {job.job_id} ({by}); {saved}")
+        # A requeued job shows no PreemptTime any more; slurmstepd said why it ended the step.
+        preempted = bool(job.preempted_at) or evidence.ended_for == "PREEMPTION"
+        why = "preemption" if preempted else (evidence.ended_for or "it does not say why").lower()
+        cause = Cause.PREEMPTED if preempted else Cause.REQUEUED
+        return Decision(cause, Action.LEAVE, f"Slurm requeued job {job.job_id} ({why}); {saved}")
     if job.preempted_at:
         # PreemptMode=CANCEL ends the job; with REQUEUE it may not have counted the restart yet.
         return Decision(Cause.PREEMPTED, Action.LEAVE, f"Slurm preempted job {job.job_id}; {saved}")
-    if job.state == "TIMEOUT" or (evidence.remaining_s is not None and evidence.remaining_s <= 0):
+    over = evidence.remaining_s is not None and evidence.remaining_s <= 0
+    if over or job.reason == "TimeLimit" or job.state == "TIMEOUT":
         return Decision(
             Cause.TIME_LIMIT,
             Action.STOP,
@@ -159,9 +162,8 @@ def _out_of_memory(
 
 def _of_process(evidence: AttemptEvidence) -> Decision:
     """No rank explained itself: look at how the processes ended."""
-    dead = [one for one in evidence.exits if one.died]
-    first = next((one for one in dead if not one.ours and _is_silent(one, evidence)), None)
-    first = first or next(iter(dead), None)
+    dead = [one for one in evidence.exits if one.died and _is_silent(one, evidence)]
+    first = next((one for one in dead if not one.ours), None)
     if first is not None and first.rank in evidence.started:
         return Decision(Cause.RANK_DIED, Action.RESTART, _describe_exit(first, evidence))
     if len(evidence.started) < evidence.world_size:
@@ -173,10 +175,15 @@ def _of_process(evidence: AttemptEvidence) -> Decision:
             f"{len(missing)} of {evidence.world_size} ranks never started (rank {missing[0]} "
             f"first): {detail}",
         )
+    missing = sorted(set(range(evidence.world_size)) - evidence.finished)
+    told = {failure.rank for failure in evidence.failures}
+    silent = [rank for rank in missing if rank not in told]
     if evidence.failures:
         text = describe_failure(evidence.failures[0])
-        return Decision(Cause.RANK_DIED, Action.RESTART, f"the network failed: {text}")
-    missing = sorted(set(range(evidence.world_size)) - evidence.finished)
+        peers = f"; rank {silent[0]} said nothing" if silent else ""
+        return Decision(
+            Cause.RANK_DIED, Action.RESTART, f"the network or a peer failed{peers}: {text}"
+        )
     return Decision(
         Cause.RANK_DIED,
         Action.RESTART,

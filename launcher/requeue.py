@@ -48,7 +48,8 @@ class Requeued(StrEnum):
     """Slurm is requeueing the job by itself: nothing is left to do."""
     CANCELLED = "cancelled"
     REFUSED = "refused"
-    UNREACHABLE = "unreachable"
+    OPEN = "open"
+    """Nobody answered, or the answer had no effect yet: ask again."""
 
 
 class RequeueRefusedError(Exception):
@@ -60,29 +61,31 @@ class RequeueRefusedError(Exception):
 
 
 def read_answer(answer: Answer, job: JobInfo, restarts_before: int) -> Requeued:
-    """What ``scontrol requeue`` and the job's state after it mean together."""
-    if answer.code == 0 and job.state != "CANCELLED":
-        return Requeued.ACCEPTED
+    """What ``scontrol requeue Incomplete`` and the job's state after it mean together.
+
+    Its exit code alone means little: measured, it is 0 for a cancelled job too, without effect. A
+    job that really goes back has one restart more at once.
+    """
     if job.restarts > restarts_before or job.pending:
+        return Requeued.ACCEPTED if answer.code == 0 else Requeued.ALREADY
+    if job.state == "COMPLETING" and job.preempted_at:
         return Requeued.ALREADY
-    if job.state == "CANCELLED":
-        return Requeued.CANCELLED
-    if not job.known:
-        return Requeued.UNREACHABLE
-    if job.state == "COMPLETING":
-        # Slurm ends the job: with PreemptTime it preempts it, else somebody cancelled it.
-        return Requeued.ALREADY if job.preempted_at else Requeued.CANCELLED
+    if job.state in ("COMPLETING", "CANCELLED"):
+        return Requeued.REFUSED if job.reason == "TimeLimit" else Requeued.CANCELLED
+    if not job.known or answer.code in (0, None) or answer.code < 0:
+        # No answer (or a signal ended scontrol with the rest of the job), or no effect yet.
+        return Requeued.OPEN
     return Requeued.REFUSED
 
 
 def ask_slurm(job_id: str, restarts_before: int) -> tuple[Requeued, str]:
-    """``scontrol requeue Incomplete``, again while the controller does not answer."""
+    """``scontrol requeue Incomplete``, again while nothing is certain."""
     give_up_at = time.monotonic() + GIVE_UP_S
     while True:
         answer = ask(["scontrol", "requeue", "Incomplete", job_id])
         job = show_job(job_id)
         result = read_answer(answer, job, restarts_before)
-        if result is not Requeued.UNREACHABLE or time.monotonic() > give_up_at:
+        if result is not Requeued.OPEN or time.monotonic() > give_up_at:
             return result, answer.error
         log.warning("requeue_again", why=answer.error or job.reason)
         time.sleep(ASK_AGAIN_S)

@@ -20,8 +20,8 @@ SETUP = ("export PYTHONSAFEPATH=1",)
 
 PASSED_ON = frozenset(
     """
-    acctg-freq batch bb bbf chdir cluster-constraint consolidate-segments contiguous core-spec
-    cores-per-socket cpu-freq deadline delay-boot distribution exclude-nodes extra
+    acctg-freq batch bb bbf cluster-constraint consolidate-segments contiguous core-spec
+    cores-per-socket cpu-freq deadline delay-boot distribution extra
     extra-node-info gpu-freq gpus-per-socket gres-flags hint hold kill-on-invalid-dep licenses
     mcs-label mem-bind mem-per-gpu mincpus network nice ntasks-per-core ntasks-per-socket
     oom-kill-step overcommit oversubscribe power prefer priority profile propagate reboot
@@ -60,10 +60,11 @@ _KEYS = {
     "reservation": "reservation",
     "signal": "signal_lead_s",
     "time": "time",
-    "container": "container_image",
 }
 _REFUSED = {
     "array": "one launch is one job",
+    "container": "use slurm.container_image: the job's own process stays outside",
+    "chdir": "start the run from that folder",
     "clusters": "the job is watched and requeued on this cluster",
     "cpus-per-gpu": "use slurm.cpus_per_task",
     "error": "logs are in the run folder",

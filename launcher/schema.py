@@ -38,6 +38,8 @@ def _properties(section: type[Section], given: dict[str, Any]) -> dict[str, Any]
     for written in keys(section):
         spellings = [key for key, ours in aliases(section).items() if ours == written]
         source = next(given[key] for key in [written, *spellings] if key in given)
+        if written == "_target_":  # aliases are matched by their last part: no list holds them
+            source = {k: v for k, v in source.items() if k != "const"} | {"type": "string"}
         found[written] = _lenient(source)
         for spelling in spellings:
             if spelling not in (written, "target"):
@@ -59,6 +61,8 @@ def _lenient(part: dict[str, Any]) -> dict[str, Any]:
         return {**outside, "anyOf": options} if len(options) > 1 else part
     if any(option.get("type") == "null" for option in options):
         options.append(_NONE)
+    if {"type": "string"} in options:
+        options.append({"type": "number"})  # 0 and 007 are read as they are written
     if not any(_takes_placeholder(option) for option in options):
         options.append(_PLACEHOLDER)
     return {**outside, "anyOf": options} if len(options) > 1 else part

@@ -5,25 +5,14 @@ Values that look like a secret are never shown. Pure; imports no torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from train.config.document import Document, KeyPath
 from train.config.placeholders import names_secret, placeholder_names
+from train.config.redact import WANDB, looks_secret
 from train.config.resolve import Problems, in_our_spelling
 from train.config.schema import ENVIRONMENT_ONLY, VERBATIM
-
-_LITERALS = {
-    "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
-    "a Weights & Biases key": re.compile(
-        r"(?<![\w/.@-])[0-9a-f]{40}(?![\w/.-])|\bwandb_v\d_\w{20,}"
-    ),
-    "a GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"),
-    "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bglpat-[\w-]{20,}"),
-    "a Slack token": re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-}
 
 
 def refuse_secrets(document: Document) -> None:
@@ -41,11 +30,6 @@ def refuse_secrets(document: Document) -> None:
     problems.raise_any()
 
 
-def looks_secret(text: str) -> str | None:
-    """What kind of secret ``text`` seems to hold, None if none."""
-    return next((kind for kind, pattern in _LITERALS.items() if pattern.search(text)), None)
-
-
 def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if isinstance(value, dict):
         for key, item in value.items():
@@ -59,7 +43,7 @@ def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
 
 def _literal(path: KeyPath, text: str) -> str | None:
     kind = looks_secret(text)
-    if kind == "a Weights & Biases key" and "revision" in str(path[-1]):
+    if kind == WANDB and "revision" in str(path[-1]):
         return None
     if kind is None and path[:2] == ("slurm", "env") and len(path) > 2:
         named = names_secret(str(path[2])) and text and not placeholder_names(text)

@@ -64,7 +64,8 @@ def srun_command(
 ) -> list[str]:
     """The whole command line of the step; ``variables`` are names that a container must see.
 
-    Sources: srun(1); ``--cpus-per-task`` because srun of Slurm 22.05 and later does not inherit it;
+    Sources: srun(1); ``--overlap`` because the step of an earlier attempt counts as running for as
+    long as a lost node does not answer; ``--cpus-per-task`` because srun of Slurm 22.05 and later does not inherit it;
     ``--gpu-bind=none`` because isolating each task breaks NCCL's peer-to-peer copies.
     """
     logs = str(run_dir.logs(attempt)).replace("%", "%%")
@@ -72,6 +73,7 @@ def srun_command(
         "srun",
         "--kill-on-bad-exit=0",
         "--wait=0",
+        "--overlap",
         f"--nodes={shape.num_nodes}",
         f"--ntasks={shape.world_size}",
         f"--ntasks-per-node={shape.tasks_per_node}",
@@ -237,7 +239,7 @@ class SrunGroup:
         if self._process.poll() is not None:
             return True
         now = time.monotonic()
-        if self._kill_at is None and any(one.died for one in self.exits()):
+        if self._kill_at is None and self._is_broken():
             self._kill_at = now + VICTIM_GRACE_S
         if self._kill_at is not None and now > self._kill_at and self._gone_by is None:
             self._kill_step()
@@ -245,12 +247,18 @@ class SrunGroup:
             self._process.kill()
         return False
 
+    def _is_broken(self) -> bool:
+        return any(one.died for one in self.exits()) or _LOST_NODE in self._read()
+
+    def _read(self) -> str:
+        try:
+            return self._words.read_text(errors="replace")
+        except OSError:
+            return ""
+
     def exits(self) -> tuple[RankExit, ...]:
         """How ranks ended, as far as srun said; those that exited 0 it does not mention."""
-        try:
-            exits = parse_exits(self._words.read_text(errors="replace"))
-        except OSError:
-            return ()
+        exits = parse_exits(self._read())
         before = len(exits) if self._own_ends is None else self._own_ends
         return (*exits[:before], *(replace(one, ours=True) for one in exits[before:]))
 
@@ -260,10 +268,7 @@ class SrunGroup:
 
     def launcher_error(self) -> str:
         """srun's last words, on one line."""
-        try:
-            lines = self._words.read_text(errors="replace").strip().splitlines()
-        except OSError:
-            lines = []
+        lines = self._read().strip().splitlines()
         return " | ".join(lines[-3:]) or f"srun exited {self._process.returncode}"
 
     def request_stop(self, number: signal.Signals) -> None:
@@ -289,6 +294,18 @@ class SrunGroup:
             return
         with suppress(ProcessLookupError):
             self._process.terminate()
+
+
+_LOST_NODE = "Node failure on "
+_ENDED_FOR = re.compile(
+    r"\*\*\* STEP \S+ ON \S+ CANCELLED AT \S+( DUE TO (?P<why>[A-Z ]+?))? \*\*\*"
+)
+
+
+def step_ended_for(text: str) -> str | None:
+    """slurmstepd's reason for ending a step, ``""`` for a plain scancel, None when it did not."""
+    matches = list(_ENDED_FOR.finditer(text))
+    return (matches[-1]["why"] or "") if matches else None
 
 
 _TASK_LINE = re.compile(

@@ -168,7 +168,6 @@ def note_submission(run_dir: RunDir, cluster: Cluster, job: Mapping[str, Any]) -
         **job,
     }
     append_line(run_dir.submissions, line)
-    log.info("submitted", run=run_dir.run_id, cluster=cluster.name, job_id=job["job_id"])
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ and nothing else, so that the pickle is the same however often Slurm restarts it
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -187,7 +188,9 @@ def _submit_once_accepted(run_dir: RunDir, executor: SlurmExecutor) -> str:
 
     before = _leftovers(run_dir)
     try:
-        return str(executor.submit(TrainingJob(str(run_dir.root))).job_id)
+        # submitit also prints what sbatch said; it is in the error, and said once by us.
+        with redirect_stderr(io.StringIO()):
+            return str(executor.submit(TrainingJob(str(run_dir.root))).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         new = [path for path in _leftovers(run_dir) if path not in before]
         return _after_failure(run_dir, new, _complaint(error))

@@ -17,6 +17,7 @@ import structlog
 from launcher.allocation import Allocation
 from launcher.attempts import AttemptLog, of_job
 from launcher.evidence import AttemptEvidence
+from launcher.logs import log_tail
 from launcher.outcome import Action, Cause, Decision
 from launcher.policy import RESUME_HINT, decide
 from launcher.signals import SignalNotes
@@ -26,8 +27,6 @@ from train.config import RunConfig
 from train.rundir import RunDir, write_json_atomically
 
 RESTART_PAUSE_S = 1.0
-LOG_LINES = 20
-LOG_BYTES = 64 * 1024
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +82,7 @@ class Supervisor:
     def _attempt(self) -> tuple[AttemptEvidence, Decision]:
         job_id = self.allocation.job_id
         history = of_job(self.attempts.read(), job_id)
+        self.allocation.prepare()
         attempt = self.run_dir.claim_attempt()
         spawner = self.allocation.spawner
         self.attempts.start(
@@ -157,18 +157,3 @@ def culprit_rank(evidence: AttemptEvidence) -> int | None:
     dead = [one.rank for one in evidence.exits if one.died and not one.ours]
     victims = [failure.rank for failure in evidence.failures]
     return next(iter([*own, *dead, *victims]), None)
-
-
-def log_tail(run_dir: RunDir, attempt: int, rank: int) -> list[str]:
-    """The last lines that a rank wrote to standard error, or to standard output without those."""
-    for stream in ("err", "out"):
-        try:
-            with run_dir.log(attempt, rank, stream).open("rb") as file:
-                file.seek(0, 2)
-                file.seek(max(0, file.tell() - LOG_BYTES))
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            continue
-        if lines := [line.rstrip()[:500] for line in lines if line.strip()]:
-            return lines[-LOG_LINES:]
-    return []

@@ -14,16 +14,21 @@ import structlog
 
 from launcher.allocation import Allocation
 from launcher.evidence import AttemptEvidence, StopCause
+from launcher.logs import log_tail
 from launcher.policy import stop_lead_s
 from launcher.records import RankRecords
 from launcher.signals import SignalNotes
 from launcher.spawn import RankGroup
+from launcher.srun import step_ended_for
 from train.config import RunConfig
 from train.rundir import RunDir, write_json_atomically
 
 POLL_S = 0.1
+LAUNCH_CHECK_S = 15.0
+"""Seconds between looks at the job's nodes while ranks have not started yet."""
 READ_EVERY_S = 1.0
 """Seconds between looks at the run folder: events, cancel request, newer attempts."""
+PROGRESS_EVERY_S = 60.0
 SETTLE_S = 5.0
 """Seconds to wait for the last events of ranks whose processes ended well (shared file systems)."""
 LAST_CALL_S = 10.0
@@ -48,9 +53,10 @@ class AttemptWatch:
         self.stop_asked: StopCause | None = None
         self._kill_at: float | None = None
         self._next_read = 0.0
+        self._next_launch_check = time.monotonic() + LAUNCH_CHECK_S
         self._cancelled = False
         self._fenced = False
-        self._shown_step = -1
+        self._next_progress = 0.0
 
     def run(self) -> AttemptEvidence:
         """Start the ranks, watch them to their end, and say what was seen."""
@@ -59,10 +65,12 @@ class AttemptWatch:
             while not group.poll():
                 self._look()
                 self._ask_to_stop(group)
-                self._enforce(group)
+                if self._is_over(group) or self._cannot_start(group):
+                    break
                 time.sleep(POLL_S)
-        finally:
+        except BaseException:
             group.kill()
+            raise
         self._settle(group)
         return self._evidence(group)
 
@@ -84,10 +92,9 @@ class AttemptWatch:
         with suppress(OSError):
             self._cancelled = self._cancelled or self.run_dir.cancel_request.exists()
             self._fenced = self.run_dir.newest_attempt() > self.attempt
-        step = self.records.last_step
-        if step is not None and step > self._shown_step:
-            self._shown_step = step
-            log.info("progress", attempt=self.attempt, step=step)
+        if self.records.last_step is not None and now >= self._next_progress:
+            self._next_progress = now + PROGRESS_EVERY_S
+            log.info("progress", attempt=self.attempt, step=self.records.last_step)
 
     def _ask_to_stop(self, group: RankGroup) -> None:
         """Ask once for every new, stronger reason; the strongest one is what the record shows."""
@@ -126,11 +133,29 @@ class AttemptWatch:
             return now + self.allocation.kill_wait_s
         return max(now, self.allocation.ends_at() - min(LAST_CALL_S, self.lead_s() / 3))
 
-    def _enforce(self, group: RankGroup) -> None:
-        if self._kill_at is not None and time.time() >= self._kill_at:
-            log.error("kill", attempt=self.attempt, why="the ranks did not stop in time")
-            self._kill_at = None
-            group.kill()
+    def _is_over(self, group: RankGroup) -> bool:
+        """Whether to wait no longer for ranks that do not stop; they are gone then, or soon."""
+        if self._kill_at is None or time.time() < self._kill_at:
+            return False
+        log.error("kill", attempt=self.attempt, why="the ranks did not stop in time")
+        if self.allocation.has_queue and self.signals.terminated:
+            # Slurm kills them in a moment, and this process too: a scancel would wait for that
+            # (measured: 8 s), so use the time for the last word.
+            return True
+        group.kill()
+        return True
+
+    def _cannot_start(self, group: RankGroup) -> bool:
+        """End a launch that waits for a lost node: srun tries that again for ever."""
+        now = time.monotonic()
+        if len(self.records.started) >= self.records.world_size or now < self._next_launch_check:
+            return False
+        self._next_launch_check = now + LAUNCH_CHECK_S
+        if not self.allocation.shrunk():
+            return False
+        log.warning("nodes_lost", attempt=self.attempt, why="the job has fewer nodes now")
+        group.kill()
+        return True
 
     def _settle(self, group: RankGroup) -> None:
         """Read the last events; those of other hosts may take a moment to become visible."""
@@ -143,6 +168,10 @@ class AttemptWatch:
             if len(told) >= self.records.world_size or time.monotonic() >= deadline:
                 return
             time.sleep(POLL_S)
+
+    def _ended_for(self) -> str | None:
+        """slurmstepd writes why it ends a step where the first rank of a node writes its errors."""
+        return step_ended_for("\n".join(log_tail(self.run_dir, self.attempt, 0, streams=("err",))))
 
     def _evidence(self, group: RankGroup) -> AttemptEvidence:
         records, terminated = self.records, self.signals.terminated
@@ -162,6 +191,7 @@ class AttemptWatch:
             launcher_code=group.launcher_code(),
             launcher_error=group.launcher_error(),
             terminated=terminated,
+            ended_for=self._ended_for(),
             stop_asked=self.stop_asked,
             cancel_requested=self._cancelled,
             job=None if everyone_finished else self.allocation.job(),

@@ -164,7 +164,7 @@ def _alive(evidence: RunEvidence) -> tuple[RunState, str]:
         return RunState.STARTING, "waits for its ranks"
     phase = next((str(event["phase"]) for event in reversed(now) if event.get("phase")), "")
     stepped = any(event["kind"] == Kind.STEP for event in now)
-    return (RunState.RUNNING if stepped else RunState.STARTING), phase
+    return (RunState.RUNNING, phase) if stepped else (RunState.STARTING, phase or "import")
 
 
 def _vanished(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:

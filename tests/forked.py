@@ -96,6 +96,7 @@ def _main(
     warnings.simplefilter("error")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     os.environ["OMP_NUM_THREADS"] = "1"
+    multiprocessing.set_start_method("fork", force=True)  # for loader processes, as in production
     import torch
 
     torch.set_num_threads(1)

@@ -134,7 +134,10 @@ _TREES = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]))
     | st.sampled_from(["none", "24:00:00", "1e-4", "0o7", "1_0", "yes", "${A}", "007", "=", "<<"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.from_regex(r"[a-z_]{1,8}"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.from_regex(r"[a-z_]{1,8}"), inner, max_size=3)
+    ),
     max_leaves=12,
 )
 
@@ -258,8 +261,12 @@ def test_a_variable_that_only_resembles_a_secret_may_stand_in_sbatch_options(nam
 
 def test_a_commit_hash_is_no_secret() -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
-    sections = {"model": {"revision": commit, "tokenizer": f"/cache/snapshots/{commit}/files"}}
-    assert load(sections).config.model.revision == commit
+    path = f"/cache/snapshots/{commit}/files"
+    sections = {
+        "model": {"revision": commit, "tokenizer": path, "train_tokenizer_vocab_size": None}
+    }
+    config = load(sections).config
+    assert (config.model.revision, config.model.tokenizer) == (commit, path)
 
 
 @pytest.mark.parametrize("source", ["family", "small"])
@@ -288,6 +295,14 @@ def test_a_data_set_class_gets_back_only_the_keys_that_were_given(tmp_path: Path
     resolved = load_resolved(path, {})
     assert resolved == loaded.config
     assert resolved.dataset.model_fields_set == loaded.config.dataset.model_fields_set
+
+
+def test_a_run_folders_components_were_checked_at_launch(tmp_path: Path) -> None:
+    """Resuming from another folder must not fail over an import path of the first one."""
+    (tmp_path / "record.json").write_text("{}")
+    path = tmp_path / "config.yaml"
+    path.write_text(load().text.replace("torch.optim.AdamW", "lib_of_another_folder.Adam"))
+    assert load_config(path).config.optimizer.target == "lib_of_another_folder.Adam"
 
 
 def test_the_digest_ignores_where_a_run_lives_and_nothing_else() -> None:
@@ -350,14 +365,17 @@ def test_a_duration_survives_being_written(seconds: int) -> None:
     seconds=st.integers(1, 59),
 )
 def test_durations_mean_what_sbatch_says(days: int, hours: int, minutes: int, seconds: int) -> None:
-    """sbatch(1): minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    """sbatch(1): minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
     whole = ((days * 24 + hours) * 60 + minutes) * 60
     assert parse_duration_s(f"{days}-{hours}:{minutes:02d}:{seconds:02d}") == whole + seconds
     assert parse_duration_s(f"{hours}:{minutes:02d}:{seconds:02d}") == (
         whole - days * 86400 + seconds
     )
     assert parse_duration_s(f"{minutes}:{seconds:02d}") == minutes * 60 + seconds
-    assert parse_duration_s(f"{days}-{hours}:{minutes + 1}") == whole - minutes * 60 + (minutes + 1) * 60
+    assert (
+        parse_duration_s(f"{days}-{hours}:{minutes + 1}")
+        == whole - minutes * 60 + (minutes + 1) * 60
+    )
     assert parse_duration_s(f"{days}-{hours + 1}") == (days * 24 + hours + 1) * 3600
     assert parse_duration_s(f"{minutes + 1}") == (minutes + 1) * 60 == parse_duration_s(minutes + 1)
 

@@ -235,3 +235,34 @@ def test_saved_tokenizer_expresses_any_text(tmp_path: Path) -> None:
 def test_missing_tokenizer_says_what_to_do(tmp_path: Path, cfg: ModelConfig, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_tokenizer(cfg, None, tmp_path)
+
+
+def test_tokenizer_that_marks_word_starts_learns_the_same_words() -> None:
+    """Llama 2's kind: cutting its text into parts would put a word start at every border."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    core.train_from_iterator(["[INST] 1 + 1? And 2 + 2? [/INST] It is 4."] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] "
+        "{{ m['content'] }} [/INST]{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}"
+        "{% endfor %}"
+    )
+    encoder = Encoder(tokenizer, Renderer(tokenizer, template), 512)
+    chat = Chat(CHAT.messages[1:])
+    (document,) = encoder.encode([chat])
+    (rendered,) = encoder.renderer.render(chat)
+    whole_text = tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
+    assert document.ids.tolist() == whole_text
+    assert tokenizer.convert_ids_to_tokens(document.ids[document.is_label].tolist()) == [
+        *("▁2", "▁", "</s>"),
+        *("▁It", "▁is", "▁4.", "▁", "</s>"),
+    ]

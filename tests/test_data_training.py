@@ -18,7 +18,10 @@ from train.data.training import TrainingData, prepare_data
 from train.errors import DataError
 
 ROWS = [
-    {"instruction": f"Count to {i % 13}.", "output": " ".join(map(str, range(i % 13 + 1)))}
+    {
+        "instruction": f"Please count carefully from zero to {i % 13}, without a pause.",
+        "output": ", then ".join(map(str, range(i % 13 + 1))),
+    }
     for i in range(90)
 ]
 
@@ -124,13 +127,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from tests.test_data_training import prepare
-data = prepare(Path(sys.argv[1]), rank=int(sys.argv[2]), world=3)
+data = prepare(Path(sys.argv[1]), rank=int(sys.argv[2]), world=2)
 print(data.fingerprint, [d for step in data.step_batches(0) for b in step for d in b.doc_ids])
 """
 
 
 def test_one_rank_tokenizes_and_all_agree(tmp_path: Path) -> None:
-    """The builder starts last: the others have to wait for it."""
+    """The builder starts last: the other has to wait for it."""
     make_config(tmp_path)
     ranks = [
         subprocess.Popen(
@@ -138,12 +141,12 @@ def test_one_rank_tokenizes_and_all_agree(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in (2, 1, 0)
+        for rank in (1, 0)
     ]
     outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
     tokenizing = ["data.tokenizing" in output for output in outputs]
     answers = [output.splitlines()[-1].split(" ", 1) for output in outputs]
-    assert tokenizing == [False, False, True]
+    assert tokenizing == [False, True]
     assert len({fingerprint for fingerprint, _ in answers}) == 1
     assert sorted(doc for _, docs in answers for doc in json.loads(docs)) == list(range(90))
 
@@ -195,3 +198,17 @@ def test_padded_batches_have_one_shape(tmp_path: Path) -> None:
     data = prepare_data(config, prepare_tokenizer(config, place), place, pad_to_fixed=True)
     shapes = {tuple(batch.input_ids.shape) for step in data.step_batches(0) for batch in step}
     assert shapes == {(1, 2 * 128)}
+
+
+def test_tokenizing_can_be_given_up_and_leaves_nothing(tmp_path: Path) -> None:
+    class StopAskedError(Exception):
+        pass
+
+    def give_up() -> None:
+        raise StopAskedError
+
+    config = make_config(tmp_path)
+    tokenizer = prepare_tokenizer(config, Place(0, 1, tmp_path / "cache"))
+    with pytest.raises(StopAskedError):
+        prepare_data(config, tokenizer, Place(0, 1, tmp_path / "other", poll=give_up))
+    assert list((tmp_path / "other").iterdir()) == []

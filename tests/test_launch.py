@@ -154,9 +154,10 @@ def test_a_run_survives_the_death_of_everything_that_launched_it(
     )
     with shell:
         assert shell.stdout is not None
-        run = Run.open(shell.stdout.readline().strip())
+        folder = shell.stdout.readline().strip()
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL):
             os.killpg(shell.pid, number)
+    run = Run.open(folder)
     assert run.wait(WAIT_S).state is RunState.FINISHED
 
 
@@ -306,9 +307,7 @@ def test_slurm_without_slurm_is_refused(project: Path, monkeypatch: pytest.Monke
     ("name", "message"),
     [("tiny-2", "which fits"), ("tony", "no run tony"), ("latest-", "no run latest-")],
 )
-def test_a_name_that_is_not_one_runs_is_refused(
-    project: Path, name: str, message: str
-) -> None:
+def test_a_name_that_is_not_one_runs_is_refused(project: Path, name: str, message: str) -> None:
     for second in (1, 2):
         folder = project / "runs" / f"tiny-20260101T00000{second}-aaaaaaaa"
         folder.mkdir(parents=True)

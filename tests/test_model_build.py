@@ -40,21 +40,27 @@ class Vocabulary:
         return 101
 
 
-def build(context: RankContext, model: dict[str, Any], peft: bool = False) -> dict[str, Any]:
-    """Work of a rank: build and fill the model; returns whole tensors and logits."""
+def build(
+    context: RankContext, model: dict[str, Any], peft: bool = False, whole: bool = True
+) -> dict[str, Any]:
+    """Work of a rank: build and fill the model; returns whole tensors and logits.
+
+    Without ``whole`` no rank may read a whole model.
+    """
     from torch.distributed.tensor import DTensor
 
+    import train.weights
     from train.dist import join
     from train.model import build_model, fill_weights
 
+    if not whole:
+        train.weights._converted = None  # type: ignore[assignment]
     values: dict[str, Any] = {"model": {"torch_dtype": "float32", **model}}
     if peft:
         values["peft"] = {"dim": 4}
     config = RunConfig.model_validate(values)
     world = join(context, config.distributed)
-    built = build_model(
-        config, Vocabulary(), world, local_rank=context.local_rank, accumulation=1
-    )
+    built = build_model(config, Vocabulary(), world, local_rank=context.local_rank, accumulation=1)
     fill_weights(built, config, world)
     tensors = {
         name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().numpy()
@@ -71,7 +77,9 @@ def build(context: RankContext, model: dict[str, Any], peft: bool = False) -> di
     return {"tensors": tensors, "logits": logits.numpy(), "largest_shard": most}
 
 
-def saved_model(folder: Path, model_type: str, dtype: torch.dtype, **values: Any) -> PreTrainedModel:
+def saved_model(
+    folder: Path, model_type: str, dtype: torch.dtype, **values: Any
+) -> PreTrainedModel:
     torch.manual_seed(1)
     config = AutoConfig.for_model(model_type, **{**TINY[model_type], **values})
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
@@ -115,7 +123,7 @@ def test_every_rank_reads_its_slices_of_a_pretrained_model(
     with torch.no_grad():
         logits = reference(torch.tensor(IDS)).logits.numpy()
     model = {"pretrained_model_name_or_path": str(tmp_path / "model")}
-    for result in run_forked(2, build, tmp_path / "run", model):
+    for result in run_forked(2, build, tmp_path / "run", model, False, False):
         for name, value in reference.named_parameters():
             np.testing.assert_array_equal(result["tensors"][name], value.detach().numpy())
         np.testing.assert_allclose(result["logits"], logits, rtol=1e-5, atol=1e-6)

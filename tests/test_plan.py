@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -66,7 +67,9 @@ GOLDEN = {
     "small": lambda: plan(gpus=False),
     "automodel_4x8": family_plan,
     "every_option": full_plan,
-    "gres": lambda: plan({"slurm": {"ntasks_per_node": 2, "gres": "gpu:a100:2", "mem_per_cpu": "4G"}}),
+    "gres": lambda: plan(
+        {"slurm": {"ntasks_per_node": 2, "gres": "gpu:a100:2", "mem_per_cpu": "4G"}}
+    ),
 }
 
 
@@ -93,6 +96,27 @@ def test_the_shown_script_is_the_one_that_submitit_submits(tmp_path: Path) -> No
     executor.update_parameters(**wanted.sbatch)
     submitted = executor._make_submission_file_text(executor._submitit_command_str, "uid")
     assert sbatch_text(wanted, tmp_path, python=PYTHON) == submitted
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="needs Slurm's sbatch")
+@pytest.mark.parametrize("name", ["every_option", "gres"])
+def test_sbatch_itself_understands_every_line(name: str, tmp_path: Path) -> None:
+    """sbatch reads all options before it finds out that no controller answers."""
+    configuration = tmp_path / "slurm.conf"
+    configuration.write_text(
+        "ClusterName=none\nSlurmctldHost=localhost\nSlurmctldPort=1\nAuthType=auth/none\n"
+        "MessageTimeout=2\nGresTypes=gpu\nNodeName=n1\nPartitionName=gpu Nodes=n1\n"
+    )
+    script = HERE / "golden" / f"sbatch_{name}.sh"
+    environment = {"SLURM_CONF": str(configuration), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        ["sbatch", "--test-only", str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Unable to contact slurm controller" in done.stderr, done.stderr
 
 
 def test_the_familys_batch_arithmetic_is_shown() -> None:
@@ -136,9 +160,7 @@ def test_steps_are_counted_as_far_as_they_are_known(
         "step_scheduler": {"global_batch_size": 4, **scheduler},
         "packed_sequence": {"enabled": False},
     }
-    steps = make_plan(
-        load(sections), cluster="slurm", gpus_available=False, samples=samples
-    ).steps
+    steps = make_plan(load(sections), cluster="slurm", gpus_available=False, samples=samples).steps
     assert steps.total == total
     assert says in steps.text
 
@@ -156,7 +178,11 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
         "slurm",
         "validation_dataset is the training data",
     ),
-    "nothing saved": ({"checkpoint": {"enabled": False}}, "slurm", "every restart begins at step 0"),
+    "nothing saved": (
+        {"checkpoint": {"enabled": False}},
+        "slurm",
+        "every restart begins at step 0",
+    ),
     "no interval": (
         {"step_scheduler": {"ckpt_every_steps": None}},
         "slurm",
@@ -169,7 +195,11 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
         "YAML reads an unquoted 24:00:00 as 86400",
     ),
     "very long": ({"slurm": {"time": "21-01"}}, "slurm", "slurm.time is very long (21-01:00:00)"),
-    "lead longer than the job": ({"slurm": {"time": "1:00"}}, "slurm", "slurm.signal_lead_s (120 s)"),
+    "lead longer than the job": (
+        {"slurm": {"time": "1:00"}},
+        "slurm",
+        "slurm.signal_lead_s (120 s)",
+    ),
     "more ranks than cores": ({"slurm": {"nodes": 65}}, "local", "65 ranks share 64 CPU cores"),
     "idle ranks": (
         {"slurm": {"nodes": 4}, "step_scheduler": {"global_batch_size": 2}},
@@ -184,9 +214,9 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
     "too large for the GPU": (
         {"slurm": {"gpu_type": "a100_40gb"}, "dataset": {"max_length": 512}},
         "slurm",
-        "a a100_40gb has 40 GB",
+        "GPUs of type a100_40gb have 40 GB",
     ),
-    "too large for this machine": ({"slurm": {"nodes": 40}}, "local", "this machine has 512.0 GB"),
+    "too large for this machine": ({"slurm": {"nodes": 64}}, "local", "this machine has 512.0 GB"),
     "checkpoints inside only": (
         {
             "checkpoint": {"checkpoint_dir": "/ckpt/a"},
@@ -239,13 +269,17 @@ def test_a_component_in_a_container_is_said_to_be_unchecked() -> None:
 
 def test_a_plan_of_the_same_configuration_is_the_same() -> None:
     one, two = (
-        make_plan(load_config(SMALL, environ={}), cluster="local", gpus_available=False, machine=MACHINE)
+        make_plan(
+            load_config(SMALL, environ={}), cluster="local", gpus_available=False, machine=MACHINE
+        )
         for _ in range(2)
     )
     assert one == two
 
 
-@pytest.mark.parametrize("path", sorted((HERE.parent / "configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((HERE.parent / "configs").glob("*.yaml")), ids=lambda p: p.name
+)
 def test_the_configurations_that_come_along_plan_without_warnings(path: Path) -> None:
     loaded = load_config(path, environ={})
     shown = make_plan(loaded, cluster="slurm", gpus_available=True, machine=MACHINE)

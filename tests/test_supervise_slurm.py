@@ -184,7 +184,7 @@ def test_preemption_without_notice_saves_within_killwait(
         run.wait_for_step(10)
         cluster.submit_high_priority_job(nodes=2, seconds=2)
         run.wait_for(lambda: len(run.events(Kind.RESUME)) == 2, timeout_s=90)
-        assert [action for _, action in run.causes()] == ["leave"]
+        assert run.causes() == [("preempted", "leave")]
         assert run.events(Kind.RESUME)[1]["step"] == run.events(Kind.STOPPED)[0]["step"]
         assert restarts(run) == 1
         slurm_scancel(cluster, run)
@@ -202,6 +202,21 @@ def test_a_preemption_that_cancels_leaves_a_run_that_can_be_resumed(
         run.wait_for(lambda: len(run.ends()) == 1)
         assert run.causes()[0][0] == "preempted"
         assert run.saved_step == run.events(Kind.STOPPED)[0]["step"]
+
+
+def test_the_living_nodes_go_on_when_one_is_lost(
+    make_cluster: ClusterFactory, tmp_path: Path
+) -> None:
+    cluster = make_cluster(ClusterOptions(nodes=3, accounting=False))
+    plan = {**LONG, "peer_timeout_s": 3}
+    no_kill = {"additional_parameters": {"requeue": True, "no-kill": True}}
+    with slurm_run(cluster, tmp_path / "run", plan=plan, nodes=3, sbatch=no_kill) as run:
+        run.wait_for_step(5)
+        cluster.lose_node("node3")
+        run.wait_for(lambda: run.starts()[-1]["world_size"] == 2, timeout_s=120)
+        run.wait_for_step(max(steps(run)) + 5)
+        assert run.starts()[-1]["nodes"] == ["node1", "node2"]
+        assert restarts(run) == 0
 
 
 def slurm_scancel(cluster: SlurmCluster, run: SlurmCountingRun) -> None:

@@ -26,7 +26,9 @@ from train.rundir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 WAIT_S = 400.0
-STEPS = 40
+STEPS = 60
+SCHEDULE = {"grad_acc_steps": 1, "max_steps": STEPS, "ckpt_every_steps": 10}
+PACED = "tests.components.PacedAdamW"
 
 CLUSTERS = {
     "accounting-notice": ClusterOptions(accounting=True, preempt_notice_s=30),
@@ -45,30 +47,29 @@ class Site:
     home: Path
     notice: bool
 
-    def launch(self, **sections: dict[str, Any]) -> Run:
-        """Start the tiny training on four nodes; launched as a user of this cluster."""
-        config = tiny_config(
-            self.home,
-            slurm={"nodes": 4, "ntasks_per_node": 1, "time": "10m", "cpus_per_task": 1},
-            step_scheduler={"grad_acc_steps": 1, "max_steps": STEPS, "ckpt_every_steps": 10},
-            **sections,
-        )
-        return launch(config, cluster="slurm")
+    def launch(self, *, time_limit: str = "10m", pause_s: float = 0.0, **sections: Any) -> Run:
+        """Start the tiny training on four nodes, as a user of this cluster does."""
+        slurm = {"nodes": 4, "ntasks_per_node": 1, "time": time_limit, "cpus_per_task": 1}
+        return launch(paced_config(self.home, slurm, pause_s, **sections), cluster="slurm")
 
     def job_id(self, run: Run) -> int:
         """Id of the run's newest job."""
         return int(list(read_events(RunDir(run.folder).submissions))[-1]["job_id"])
 
 
+def paced_config(
+    home: Path, slurm: dict[str, Any], pause_s: float, **sections: Any
+) -> dict[str, Any]:
+    """The tiny run on four ranks, with steps of at least ``pause_s`` seconds."""
+    optimizer = {"_target_": PACED, "lr": 3e-3, "pause_s": pause_s}
+    return tiny_config(home, slurm=slurm, step_scheduler=SCHEDULE, optimizer=optimizer, **sections)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run, made without Slurm: four local ranks, the same arithmetic."""
     home = tmp_path_factory.mktemp("reference")
-    config = tiny_config(
-        home,
-        slurm={"nodes": 4, "ntasks_per_node": 1},
-        step_scheduler={"grad_acc_steps": 1, "max_steps": STEPS, "ckpt_every_steps": 10},
-    )
+    config = paced_config(home, {"nodes": 4, "ntasks_per_node": 1}, 0.0)
     run = launch(config, cluster="local")
     assert run.wait(WAIT_S).state == "finished"
     return run.folder
@@ -117,7 +118,7 @@ def restarts(site: Site, run: Run) -> int:
 
 @pytest.mark.parametrize("site", CLUSTERS, indirect=True)
 def test_a_preempted_run_comes_back_once_and_is_the_same(site: Site, reference: Path) -> None:
-    run = site.launch()
+    run = site.launch(pause_s=0.1)
     wait_for_step(run, 14)
     high = site.cluster.submit_high_priority_job(nodes=4, seconds=5)
     site.cluster.wait_for_state(high, "COMPLETED", timeout_s=120)
@@ -132,23 +133,15 @@ def test_a_preempted_run_comes_back_once_and_is_the_same(site: Site, reference: 
 
 @pytest.mark.parametrize("site", BOTH_KINDS, indirect=True)
 def test_several_time_limits_in_one_run_do_not_change_it(site: Site, reference: Path) -> None:
-    """The ranks are asked to stop 46 s before a limit of one minute, so that two limits strike."""
-    run = site.launch(
-        resilience={"stop_lead_s": 46},
-        model=slower(tiny_config(site.home)["model"]),
-        step_scheduler={},
-    )
+    """Each job has a minute, of which the last 20 s are for stopping; a step takes 0.8 s."""
+    run = site.launch(time_limit="1m", pause_s=0.8, resilience={"stop_lead_s": 20})
     assert run.wait(WAIT_S).state == "finished"
     causes = [end["cause"] for end in attempts(run.folder)]
     assert causes[-1] == "finished"
-    assert set(causes[:-1]) == {"time_limit"} and len(causes) >= 3
+    assert set(causes[:-1]) == {"time_limit"}
+    assert len(causes) >= 3
     assert restarts(site, run) == len(causes) - 1
     assert_same_run(run.folder, reference)
-
-
-def slower(model: dict[str, Any]) -> dict[str, Any]:
-    """The same model; a hook for making its steps longer."""
-    return model
 
 
 @pytest.mark.parametrize("site", BOTH_KINDS, indirect=True)

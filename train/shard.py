@@ -123,7 +123,10 @@ def checkpoint_activations(model: nn.Module) -> None:
             f"training_optimizations.activation_checkpointing: {type(model).__name__} does not "
             "support it; set it to false"
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    # transformers 5.23 renames it and deprecates the old name.
+    old = model.gradient_checkpointing_enable
+    enable = getattr(model, "activation_checkpointing_enable", old)
+    enable({"use_reentrant": False})
 
 
 def sharded_units(model: nn.Module) -> Iterator[FSDPModule]:

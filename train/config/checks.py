@@ -146,15 +146,40 @@ def without_effect(config: RunConfig) -> Iterator[str]:
             "entry: expected none, got a function; training functions of your own are for a later "
             "version: remove the section to use the built-in recipe"
         )
-    if config.model.torch_dtype == "float16":
+    yield from _model(config)
+    yield from _component_extras(config)
+    yield from _outputs(config)
+    yield from _loading(config)
+    yield from _data(config)
+    yield from _schedule(config)
+
+
+def _model(config: RunConfig) -> Iterator[str]:
+    model = config.model
+    if model.torch_dtype == "float16":
         yield (
             "model.torch_dtype: expected bfloat16 or float32, got float16; float16 needs loss "
             "scaling, which is not built: use bfloat16"
         )
-    yield from _component_extras(config)
-    yield from _loading(config)
-    yield from _data(config)
-    yield from _schedule(config)
+    if model.tokenizer and model.train_tokenizer_vocab_size:
+        yield ("model.train_tokenizer_vocab_size: expected this or tokenizer, got both; remove one")
+    if model.revision and not (model.tokenizer or model.pretrained_model_name_or_path):
+        yield "model.revision: expected a hub model or tokenizer with it, got neither; remove it"
+
+
+def _outputs(config: RunConfig) -> Iterator[str]:
+    if config.sample is not None and config.checkpoint.save_consolidated == "never":
+        yield (
+            "sample: expected checkpoint.save_consolidated final or every with it, got never; the "
+            "text is written by the exported model: change that, or remove this section"
+        )
+    if not config.use_compile:
+        for key, default in (("mode", "default"), ("fullgraph", False), ("dynamic", None)):
+            if getattr(config.compile, key) != default:
+                yield (
+                    f"compile.{key}: expected compile.enabled true with it, got false; enable it "
+                    "or remove this key"
+                )
 
 
 def _component_extras(config: RunConfig) -> Iterator[str]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from train.config.yaml_errors import kind_of, missing_file, syntax_error
 from train.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
@@ -45,11 +45,12 @@ class Document:
     marks: Mapping[KeyPath, Mark] = field(default_factory=dict)
 
     def mark(self, path: KeyPath) -> Mark:
-        """Mark of ``path``, or of the nearest part above it that has one."""
+        """Mark of ``path``, of the nearest part above it, or of the first value inside."""
         for end in range(len(path), 0, -1):
             if path[:end] in self.marks:
                 return self.marks[path[:end]]
-        return Mark(self.name)
+        inside = (mark for known, mark in self.marks.items() if known[: len(path)] == path)
+        return next(inside, Mark(self.name)) if path else Mark(self.name)
 
     def get(self, path: KeyPath) -> Any:
         """The value at ``path``, or None where there is none."""
@@ -109,7 +110,7 @@ def read_document(path: Path) -> Document:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise ConfigError(_missing(path)) from error
+        raise ConfigError(missing_file(path)) from error
     except IsADirectoryError as error:
         raise ConfigError(
             f"{path}: expected a YAML file, got a folder; name a file in it"
@@ -141,7 +142,7 @@ def parse_document(text: str, name: str) -> Document:
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{name}: expected a mapping of sections (model, dataset, slurm, ...) at the top "
-            f"level, got {_kind(tree)}; write `section:` and indent its keys under it"
+            f"level, got {kind_of(tree)}; write `section:` and indent its keys under it"
         )
     return Document(name, tree, marks)
 
@@ -174,7 +175,7 @@ def _parse(text: str, name: str, *, one_place: bool = False) -> tuple[Any, dict[
         loader = StrictLoader(text)
         node = loader.get_single_node()
     except yaml.YAMLError as error:
-        raise ConfigError(_syntax(error, text, name, one_place)) from error
+        raise ConfigError(syntax_error(error, text, name, one_place)) from error
     if node is None:
         return None, {}
     builder = _Builder(loader, name, one_place)
@@ -270,39 +271,3 @@ class _Builder:
             f"({self.where(node)}); remove the tag"
         )
         return None
-
-
-def _syntax(error: yaml.YAMLError, text: str, name: str, one_place: bool) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError):
-        position = getattr(error, "position", 0)
-        line = text.count("\n", 0, position) + 1
-        where = name if one_place else f"{name}:{line}"
-        return f"{where}: not YAML: {getattr(error, 'reason', error)}; remove that character"
-    mark = error.problem_mark or error.context_mark
-    problem = error.problem or error.context or "cannot be parsed"
-    if mark is None:
-        return f"{name}: not YAML: {problem}"
-    lines = text.splitlines()
-    offending = lines[mark.line].strip() if mark.line < len(lines) else "the end of the file"
-    where = name if one_place else f"{name}:{mark.line + 1}:{mark.column + 1}"
-    context = ""
-    if error.context and error.context_mark and error.context_mark.line != mark.line:
-        context = f" ({error.context} in line {error.context_mark.line + 1})"
-    return (
-        f"{where}: not YAML: {problem}{context}, got `{offending}`; look for a missing "
-        "quote, colon, bracket or indent there"
-    )
-
-
-def _missing(path: Path) -> str:
-    folder = path.parent
-    here = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
-    near = get_close_matches(path.name, here, n=1)
-    if near:
-        return f"{path}: no such file; did you mean {folder / near[0]}?"
-    found = f"{folder} has {', '.join(here[:8])}" if here else f"{folder} holds no YAML file"
-    return f"{path}: no such file; {found}"
-
-
-def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else f"{type(value).__name__} {value!r}"

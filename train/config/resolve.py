@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from train.config.document import Document, KeyPath, Mark, dotted, resolve_scalar
 from train.config.placeholders import PlaceholderError, expand, names_secret, placeholder_names
+from train.config.redact import hidden
 from train.config.run import RunConfig
 from train.config.schema import (
     ENVIRONMENT_ONLY,
@@ -27,7 +28,6 @@ from train.config.schema import (
     sections,
     unknown_key,
 )
-from train.config.targets import STDLIB, TEXT
 from train.config.types import none_word
 from train.errors import ConfigError
 
@@ -275,29 +275,5 @@ def _short(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list):
         return "a list"
-    text = repr(value)
+    text = hidden(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def written_tree(resolved: Resolved) -> dict[str, Any]:
-    """Every key with its value, defaults included, in our spelling; placeholders are kept.
-
-    A data set class of the user's own gets only the keys that were given, so there defaults stay
-    out.
-    """
-    dumped: dict[str, Any] = resolved.config.model_dump(mode="json", by_alias=True)
-    for name in ("dataset", "validation_dataset"):
-        data = getattr(resolved.config, name)
-        if data is not None and data.target not in (TEXT, STDLIB):
-            dumped[name] = data.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return {name: _overlaid(dumped[name], resolved.document.tree.get(name)) for name in dumped}
-
-
-def _overlaid(value: Any, written: Any) -> Any:
-    if isinstance(written, str) and "${" in written:
-        return written
-    if isinstance(value, dict) and isinstance(written, dict):
-        return {key: _overlaid(item, written.get(key)) for key, item in value.items()}
-    if isinstance(value, list) and isinstance(written, list) and len(value) == len(written):
-        return [_overlaid(item, other) for item, other in zip(value, written, strict=True)]
-    return value

@@ -216,8 +216,10 @@ def in_words(schema: dict[str, Any]) -> str:
         return f"a list of {in_words(schema.get('items', {}))}"
     if kind is None:
         return "any value"
+    if "pattern" in schema:
+        return f"text of the form {schema['pattern'].strip('^$')}"
     limits = [
-        f"{sign} {schema[name]:g}"
+        f"{sign} {schema[name]}"
         for name, sign in (
             ("minimum", ">="),
             ("exclusiveMinimum", ">"),

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BeforeValidator, Field
 
 from train.config.base import Section, TargetSection
 from train.config.job import LoggingConfig, ResilienceConfig, SlurmConfig
+from train.config.outputs import CheckpointConfig, SampleConfig, WandbConfig
 from train.config.targets import (
     MODEL,
     TEXT,
@@ -21,9 +22,18 @@ from train.config.targets import (
     model_target,
     peft_target,
 )
-from train.config.types import Consolidated, Dtype, OptionalInt, OptionalStr
+from train.config.types import Dtype, OptionalInt, OptionalStr
 
-__all__ = ["LoggingConfig", "ResilienceConfig", "Section", "SlurmConfig", "TargetSection"]
+__all__ = [
+    "CheckpointConfig",
+    "LoggingConfig",
+    "ResilienceConfig",
+    "SampleConfig",
+    "Section",
+    "SlurmConfig",
+    "TargetSection",
+    "WandbConfig",
+]
 
 
 class EntryConfig(TargetSection):
@@ -235,33 +245,6 @@ class LRSchedulerConfig(Section):
     min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the decay.")
 
 
-class CheckpointConfig(Section):
-    """What is saved, where, and how much of it is kept."""
-
-    enabled: bool = Field(True, description="Save; false makes the run unable to survive anything.")
-    checkpoint_dir: OptionalStr = Field(
-        None, description="Folder for checkpoints of all runs; none = inside the run folder."
-    )
-    model_save_format: Literal["safetensors", "torch_save"] = Field(
-        "safetensors", description="Format of model weights in a checkpoint."
-    )
-    save_consolidated: Consolidated = Field(
-        "final",
-        description="Whole-model safetensors for from_pretrained: false/never, final, true/every.",
-    )
-    keep_last_n_checkpoints: int = Field(
-        2,
-        ge=1,
-        validation_alias=AliasChoices("keep_last_n_checkpoints", "max_recent_checkpoints"),
-        description="Verified checkpoints kept; the newest verified one is never deleted.",
-    )
-    async_save: bool = Field(
-        True,
-        validation_alias=AliasChoices("async_save", "is_async"),
-        description="Write in the background while training goes on.",
-    )
-
-
 class PeftConfig(Section):
     """LoRA adapters through the peft package; the base model is frozen."""
 
@@ -317,24 +300,3 @@ class CompileConfig(Section):
     mode: str = Field("default", description="torch.compile's mode.")
     fullgraph: bool = Field(False, description="torch.compile's fullgraph.")
     dynamic: bool | None = Field(None, description="torch.compile's dynamic.")
-
-
-class SampleConfig(Section):
-    """Text generated from the exported model when training is finished."""
-
-    prompt: str = Field(description="What the model continues.")
-    max_new_tokens: int = Field(64, ge=1, description="Tokens to generate.")
-
-
-class WandbConfig(Section):
-    """Weights & Biases, one run id across requeues; needs the wandb extra."""
-
-    enabled: bool = Field(True, description="False keeps the section but sends nothing.")
-    project: OptionalStr = Field(None, description="Project.")
-    entity: OptionalStr = Field(None, description="Team or user.")
-    name: OptionalStr = Field(None, description="Display name; default: the run's id.")
-    tags: list[str] = Field(default=[], description="Tags.")
-    notes: OptionalStr = Field(None, description="Notes.")
-    mode: Literal["online", "offline", "disabled"] | None = Field(
-        None, description="wandb's mode; none = wandb's own choice."
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +81,9 @@ def source_key(cfg: DatasetConfig) -> list[Any]:
 
     Data that a class reads from elsewhere is not seen: change an argument or the cache folder.
     """
-    factory = _factory(cfg)
+    module = sys.modules.get(_factory(cfg).__module__)
     arguments = {**cfg.extra, **{name: getattr(cfg, name) for name in cfg.model_fields_set}}
-    files = [inspect.getsourcefile(inspect.unwrap(factory)), *arguments.values()]
+    files = [getattr(module, "__file__", None), *arguments.values()]
     stats = [_stat(Path(file)) for file in files if isinstance(file, str)]
     return [cfg.target, {name: str(value) for name, value in sorted(arguments.items())}, stats]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import structlog
 
 from train.config import RunConfig
 from train.config.sections import DatasetConfig
-from train.data.encode import Encoder
+from train.data.encode import Document, Encoder
 from train.data.publish import build_once
 from train.data.render import Renderer, read_template
 from train.data.samples import Chat, Pair, Sample, Text
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_POLL_EVERY = 256
+"""Documents between two looks at whether to go on."""
+_PROGRESS_S = 15.0
+"""Seconds between two lines of progress."""
+
 
 def nothing() -> None:
     """The default of a callback."""
@@ -40,14 +45,14 @@ def nothing() -> None:
 class Place:
     """Which rank this is, and where prepared data is kept: a folder that all ranks share.
 
-    ``waiting`` is called several times a second while another rank works, and may raise to give up
-    (a stop was requested); ``barrier`` once, when this rank has all it waited for.
+    ``poll`` is called again and again while this rank tokenizes or waits for the one that does, and
+    may raise to give up (a stop was requested); ``barrier`` once, when this rank has its data.
     """
 
     rank: int
     world_size: int
     cache: Path
-    waiting: Callable[[], None] = nothing
+    poll: Callable[[], None] = nothing
     barrier: Callable[[], None] = nothing
 
     @property
@@ -72,7 +77,7 @@ def prepare_tokenizer(config: RunConfig, place: Place) -> PreTrainedTokenizerBas
         builder=place.builds,
         find=saved_tokenizer,
         build=lambda scratch: _train_tokenizer(config, scratch),
-        waiting=place.waiting,
+        waiting=place.poll,
     )
     return load_tokenizer(config.model, None, saved)
 
@@ -95,19 +100,33 @@ def prepare_store(
         _root(cfg, place) / f"tokens-{key}",
         builder=place.builds,
         find=open_store,
-        build=lambda scratch: _tokenize(cfg, encoder, scratch),
-        waiting=place.waiting,
+        build=lambda scratch: _tokenize(cfg, encoder, scratch, place.poll),
+        waiting=place.poll,
     )
 
 
-def _tokenize(cfg: DatasetConfig, encoder: Encoder, folder: Path) -> None:
+def _tokenize(cfg: DatasetConfig, encoder: Encoder, folder: Path, poll: Callable[[], None]) -> None:
     began = time.monotonic()
     samples = read_samples(cfg, encoder.tokenizer)
     log.info("data.tokenizing", source=samples.where, split=cfg.split, samples=len(samples))
-    documents = tokenize(encoder, samples, cfg.num_workers)
+    documents = _watched(tokenize(encoder, samples, cfg.num_workers), len(samples), poll)
     meta = write_store(folder, documents, where=samples.where).meta
     tokenize_s = round(time.monotonic() - began, 3)
     log.info("data.tokenized", **counts(meta), tokenize_s=tokenize_s)
+
+
+def _watched(
+    documents: Iterable[Document], total: int, poll: Callable[[], None]
+) -> Iterator[Document]:
+    """The documents, with a line of progress now and then."""
+    told = time.monotonic()
+    for done, document in enumerate(documents):
+        if done % _POLL_EVERY == 0:
+            poll()
+            if time.monotonic() - told > _PROGRESS_S:
+                told = time.monotonic()
+                log.info("data.progress", done=done, samples=total)
+        yield document
 
 
 def counts(meta: Any) -> dict[str, int]:
@@ -122,7 +141,7 @@ def _train_tokenizer(config: RunConfig, folder: Path) -> None:
     load_tokenizer(config.model, lambda: _texts(samples), folder)
 
 
-def _texts(samples: Iterator[Sample] | Any) -> Iterator[str]:
+def _texts(samples: Iterable[Sample]) -> Iterator[str]:
     for sample in samples:
         if isinstance(sample, Pair):
             yield "\n".join(part for part in (sample.prompt, sample.context) if part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -161,7 +162,7 @@ def _prepare(
     try:
         store = prepare_store(cfg, tokenizer, place)
     except DataError as error:
-        raise DataError(str(error).replace("dataset", section, 1)) from error
+        raise DataError(re.sub("^dataset", section, str(error))) from error
     if config.packs:
         size = max(config.sequence_length, cfg.max_length)
         prepared = PreparedData(store, pack(store.lengths, size), size)

@@ -1,0 +1,334 @@
+"""The table of outcomes: what follows from which evidence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.attempts import AttemptRecord
+from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause
+from launcher.outcome import Action, Cause, Decision
+from launcher.policy import attempts_without_progress, decide, stop_lead_s
+from monitor.slurm import UNKNOWN, JobInfo
+from train.config.sections import ResilienceConfig
+
+ALL = frozenset({0, 1})
+LIMITS = ResilienceConfig()
+RUNNING = JobInfo("7", "RUNNING")
+
+
+def evidence(**changes: Any) -> AttemptEvidence:
+    """An attempt of two ranks that advanced from step 0 to step 10."""
+    usual: dict[str, Any] = {"first_step": 0, "last_step": 10, "started": ALL, "job": RUNNING}
+    return AttemptEvidence(attempt=1, world_size=2, **{**usual, **changes})
+
+
+def failure(exception: str = "builtins.ValueError", **changes: Any) -> RankFailure:
+    usual = {"rank": 1, "message": "bad", "where": "a.py:3", "step": 10, "phase": "step"}
+    values: dict[str, Any] = {**usual, "victim": False, "t": 1.0, **changes}
+    return RankFailure(exception=exception, **values)
+
+
+def outcome(
+    found: AttemptEvidence, history: tuple[AttemptRecord, ...] = ()
+) -> tuple[Cause, Action]:
+    decision = decide(found, history, LIMITS)
+    return decision.cause, decision.action
+
+
+def record(cause: Cause, action: Action, first: int | None, last: int | None) -> AttemptRecord:
+    return AttemptRecord(1, "7", cause, action, first, last)
+
+
+def test_finished_needs_the_word_of_every_rank() -> None:
+    assert outcome(evidence(finished=ALL)) == (Cause.FINISHED, Action.DONE)
+
+
+def test_exit_codes_of_zero_without_the_ranks_word_are_no_success() -> None:
+    exits = (RankExit(0, 0), RankExit(1, 0))
+    found = evidence(finished=frozenset({0}), exits=exits, launcher_code=0)
+    assert outcome(found) == (Cause.RANK_DIED, Action.RESTART)
+
+
+def test_all_finished_stays_finished_whatever_happened_afterwards() -> None:
+    found = evidence(finished=ALL, terminated=True, exits=(RankExit(1, -6),), launcher_code=137)
+    assert outcome(found) == (Cause.FINISHED, Action.DONE)
+
+
+def test_a_stop_for_the_time_limit_goes_back_into_the_queue() -> None:
+    found = evidence(stopped=ALL, stop_asked=StopCause.TIME_LIMIT)
+    assert outcome(found) == (Cause.TIME_LIMIT, Action.REQUEUE)
+
+
+def test_ranks_that_slurm_warned_directly_stopped_for_the_time_limit() -> None:
+    assert outcome(evidence(stopped=ALL)) == (Cause.TIME_LIMIT, Action.REQUEUE)
+
+
+def test_ranks_that_did_not_stop_in_time_are_requeued_all_the_same() -> None:
+    found = evidence(stop_asked=StopCause.TIME_LIMIT, exits=(RankExit(0, -9, ours=True),))
+    assert outcome(found) == (Cause.TIME_LIMIT, Action.REQUEUE)
+
+
+def test_a_preemption_with_notice_is_requeued_by_us() -> None:
+    found = evidence(stopped=ALL, job=replace(RUNNING, preempted_at=99.0))
+    assert outcome(found) == (Cause.PREEMPTED, Action.REQUEUE)
+
+
+def test_a_preemption_without_notice_is_left_to_slurm() -> None:
+    job = JobInfo("7", "COMPLETING", restarts=1)
+    found = evidence(stopped=ALL, terminated=True, job=job, ended_for="PREEMPTION")
+    assert outcome(found) == (Cause.PREEMPTED, Action.LEAVE)
+
+
+def test_a_preemption_that_cancels_is_not_taken_for_a_scancel() -> None:
+    job = JobInfo("7", "COMPLETING", preempted_at=99.0)
+    found = evidence(stopped=ALL, terminated=True, job=job)
+    assert outcome(found) == (Cause.PREEMPTED, Action.LEAVE)
+
+
+def test_an_administrators_requeue_is_left_to_slurm() -> None:
+    job = JobInfo("7", "COMPLETING", restarts=1)
+    found = evidence(stopped=ALL, terminated=True, job=job, ended_for="JOB REQUEUE")
+    assert outcome(found) == (Cause.REQUEUED, Action.LEAVE)
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED"])
+def test_a_scancel_is_final(state: str) -> None:
+    found = evidence(stopped=ALL, terminated=True, job=JobInfo("7", state))
+    assert outcome(found) == (Cause.CANCELLED, Action.STOP)
+
+
+def test_a_restart_count_of_earlier_requeues_does_not_hide_a_scancel() -> None:
+    job = JobInfo("7", "COMPLETING", restarts=3)
+    found = evidence(stopped=ALL, terminated=True, job=job, restarts_before=3)
+    assert outcome(found) == (Cause.CANCELLED, Action.STOP)
+
+
+def test_term_with_a_scheduler_that_does_not_answer_is_not_called_a_cancellation() -> None:
+    found = evidence(stopped=ALL, terminated=True, job=None)
+    assert outcome(found) == (Cause.TERMINATED, Action.STOP)
+    assert decide(found, (), LIMITS).state == "stopped"
+
+
+def test_term_while_the_job_goes_on_running_stops_the_run() -> None:
+    assert outcome(evidence(stopped=ALL, terminated=True)) == (Cause.TERMINATED, Action.STOP)
+
+
+def test_a_time_limit_that_struck_is_named() -> None:
+    job = JobInfo("7", "COMPLETING", reason="TimeLimit")
+    found = evidence(terminated=True, job=job)
+    assert outcome(found) == (Cause.TIME_LIMIT, Action.STOP)
+
+
+def test_a_cancel_request_outweighs_everything_but_the_finish() -> None:
+    found = evidence(stopped=ALL, cancel_requested=True, job=JobInfo("7", "PENDING", restarts=1))
+    assert outcome(found) == (Cause.CANCELLED, Action.STOP)
+
+
+def test_a_rank_killed_by_a_signal_is_restarted_in_place() -> None:
+    found = evidence(exits=(RankExit(1, -9, "node2"), RankExit(0, 1, ours=True)))
+    assert outcome(found) == (Cause.RANK_DIED, Action.RESTART)
+    assert "rank 1 (node2) was killed by SIGKILL" in decide(found, (), LIMITS).explanation
+
+
+def test_the_silent_dead_rank_is_named_and_not_its_victim() -> None:
+    found = evidence(
+        failures=(failure("RuntimeError", rank=0, victim=True),),
+        exits=(RankExit(0, 1), RankExit(1, -11, "node2")),
+    )
+    assert "rank 1 (node2) was killed by SIGSEGV" in decide(found, (), LIMITS).explanation
+
+
+def test_victims_alone_mean_that_the_network_failed() -> None:
+    failures = (failure("RuntimeError", victim=True), failure("RuntimeError", rank=0, victim=True))
+    found = evidence(failures=failures, exits=(RankExit(1, 1), RankExit(0, 1)))
+    assert outcome(found) == (Cause.RANK_DIED, Action.RESTART)
+
+
+def test_an_exception_of_the_program_stops_at_once_and_names_rank_file_and_line() -> None:
+    found = evidence(failures=(failure(host="node2"),), exits=(RankExit(1, 1),))
+    assert outcome(found) == (Cause.PROGRAM_ERROR, Action.STOP)
+    explanation = decide(found, (), LIMITS).explanation
+    assert (
+        explanation
+        == "rank 1 (node2) raised builtins.ValueError at step 10 in phase step (a.py:3): bad"
+    )
+
+
+def test_the_first_failure_that_is_no_victim_is_the_cause() -> None:
+    victim = failure("RuntimeError", rank=0, victim=True, t=0.5)
+    assert outcome(evidence(failures=(victim, failure(t=0.9)))) == (
+        Cause.PROGRAM_ERROR,
+        Action.STOP,
+    )
+
+
+@pytest.mark.parametrize(
+    ("exception", "cause"),
+    [
+        ("train.errors.ConfigError", Cause.USER_ERROR),
+        ("train.errors.DataError", Cause.USER_ERROR),
+        ("train.errors.CheckpointError", Cause.CHECKPOINT_ERROR),
+        ("train.errors.NotFiniteError", Cause.NOT_FINITE),
+        ("train.errors.FencedError", Cause.FENCED),
+    ],
+)
+def test_our_own_exceptions_have_causes_of_their_own(exception: str, cause: Cause) -> None:
+    assert outcome(evidence(failures=(failure(exception),))) == (cause, Action.STOP)
+
+
+@pytest.mark.parametrize("message", ["CUDA error: uncorrectable ECC error", "Stale file handle"])
+def test_an_exception_that_blames_the_host_is_restarted(message: str) -> None:
+    found = evidence(failures=(failure("RuntimeError", message=message),))
+    assert outcome(found) == (Cause.RANK_DIED, Action.RESTART)
+
+
+def test_memory_that_runs_out_once_is_tried_again() -> None:
+    found = evidence(failures=(failure("torch.OutOfMemoryError"),))
+    assert outcome(found) == (Cause.OUT_OF_MEMORY, Action.RESTART)
+
+
+def test_memory_that_runs_out_twice_at_one_step_stops() -> None:
+    found = evidence(failures=(failure("torch.OutOfMemoryError"),), last_step=10)
+    before = record(Cause.OUT_OF_MEMORY, Action.RESTART, 0, 10)
+    assert outcome(found, (before,)) == (Cause.OUT_OF_MEMORY, Action.STOP)
+
+
+def test_memory_that_runs_out_at_another_step_is_tried_again() -> None:
+    found = evidence(failures=(failure("torch.OutOfMemoryError"),), last_step=12)
+    before = record(Cause.OUT_OF_MEMORY, Action.RESTART, 0, 10)
+    assert outcome(found, (before,)) == (Cause.OUT_OF_MEMORY, Action.RESTART)
+
+
+def test_ranks_that_never_started_are_a_failed_launch() -> None:
+    found = evidence(
+        started=frozenset(),
+        launcher_code=0,
+        launcher_error="srun: task launch failed",
+        last_step=None,
+    )
+    assert outcome(found) == (Cause.LAUNCH_FAILED, Action.RESTART)
+    assert "srun: task launch failed" in decide(found, (), LIMITS).explanation
+
+
+def test_a_newer_attempt_ends_this_one() -> None:
+    assert outcome(evidence(stop_asked=StopCause.FENCED)) == (Cause.FENCED, Action.STOP)
+
+
+KILLED = evidence(exits=(RankExit(1, -9),))
+
+
+def test_three_attempts_without_a_new_step_are_a_crash_loop() -> None:
+    history = tuple(record(Cause.RANK_DIED, Action.RESTART, 0, 0) for _ in range(2))
+    found = replace(KILLED, last_step=0)
+    assert outcome(found, history) == (Cause.CRASH_LOOP, Action.STOP)
+
+
+def test_a_step_that_an_earlier_attempt_had_reached_is_no_progress() -> None:
+    again = record(Cause.RANK_DIED, Action.RESTART, 5, 10)
+    history = (record(Cause.RANK_DIED, Action.RESTART, 0, 10), again, again)
+    found = replace(KILLED, first_step=5, last_step=10)
+    assert outcome(found, history) == (Cause.CRASH_LOOP, Action.STOP)
+
+
+def test_advancing_attempts_are_no_crash_loop() -> None:
+    history = tuple(record(Cause.RANK_DIED, Action.RESTART, n, n + 1) for n in range(6))
+    found = replace(KILLED, first_step=6, last_step=7)
+    assert outcome(found, history) == (Cause.RANK_DIED, Action.RESTART)
+
+
+def test_preemptions_prove_nothing_about_progress() -> None:
+    history = tuple(record(Cause.PREEMPTED, Action.LEAVE, 0, 0) for _ in range(9))
+    found = replace(KILLED, last_step=0)
+    assert outcome(found, history) == (Cause.RANK_DIED, Action.RESTART)
+
+
+def test_time_limits_that_leave_no_time_for_a_step_are_a_crash_loop() -> None:
+    history = tuple(record(Cause.TIME_LIMIT, Action.REQUEUE, 0, 0) for _ in range(2))
+    found = evidence(stopped=ALL, stop_asked=StopCause.TIME_LIMIT, last_step=0)
+    assert outcome(found, history) == (Cause.CRASH_LOOP, Action.STOP)
+
+
+def test_each_cause_has_its_own_budget() -> None:
+    limits = ResilienceConfig(max_restarts=2, max_requeues=1)
+    history = [record(Cause.TIME_LIMIT, Action.REQUEUE, n, n + 1) for n in range(1)]
+    history += [record(Cause.RANK_DIED, Action.RESTART, n, n + 1) for n in range(1, 2)]
+    found = replace(KILLED, first_step=2, last_step=3)
+    assert decide(found, history, limits).action is Action.RESTART
+    stopped = evidence(stopped=ALL, first_step=2, last_step=3)
+    spent = decide(stopped, history, limits)
+    assert spent.action is Action.STOP
+    assert "max_requeues (1) is spent" in spent.explanation
+
+
+def test_close_to_the_limit_a_dead_rank_means_a_requeue() -> None:
+    found = replace(KILLED, remaining_s=30.0, lead_s=60.0)
+    assert outcome(found) == (Cause.RANK_DIED, Action.REQUEUE)
+
+
+@pytest.mark.parametrize(
+    ("cause", "action", "state"),
+    [
+        (Cause.FINISHED, Action.DONE, "finished"),
+        (Cause.CANCELLED, Action.STOP, "cancelled"),
+        (Cause.TERMINATED, Action.STOP, "stopped"),
+        (Cause.TIME_LIMIT, Action.STOP, "stopped"),
+        (Cause.PROGRAM_ERROR, Action.STOP, "failed"),
+        (Cause.CRASH_LOOP, Action.STOP, "failed"),
+    ],
+)
+def test_states_of_the_run(cause: Cause, action: Action, state: str) -> None:
+    assert Decision(cause, action, "").state == state
+
+
+steps = st.one_of(st.none(), st.integers(0, 20))
+records = st.builds(
+    record, st.sampled_from(list(Cause)), st.sampled_from(list(Action)), steps, steps
+)
+
+
+@given(st.lists(records, max_size=8), steps)
+def test_an_attempt_beyond_all_earlier_ones_always_resets_the_count(
+    history: list[AttemptRecord], first: int | None
+) -> None:
+    found = evidence(first_step=first, last_step=21)
+    assert attempts_without_progress(found, history, Cause.RANK_DIED) == 0
+
+
+@given(st.lists(records, max_size=8), st.sets(st.sampled_from([0, 1])), st.booleans())
+def test_nothing_but_the_ranks_word_is_success(
+    history: list[AttemptRecord], finished: set[int], terminated: bool
+) -> None:
+    exits = (RankExit(0, 0), RankExit(1, 0))
+    found = evidence(finished=frozenset(finished), terminated=terminated, exits=exits)
+    done = decide(found, history, LIMITS).action is Action.DONE
+    assert done == (finished == {0, 1})
+
+
+@given(st.sampled_from(["COMPLETING", "CANCELLED", "RUNNING", UNKNOWN]), st.booleans())
+def test_a_cancelled_run_is_never_brought_back(state: str, terminated: bool) -> None:
+    found = evidence(
+        stopped=ALL, cancel_requested=True, terminated=terminated, job=JobInfo("7", state)
+    )
+    assert decide(found, (), LIMITS).action is Action.STOP
+
+
+def test_the_lead_is_as_configured() -> None:
+    assert stop_lead_s(configured=7, limit_s=60, step_s=100, save_s=100) == 7
+
+
+def test_the_lead_grows_with_the_measured_save() -> None:
+    lead = stop_lead_s(configured=None, limit_s=86_400, step_s=10, save_s=300)
+    assert lead == 10 + 2 * 300 + 20
+
+
+def test_the_lead_leaves_most_of_a_short_limit_for_training() -> None:
+    assert stop_lead_s(configured=None, limit_s=60, step_s=1, save_s=300) == 15
+
+
+def test_before_a_save_is_measured_the_lead_is_a_minute() -> None:
+    assert stop_lead_s(configured=None, limit_s=86_400, step_s=None, save_s=None) == 60

@@ -1,0 +1,32 @@
+"""The configuration as a run folder keeps it: complete, in our spelling, placeholders unread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from train.config.resolve import Resolved
+from train.config.targets import STDLIB, TEXT
+
+
+def written_tree(resolved: Resolved) -> dict[str, Any]:
+    """Every key with its value, defaults included, in our spelling; placeholders are kept.
+
+    A data set class of the user's own gets only the keys that were given, so there defaults stay
+    out.
+    """
+    dumped: dict[str, Any] = resolved.config.model_dump(mode="json", by_alias=True)
+    for name in ("dataset", "validation_dataset"):
+        data = getattr(resolved.config, name)
+        if data is not None and data.target not in (TEXT, STDLIB):
+            dumped[name] = data.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return {name: _overlaid(dumped[name], resolved.document.tree.get(name)) for name in dumped}
+
+
+def _overlaid(value: Any, written: Any) -> Any:
+    if isinstance(written, str) and "${" in written:
+        return written
+    if isinstance(value, dict) and isinstance(written, dict):
+        return {key: _overlaid(item, written.get(key)) for key, item in value.items()}
+    if isinstance(value, list) and isinstance(written, list) and len(value) == len(written):
+        return [_overlaid(item, other) for item, other in zip(value, written, strict=True)]
+    return value
