@@ -14,7 +14,8 @@ from typing import Protocol
 
 from launcher.spawn import LocalSpawner, Spawner
 from launcher.srun import SrunSpawner, StepShape
-from monitor.slurm import ASK_TIMEOUT_S, JobInfo, expand_nodes, kill_wait_s, show_job
+from monitor.hostlist import expand_nodes
+from monitor.slurm import ASK_TIMEOUT_S, JobInfo, kill_wait_s, show_job
 from train.config import RunConfig
 from train.config.load import secret_environment
 from train.rundir import RunDir

@@ -15,13 +15,12 @@ makes a new job and so starts with fresh budgets):
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 
 from launcher.attempts import AttemptRecord
+from launcher.describe import describe_exit, describe_failure
 from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause
 from launcher.outcome import Action, Cause, Decision
-from monitor.slurm import JobInfo
 from train.config.sections import ResilienceConfig
 
 NEUTRAL = frozenset({Cause.PREEMPTED, Cause.REQUEUED, Cause.TERMINATED, Cause.CANCELLED})
@@ -94,8 +93,12 @@ def _ended_from_outside(evidence: AttemptEvidence) -> Decision:
         cause = Cause.PREEMPTED if preempted else Cause.REQUEUED
         return Decision(cause, Action.LEAVE, f"Slurm requeued job {job.job_id} ({why}); {saved}")
     if job.preempted_at:
-        # PreemptMode=CANCEL ends the job; with REQUEUE it may not have counted the restart yet.
-        return Decision(Cause.PREEMPTED, Action.LEAVE, f"Slurm preempted job {job.job_id}; {saved}")
+        # PreemptMode=CANCEL: with REQUEUE the job would count one restart more by now.
+        return Decision(
+            Cause.PREEMPTED,
+            Action.STOP,
+            f"Slurm preempted job {job.job_id} and does not requeue it; {saved}; {RESUME_HINT}",
+        )
     over = evidence.remaining_s is not None and evidence.remaining_s <= 0
     if over or job.reason == "TimeLimit" or job.state == "TIMEOUT":
         return Decision(
@@ -165,7 +168,7 @@ def _of_process(evidence: AttemptEvidence) -> Decision:
     dead = [one for one in evidence.exits if one.died and _is_silent(one, evidence)]
     first = next((one for one in dead if not one.ours), None)
     if first is not None and first.rank in evidence.started:
-        return Decision(Cause.RANK_DIED, Action.RESTART, _describe_exit(first, evidence))
+        return Decision(Cause.RANK_DIED, Action.RESTART, describe_exit(first, evidence))
     if len(evidence.started) < evidence.world_size:
         missing = sorted(set(range(evidence.world_size)) - evidence.started)
         detail = evidence.launcher_error or _codes(evidence)
@@ -264,35 +267,6 @@ UNMEASURED_LEAD_S = 60.0
 """Lead while no save has been measured yet."""
 
 
-def describe_failure(failure: RankFailure) -> str:
-    """``rank 3 (node2) raised ValueError at step 17 (train/loop.py:80): message``."""
-    host = f" ({failure.host})" if failure.host else ""
-    where = f" ({failure.where})" if failure.where else ""
-    first_line = failure.message.strip().partition("\n")[0]
-    return (
-        f"rank {failure.rank}{host} raised {failure.exception} at step {failure.step} in phase "
-        f"{failure.phase}{where}: {first_line}"
-    )
-
-
-def _describe_exit(one: RankExit, evidence: AttemptEvidence) -> str:
-    host = f" ({one.host})" if one.host else ""
-    step = f" at step {evidence.last_step}" if evidence.last_step is not None else ""
-    return f"rank {one.rank}{host} {describe_code(one.code)}{step}"
-
-
-def describe_code(code: int) -> str:
-    """``was killed by SIGKILL (...)`` or ``exited with code 3``."""
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = " (the kernel does this when memory runs out)" if code == -signal.SIGKILL else ""
-    return f"was killed by {name}{hint}"
-
-
 def _codes(evidence: AttemptEvidence) -> str:
     codes = ", ".join(f"{one.rank}: {one.code}" for one in evidence.exits[:8])
     launcher = evidence.launcher_code
@@ -305,8 +279,3 @@ def _saved(evidence: AttemptEvidence) -> str:
     if evidence.last_step is None:
         return "no step was recorded"
     return f"the last recorded step is {evidence.last_step}; not every rank confirmed the save"
-
-
-def job_of(info: JobInfo | None) -> JobInfo | None:
-    """The scheduler's view, or None where it could not be asked."""
-    return info if info is not None and info.known else None

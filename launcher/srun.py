@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher.container import container_flags
 from launcher.evidence import RankExit
 from launcher.spawn import RANK_COMMAND, package_root, rank_environment
 from monitor.slurm import ask, find_step
@@ -65,8 +66,9 @@ def srun_command(
     """The whole command line of the step; ``variables`` are names that a container must see.
 
     Sources: srun(1); ``--overlap`` because the step of an earlier attempt counts as running for as
-    long as a lost node does not answer; ``--cpus-per-task`` because srun of Slurm 22.05 and later does not inherit it;
-    ``--gpu-bind=none`` because isolating each task breaks NCCL's peer-to-peer copies.
+    long as a lost node does not answer; ``--cpus-per-task`` because srun of Slurm 22.05 and later
+    does not inherit it; ``--gpu-bind=none`` because isolating each task breaks NCCL's peer-to-peer
+    copies.
     """
     logs = str(run_dir.logs(attempt)).replace("%", "%%")
     flags = [
@@ -97,62 +99,6 @@ def srun_command(
 def step_name(attempt: int) -> str:
     """By this name the step of an attempt is found again."""
     return f"attempt-{attempt:03d}"
-
-
-def container_flags(config: RunConfig, run_dir: RunDir, variables: tuple[str, ...]) -> list[str]:
-    """Flags of the pyxis plugin (github.com/NVIDIA/pyxis, "Usage")."""
-    slurm = config.slurm
-    mounts = container_mounts(config, run_dir)
-    flags = [
-        f"--container-image={normalise_image(slurm.container_image or '')}",
-        f"--container-mounts={','.join(mounts)}",
-        "--no-container-mount-home",
-    ]
-    if slurm.container_workdir:
-        flags.append(f"--container-workdir={slurm.container_workdir}")
-    if variables:
-        flags.append(f"--container-env={','.join(sorted(variables))}")
-    return flags
-
-
-def container_mounts(config: RunConfig, run_dir: RunDir) -> list[str]:
-    """The user's mounts, and what a rank cannot do without, unless one of those covers it.
-
-    Needed: the run folder, the place of its checkpoints, the hub cache, and our packages where they
-    run from a source tree.
-    """
-    mounts = list(config.slurm.extra_mounts)
-    root = package_root()
-    needed = [run_dir.root, run_dir.checkpoints.resolve()]
-    needed += [Path(config.slurm.hf_home)] if config.slurm.hf_home else []
-    for folder in needed:
-        if not any(_covers(mount, folder, writable=True) for mount in mounts):
-            mounts.append(f"{folder}:{folder}")
-    if root is not None and not any(_covers(mount, root, writable=False) for mount in mounts):
-        mounts.append(f"{root}:{root}:ro")
-    return mounts
-
-
-def _covers(mount: str, folder: Path, *, writable: bool) -> bool:
-    """Whether a mount shows ``folder`` inside under the same path."""
-    source, target, flags = [*mount.split(":"), "", ""][:3]
-    if Path(source) != Path(target or source) or (writable and "ro" in flags.split("+")):
-        return False
-    return folder == Path(source) or Path(source) in folder.parents
-
-
-def normalise_image(image: str) -> str:
-    """An image in enroot's spelling: the registry is set off with ``#``, not ``/``.
-
-    ``docker://nvcr.io/nvidia/pytorch:25.01-py3`` → ``nvcr.io#nvidia/pytorch:25.01-py3``. Paths,
-    other schemes and names that have a ``#`` stay as they are (github.com/NVIDIA/enroot, import).
-    """
-    image = image.removeprefix("docker://")
-    first, slash, rest = image.partition("/")
-    is_registry = "." in first or ":" in first or first == "localhost"
-    if not slash or not first or "#" in image or "://" in image or not is_registry:
-        return image
-    return image if first in (".", "..") else f"{first}#{rest}"
 
 
 def srun_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from monitor.hostlist import expand_nodes
 from train.config.types import parse_duration_s
 
 UNKNOWN = "UNKNOWN"
@@ -25,9 +26,8 @@ RUNNING_STATES = frozenset(
     ["RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"]
 )
 ENDED_STATES = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT "
-    "REVOKED".split()
-)
+    ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"]
+) | frozenset(["OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "REVOKED"])
 """States of squeue(1), "JOB STATE CODES", in the groups that matter here."""
 
 ASK_TIMEOUT_S = 15.0
@@ -281,33 +281,6 @@ def epoch_s(text: str | None) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
-
-
-def expand_nodes(text: str) -> list[str]:
-    """Names of a host list: ``gpu[01-03,7],login`` is gpu01, gpu02, gpu03, gpu7, login.
-
-    Several brackets in one name are expanded from left to right (scontrol(1), "show hostnames").
-    """
-    names: list[str] = []
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        names.extend(_expand_one(part))
-    return names
-
-
-def _expand_one(part: str) -> list[str]:
-    match = re.search(r"\[([^\]]*)\]", part)
-    if not match:
-        return [part]
-    numbers = [one for item in match.group(1).split(",") for one in _range(item)]
-    rest = _expand_one(part[match.end() :]) if part[match.end() :] else [""]
-    return [f"{part[: match.start()]}{number}{tail}" for number in numbers for tail in rest]
-
-
-def _range(item: str) -> list[str]:
-    first, dash, last = item.partition("-")
-    if not dash or not (first.isdigit() and last.isdigit()):
-        return [item]
-    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
 
 
 def _word(text: str | None) -> str:

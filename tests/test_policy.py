@@ -87,7 +87,7 @@ def test_a_preemption_without_notice_is_left_to_slurm() -> None:
 def test_a_preemption_that_cancels_is_not_taken_for_a_scancel() -> None:
     job = JobInfo("7", "COMPLETING", preempted_at=99.0)
     found = evidence(stopped=ALL, terminated=True, job=job)
-    assert outcome(found) == (Cause.PREEMPTED, Action.LEAVE)
+    assert outcome(found) == (Cause.PREEMPTED, Action.STOP)
 
 
 def test_an_administrators_requeue_is_left_to_slurm() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.requeue import Requeued, read_answer
+from monitor.hostlist import expand_nodes
 from monitor.slurm import (
     NOT_FOUND,
     UNKNOWN,
@@ -19,7 +20,6 @@ from monitor.slurm import (
     JobInfo,
     ask,
     epoch_s,
-    expand_nodes,
     find_step,
     job_of_row,
     job_of_scontrol,

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.container import container_mounts, normalise_image
 from launcher.evidence import RankExit
 from launcher.spawn import LocalSpawner, package_root, rank_environment
 from launcher.srun import (
     StepShape,
-    container_mounts,
-    normalise_image,
     parse_exits,
     srun_command,
     srun_environment,

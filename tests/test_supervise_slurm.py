@@ -16,6 +16,7 @@ from tests.slurm.fixtures import ClusterFactory
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
 from train.events import Kind
 from train.rundir import write_json_atomically
+from train.stop import StopReason
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 
@@ -96,7 +97,7 @@ def test_slurms_warning_signal_alone_saves_and_requeues(
     with slurm_run(slurm_cluster, tmp_path / "run", plan=LONG, **settings) as run:
         run.wait_for(lambda: len(run.ends()) == 1, timeout_s=90)
         assert run.causes() == [("time_limit", "requeue")]
-        assert run.events(Kind.STOPPED)[0]["reason"] == 2
+        assert run.events(Kind.STOPPED)[0]["reason"] == StopReason.WARNED
         run.wait_for(lambda: len(run.starts()) == 2, timeout_s=60)
         assert run.events(Kind.STOPPED)[0]["step"] == run.saved_step
 
@@ -109,6 +110,7 @@ def test_a_preemption_with_notice_requeues_once(
         slurm_cluster.submit_high_priority_job(nodes=4, seconds=2)
         run.wait_for(lambda: len(run.ends()) == 1, timeout_s=60)
         assert run.causes() == [("preempted", "requeue")]
+        assert run.events(Kind.STOPPED)[0]["reason"] == StopReason.WARNED
         saved = run.saved_step
         run.wait_for(lambda: len(run.events(Kind.RESUME)) == 2, timeout_s=120)
         assert run.events(Kind.RESUME)[1]["step"] == saved
@@ -199,8 +201,9 @@ def test_a_preemption_that_cancels_leaves_a_run_that_can_be_resumed(
         run.wait_for_step(10)
         cluster.submit_high_priority_job(nodes=2, seconds=2)
         run.wait_for_state("PREEMPTED")
-        run.wait_for(lambda: len(run.ends()) == 1)
-        assert run.causes()[0][0] == "preempted"
+        run.wait_for(run.run_dir.summary.exists)
+        assert run.causes() == [("preempted", "stop")]
+        assert run.summary["state"] == "stopped"
         assert run.saved_step == run.events(Kind.STOPPED)[0]["step"]
 
 

@@ -11,6 +11,7 @@ The control leaves by the interpreter's own exit instead: it shows what would ha
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -18,8 +19,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,48 +33,50 @@ from train.events import Kind, read_events
 from train.rundir import RunDir
 
 WORLD_SIZE = 2
-TIMEOUT_S = 240.0
-OURS = ("-m", "launcher.rank")
-CONTROL = (
-    "-c",
-    "import sys; from train.stop import StopFlag; from launcher.rankrun import run_rank; "
-    "sys.exit(run_rank(StopFlag()))",
-)
+FINISHED = "finished"
 
 
 def main() -> None:
     """Run, count, print; the control's runs are spread between ours."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.exits")
     parser.add_argument("runs", nargs="?", type=int, default=100)
-    parser.add_argument("--control", type=int, default=10, metavar="RUNS")
+    parser.add_argument("--control", type=int, default=25, metavar="RUNS")
     asked = parser.parse_args()
     head(f"exits of {asked.runs} two-rank runs, and of {asked.control} control runs")
+    ours: Counter[str] = Counter()
+    control: Counter[str] = Counter()
     began = time.monotonic()
-    ends: dict[str, Counter[str]] = {"ours": Counter(), "control": Counter()}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, fork_server() as server:
         for number in range(asked.runs):
-            ends["ours"][exit_of(Path(folder), OURS)] += 1
-            if number * asked.control // asked.runs < (number + 1) * asked.control // asked.runs:
-                ends["control"][exit_of(Path(folder), CONTROL)] += 1
-    say(
-        f"runs of ours that did not end with 0, of {asked.runs}",
-        asked.runs - ends["ours"]["finished"],
-        at_most(0),
-        note=_listed(ends["ours"]),
-    )
-    say(
-        f"control runs that did not end with 0, of {asked.control}",
-        asked.control - ends["control"]["finished"],
-        note=_listed(ends["control"]),
-    )
-    runs = asked.runs + asked.control
+            ours[exit_of(Path(folder), server)] += 1
+            due = asked.control * (number + 1) // asked.runs
+            while control.total() < due:
+                control[exit_of(Path(folder), server, control=True)] += 1
+    _tell("runs of ours that did not end with 0", ours, aim=True)
+    _tell("control runs that did not end with 0", control, aim=False)
+    runs = ours.total() + control.total()
     say("seconds per run", (time.monotonic() - began) / max(1, runs), unit=" s")
 
 
-def exit_of(folder: Path, command: Sequence[str]) -> str:
-    """How one run ended: ``finished``, or what went wrong; its training must have been complete."""
-    run_folder = Path(tempfile.mkdtemp(dir=folder, prefix="run-"))
-    run_dir = RunDir(run_folder)
+@contextmanager
+def fork_server() -> Iterator[subprocess.Popen[str]]:
+    """The process that forks the ranks (``exits_fork``)."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.exits_fork"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        text=True,
+    )
+    try:
+        yield server
+    finally:
+        server.communicate()
+
+
+def exit_of(folder: Path, server: subprocess.Popen[str], *, control: bool = False) -> str:
+    """How one run ended: ``finished``, or what went wrong and whether its work was done by then."""
+    run_dir = RunDir(Path(tempfile.mkdtemp(dir=folder, prefix="run-")))
     config = tiny_config(
         folder,
         step_scheduler={"grad_acc_steps": 1, "max_steps": 2, "ckpt_every_steps": 1},
@@ -79,28 +84,20 @@ def exit_of(folder: Path, command: Sequence[str]) -> str:
     )
     run_dir.config.write_text(yaml.safe_dump(config))
     attempt = run_dir.claim_attempt()
-    processes = [_start(run_dir, attempt, rank, command) for rank in range(WORLD_SIZE)]
-    try:
-        codes = [process.wait(TIMEOUT_S) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    orders = [_order(run_dir, attempt, rank, control) for rank in range(WORLD_SIZE)]
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(json.dumps(orders) + "\n")
+    server.stdin.flush()
+    codes: list[int] = json.loads(server.stdout.readline())
+    done = all(_finished(run_dir, rank) for rank in range(WORLD_SIZE))
     if not any(codes):
-        unfinished = [rank for rank in range(WORLD_SIZE) if not _finished(run_dir, rank)]
-        return f"ranks {unfinished} left without finishing" if unfinished else "finished"
+        return FINISHED if done else "0 without a finish"
     names = [signal.Signals(-code).name if code < 0 else str(code) for code in codes if code]
-    done = "after" if all(_finished(run_dir, rank) for rank in range(WORLD_SIZE)) else "before"
-    return f"{' and '.join(names)} {done} the finish"
+    return f"{' and '.join(names)} {'after' if done else 'before'} the finish"
 
 
-def _start(
-    run_dir: RunDir, attempt: int, rank: int, command: Sequence[str]
-) -> subprocess.Popen[bytes]:
+def _order(run_dir: RunDir, attempt: int, rank: int, control: bool) -> dict[str, Any]:
     environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(REPOSITORY),
-        "PYTHONSAFEPATH": "1",
         "SUBMITRAIN_RUN_DIR": str(run_dir.root),
         "SUBMITRAIN_ATTEMPT": str(attempt),
         "SUBMITRAIN_JOB_ID": "bench",
@@ -109,18 +106,18 @@ def _start(
         "SUBMITRAIN_WORLD_SIZE": str(WORLD_SIZE),
         "SUBMITRAIN_LOCAL_WORLD_SIZE": str(WORLD_SIZE),
     }
-    with run_dir.log(attempt, rank, "out").open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, *command], env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+    log = str(run_dir.log(attempt, rank, "out"))
+    return {"environment": environment, "log": log, "control": control}
 
 
 def _finished(run_dir: RunDir, rank: int) -> bool:
     return any(read_events(run_dir.events(rank), kinds=frozenset({Kind.FINISH})))
 
 
-def _listed(ends: Counter[str]) -> str:
-    return ", ".join(f"{count} x {end}" for end, count in ends.most_common())
+def _tell(what: str, ends: Counter[str], *, aim: bool) -> None:
+    runs = ends.total()
+    note = ", ".join(f"{count} x {end}" for end, count in ends.most_common())
+    say(f"{what}, of {runs}", runs - ends[FINISHED], at_most(0) if aim else None, note=note)
 
 
 if __name__ == "__main__":
