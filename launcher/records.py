@@ -77,6 +77,8 @@ class RankRecords:
     last_step: int | None = None
     steps_s: list[float] = field(default_factory=list)
     slowest_save_s: float | None = None
+    warnings: int = 0
+    """How often ranks passed on Slurm's warning signal."""
 
     def __post_init__(self) -> None:
         self._tails = {
@@ -160,6 +162,10 @@ def _heartbeat(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
     )
 
 
+def _warned(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
+    records.warnings += 1
+
+
 def _stopped(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
     records.stopped.add(rank)
 
@@ -179,6 +185,7 @@ _TAKERS: dict[str, Callable[[RankRecords, int, dict[str, Any]], None]] = {
     Kind.STEP: _step,
     Kind.CHECKPOINT: _checkpoint,
     Kind.HEARTBEAT: _heartbeat,
+    Kind.WARNED: _warned,
     Kind.STOPPED: _stopped,
     Kind.FINISH: _finish,
     Kind.FAILURE: _failure,

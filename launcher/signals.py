@@ -28,9 +28,9 @@ class SignalNotes:
         return signal.SIGTERM in self._seen or signal.SIGINT in self._seen
 
     @property
-    def warned(self) -> bool:
-        """Whether a warning came: the time limit or a preemption is near."""
-        return signal.SIGUSR2 in self._seen
+    def warnings(self) -> int:
+        """How often a warning came: the time limit or a preemption is near."""
+        return self._seen.count(signal.SIGUSR2)
 
     @property
     def names(self) -> list[str]:

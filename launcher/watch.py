@@ -57,6 +57,8 @@ class AttemptWatch:
         self._cancelled = False
         self._fenced = False
         self._next_progress = 0.0
+        self._warnings_weighed = 0
+        self._preempted = False
 
     def run(self) -> AttemptEvidence:
         """Start the ranks, watch them to their end, and say what was seen."""
@@ -92,6 +94,7 @@ class AttemptWatch:
         with suppress(OSError):
             self._cancelled = self._cancelled or self.run_dir.cancel_request.exists()
             self._fenced = self.run_dir.newest_attempt() > self.attempt
+        self._weigh_warnings()
         if self.records.last_step is not None and now >= self._next_progress:
             self._next_progress = now + PROGRESS_EVERY_S
             log.info("progress", attempt=self.attempt, step=self.records.last_step)
@@ -110,8 +113,22 @@ class AttemptWatch:
             write_json_atomically(
                 self.run_dir.stop_request(self.attempt), {"reason": str(cause), "t": time.time()}
             )
-        soft = cause in (StopCause.TIME_LIMIT, StopCause.WARNED)
-        group.request_stop(signal.SIGUSR2 if soft else signal.SIGTERM)
+        if cause not in (StopCause.TIME_LIMIT, StopCause.WARNED):
+            group.request_stop(signal.SIGTERM)
+
+    def _weigh_warnings(self) -> None:
+        """Find out what Slurm's warning means: a preemption counts, the time limit is ours to know.
+
+        Slurm warns up to a minute early (sbatch(1), --signal), so that obeying it would cost short
+        jobs their whole time. When nobody can say what it means, it counts.
+        """
+        warnings = self.records.warnings + self.signals.warnings
+        if warnings == self._warnings_weighed:
+            return
+        self._warnings_weighed = warnings
+        job = self.allocation.job()
+        self._preempted = job is None or job.preempted_at is not None
+        log.info("warned", attempt=self.attempt, obeyed=self._preempted)
 
     def _reason(self) -> StopCause | None:
         if self._fenced:
@@ -122,7 +139,7 @@ class AttemptWatch:
             return StopCause.TERMINATED
         if time.time() >= self.allocation.ends_at() - self.lead_s():
             return StopCause.TIME_LIMIT
-        return StopCause.WARNED if self.signals.warned else None
+        return StopCause.WARNED if self._preempted else None
 
     def _last_call(self, cause: StopCause) -> float:
         """When ranks that did not stop are killed (UTC seconds)."""

@@ -1,8 +1,8 @@
 """Real ranks in milliseconds: forked from a server that has imported torch and the recipe.
 
-``run_forked(world_size, work, folder, ...)`` runs ``work(context, *arguments)`` on every rank of the
-next attempt in ``folder`` and returns their results. Each rank is a process of its own, warnings are
-errors in it, and it meets the others as in production (``train.dist.join``).
+``run_forked(world_size, work, folder, ...)`` runs ``work(context, *arguments)`` on every rank of
+the next attempt in ``folder`` and returns their results. Each rank is a process of its own,
+warnings are errors in it, and it meets the others as in production (``train.dist.join``).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class StopAt(StopFlag):
     def reason(self) -> StopReason:
         assert self.context is not None
         reached = self.context.step >= self.step
-        return StopReason.WARNED if reached else StopReason.NONE
+        return StopReason.ASKED if reached else StopReason.NONE
 
 
 def run_forked(
@@ -67,9 +67,11 @@ def run_forked(
     finally:
         for process in processes:
             process.join(10)
-            process.kill()
-            process.join()
+            if process.is_alive():
+                process.kill()
+                process.join()
     failures = [text for ok, text in results if not ok]
+    failures += [f"a rank ended with {p.exitcode}" for p in processes if p.exitcode != 0]
     assert not failures, "\n".join(failures)
     return [value for _, value in results]
 

@@ -2,7 +2,7 @@
 
 import torch
 import transformers.models.gpt2.modeling_gpt2
-import transformers.models.llama.modeling_llama
+import transformers.models.llama.modeling_llama  # noqa: F401
 
 import train.export
 import train.recipe  # noqa: F401

@@ -192,7 +192,7 @@ def test_plan_on_a_cpu(asked: str, model_type: str, expected: tuple[str, Layout]
 
 def test_flash_attention_on_a_cpu_is_refused_with_a_next_step() -> None:
     config = AutoConfig.for_model("llama")
-    with pytest.raises(ConfigError, match="needs a GPU.*use auto or sdpa"):
+    with pytest.raises(ConfigError, match=r"needs a GPU.*use auto or sdpa"):
         plan_attention("flash_attention_2", config, torch.device("cpu"), "bfloat16")
 
 

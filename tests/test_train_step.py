@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from tests import ranks
 from tests.forked import run_forked, train
-from tests.test_model_build import TINY, Vocabulary, saved_model
+from tests.test_model_build import Vocabulary, saved_model
 from tests.tiny import losses, tiny_config
 from train.config import RunConfig
 from train.context import RankContext
@@ -143,10 +143,11 @@ def test_step_on_three_ranks_is_the_plain_step(tmp_path: Path, feature: str, tie
             )
 
 
-def test_hybrid_shards_compute_what_full_shards_compute(tmp_path: Path) -> None:
+@pytest.mark.parametrize("deferred", [False, True], ids=["synchronous", "deferred"])
+def test_hybrid_shards_compute_what_full_shards_compute(tmp_path: Path, deferred: bool) -> None:
     folder = str(tmp_path / "model")
     saved_model(tmp_path / "model", "llama", torch.float32)
-    hybrid: dict[str, Any] = {"distributed": {"dp_replicate_size": 2, "defer_grad_sync": False}}
+    hybrid: dict[str, Any] = {"distributed": {"dp_replicate_size": 2, "defer_grad_sync": deferred}}
     full = run_forked(4, one_step, tmp_path / "full", folder, {})[0]
     for result in run_forked(4, one_step, tmp_path / "hybrid", folder, hybrid):
         assert result["loss"] == pytest.approx(full["loss"], rel=1e-6)
@@ -168,7 +169,9 @@ def broken_step(context: RankContext, folder: str) -> tuple[str, bool]:
         stepper.compute([micro_batch(DOCS)], 60, 7)
     except NotFiniteError as error:
         after = [p.to_local() for p in stepper.model.module.parameters()]
-        same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after))
+        same = all(
+            torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after, strict=True)
+        )
         return str(error), same
     return "no error", False
 

@@ -58,14 +58,17 @@ class RankContext:
 
 @contextmanager
 def background_beat(context: RankContext, interval_s: float) -> Iterator[None]:
-    """Beat every ``interval_s`` seconds and look for the stop request, in a thread."""
+    """Beat every ``interval_s`` seconds, look for the stop request, pass warnings on; a thread."""
     done = threading.Event()
 
     def run() -> None:
-        next_beat = 0.0
+        next_beat, told = 0.0, 0
         while not done.wait(STOP_POLL_S):
             if stop_requested(context.run_dir.stop_request(context.attempt)):
                 context.stop.request(StopReason.ASKED)
+            if context.stop.warnings > told:
+                told = context.stop.warnings
+                context.events.write(Kind.WARNED, step=context.step)
             if time.monotonic() >= next_beat:
                 context.beat()
                 next_beat = time.monotonic() + interval_s
@@ -80,9 +83,13 @@ def background_beat(context: RankContext, interval_s: float) -> Iterator[None]:
 
 
 def stop_requested(path: Path) -> bool:
-    """Whether the supervisor asked this attempt to stop; an unreadable folder is no request."""
+    """Whether the supervisor asked this attempt to stop; an unreadable folder is no request.
+
+    Listing the folder instead of looking for the file makes NFS ask its server: a cached "no such
+    file" may stay for a minute (nfs(5), acdirmax).
+    """
     try:
-        return path.exists()
+        return any(entry.name == path.name for entry in path.parent.iterdir())
     except OSError:
         return False
 

@@ -29,8 +29,8 @@ class Kind(StrEnum):
     START = "start"
     """host, pid, world_size, local_rank, device, resumed_step"""
     SETUP = "setup"
-    """device, threads, backend, parameters, attention, dtype, total_steps, units_per_epoch, documents,
-    fill_rate: what this rank is about to train, and with what"""
+    """device, threads, backend, parameters, attention, dtype, batch, total_steps, units_per_epoch,
+    documents, fill_rate: what this rank is about to train, and with what"""
     PHASE = "phase"
     """phase: the rank entered another phase (see Phase)"""
     HEARTBEAT = "heartbeat"
@@ -43,6 +43,8 @@ class Kind(StrEnum):
     """step, ids: dataset ids consumed by this rank in that step (only with log_sample_ids)"""
     VALIDATION = "validation"
     """step, loss, label_tokens, samples, val_s; loss_hex: exact value"""
+    WARNED = "warned"
+    """step: Slurm sent its warning signal; the supervisor finds out what it means"""
     CHECKPOINT = "checkpoint"
     """step, path, bytes, blocked_s, save_s: published"""
     CHECKPOINT_FAILED = "checkpoint_failed"

@@ -35,7 +35,11 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
     """Peak FLOP/s of this device in 16-bit arithmetic; None where it is not known, as on CPUs."""
     if device.type != "cuda" or dtype not in {"bfloat16", "float16"}:
         return None
-    name = torch.cuda.get_device_name(device)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """Peak of a GPU by its product name (``NVIDIA H100 80GB HBM3``), in FLOP/s."""
     return next((peak for key, peak in _PEAKS if re.search(rf"\b{key}\b", name)), None)
 
 
@@ -62,10 +66,12 @@ def work_of(model: PreTrainedModel) -> Work:
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     counted = {id(p) for m in (embeddings, head) for p in m.parameters()}
     config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Work(
         block_parameters=sum(p.numel() for p in model.parameters() if id(p) not in counted),
         head_parameters=sum(p.numel() for p in head.parameters()),
-        attention=config.num_hidden_layers * config.hidden_size,
+        attention=config.num_hidden_layers * heads * head_dim,
     )
 
 

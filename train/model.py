@@ -91,7 +91,7 @@ def build_model(
         base = settings.pretrained_model_name_or_path
         add_adapters(model, config.peft, base=base, on_meta=custom is None)
     fuse_norms(model)
-    head = chunked_head(model, hf_config.vocab_size)
+    head = chunked_head(model, hf_config.get_text_config().vocab_size)
     policy = shard_policy(config, parameters, accumulation, world.device)
     shard(model, config, world, policy)
     allocate(model, world.device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -124,8 +125,8 @@ def checkpoint_activations(model: nn.Module) -> None:
             "support it; set it to false"
         )
     # transformers 5.23 renames it and deprecates the old name.
-    old = model.gradient_checkpointing_enable
-    enable = getattr(model, "activation_checkpointing_enable", old)
+    new = getattr(model, "activation_checkpointing_enable", None)
+    enable: Any = new or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 

@@ -1,5 +1,8 @@
 """The stop flag: signal handlers and the supervisor's request only set it. Imports no torch.
 
+A warning (SIGUSR2 from Slurm) stops nothing by itself: Slurm sends it up to a minute early, and for
+the time limit and a preemption alike. It is passed on to the supervisor, which knows the deadline.
+
 Ranks read it at optimizer-step boundaries, agree on it by an all-reduce, save once and exit with
 ``EXIT_STOPPED``. Install the handlers before torch is imported: a signal during the import would
 otherwise kill the rank.
@@ -18,9 +21,7 @@ class StopReason(IntEnum):
     NONE = 0
     ASKED = 1
     """The supervisor wrote a stop request: deadline near, restart on other nodes, ..."""
-    WARNED = 2
-    """SIGUSR2: the time limit or a preemption is near; there is time to save."""
-    TERMINATED = 3
+    TERMINATED = 2
     """SIGTERM: KILL follows within KillWait."""
 
 
@@ -29,6 +30,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self._reason = StopReason.NONE
+        self.warnings = 0
 
     @property
     def reason(self) -> StopReason:
@@ -42,11 +44,13 @@ class StopFlag:
 
 
 def install_handlers(flag: StopFlag) -> None:
-    """Turn SIGUSR2 and SIGTERM into a set flag; SIGINT belongs to the terminal, not to ranks."""
+    """SIGTERM sets the flag, SIGUSR2 is counted; SIGINT belongs to the terminal, not to ranks."""
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        warned = number == signal.SIGUSR2
-        flag.request(StopReason.WARNED if warned else StopReason.TERMINATED)
+        if number == signal.SIGUSR2:
+            flag.warnings += 1
+        else:
+            flag.request(StopReason.TERMINATED)
 
     signal.signal(signal.SIGUSR2, on_signal)
     signal.signal(signal.SIGTERM, on_signal)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import structlog
 
 from train.config.sections import WandbConfig
+from train.data.signals import stop_signals_blocked
 from train.errors import ConfigError
 
 log = structlog.get_logger(__name__)
@@ -89,7 +90,9 @@ class WandbTracker:
         try:
             import wandb
 
-            run = wandb.init(**{k: v for k, v in self._options.items() if v is not None})
+            options = {k: v for k, v in self._options.items() if v is not None}
+            with stop_signals_blocked():  # W&B's own process must outlive a warning to this rank
+                run = wandb.init(**options)
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
             while not isinstance(item := self._queue.get(), int):

@@ -12,15 +12,15 @@ _BENIGN = re.compile(
     r"""
     process\ group\ has\ not\ been\ destroyed
   | \bNCCL\ INFO\b
-  | \[W\S*\ .{0,80}socket\.cpp | \[c10d\]\ the\ (?:client|server)\ socket\ (?:has\ failed\ to\ connect
-        |cannot\ be\ initialized|has\ failed\ to\ (?:bind|listen)).{0,80}errno:\ (?:97|99)
+  | \[W\S*\ .{0,80}socket\.cpp
+  | \[c10d\]\ the\ (?:client|server)\ socket\ (?:has\ failed\ to\ (?:connect|bind|listen)
+        |cannot\ be\ initialized).{0,80}errno:\ (?:97|99)
   | hostname\ of\ the\ client\ socket\ cannot\ be\ retrieved
   | unable\ to\ register\ cu(?:fft|dnn|blas)\ factory | computation\ placer\ already\ registered
   | could\ not\ load\ dynamic\ library | cudart\ dlerror | dso_loader | tf-trt\ warning
   | could\ not\ find\ cuda\ drivers | cannot\ dlopen\ some\ gpu\ libraries
   | failed\ call\ to\ cuinit | unable\ to\ initialize\ backend
   | overflow!.{0,80}(?:skipping|attempted) | gradient\ overflow | skipping\ step
-  | number\ of\ nan\ iterations:\s*0\b(?!.*(?:loss|norm):\s*(?:nan|inf))
   | leaked\ (?:semaphore|shared_memory)\b | resource_tracker
   | destroy_process_group | failed\ to\ send\ message_task_exit
   | no\ (?:error|failure|exception|problem)s?\b | \b0\ (?:error|failure|exception|warning)s?\b
@@ -33,12 +33,13 @@ _BENIGN = re.compile(
   | (?:mse|mae|rmse|prediction|reconstruction|quantization|validation|training|test|top-?\d|relative
         |absolute|average|mean|standard|word|char\w*)[_ ]error\b\s*(?:rate)?\s*[:=(]
   | ignore\ (?:above|this)\ | can\ be\ (?:safely\ )?ignored | safe(?:ly)?\ (?:to\ )?ignore
-  | (?:^|\s)(?:export|declare\ -x)\s+\w+= | ^\s*\w*(?:timeout|retry|error|nccl)\w*=\S*(?:\s+\w+=\S*)*\s*$
+  | (?:^|\s)(?:export|declare\ -x)\s+\w+=
+  | ^\s*\w*(?:timeout|retry|error|nccl)\w*=\S*(?:\s+\w+=\S*)*\s*$
   | (?:auto[-_ ]?requeu\w+|requeue)\s+(?:is\ )?enabled | setting\ signal\ handlers?
   | (?:install|register)\w*\ (?:a\ )?(?:signal|sig\w+)\ (?:handler|hook)
   | (?:will|would|to)\ (?:be\ )?(?:retry|retried)\ (?:if|on|when)
-  | (?:if|when|in\ case)\ (?:you|the|a|an|any)\b.{0,60}(?:out\ of\ memory|oom|timeout|fail\w*|error|crash\w*)
-        (?!.{0,40}(?:killed|errno))
+  | (?:if|when|in\ case)\ (?:you|the|a|an|any)\b
+        .{0,60}(?:out\ of\ memory|oom|timeout|fail\w*|error|crash\w*)(?!.{0,40}(?:killed|errno))
   | (?:to|and)\ (?:avoid|prevent|reduce)\b.{0,60}(?:oom|out\ of\ memory|deadlock|error|timeout)s?\b
         (?<!to\ avoid\ fragmentation)(?!.*tried\ to\ allocate)
   | all\ processes\ (?:finished|exited)\ success | completed\ successfully | succeeded\ after
@@ -51,7 +52,8 @@ _BENIGN = re.compile(
   | ibv_fork_init | was\ (?:unable|not\ able)\ to\ find\ any\ (?:usable\ )?(?:openfabrics|fork)
   | torch\.distributed\.elastic\.multiprocessing\.redirects
   | failed\ to\ load\ image\ python\ extension
-  | (?:couldn't|could\ not|unable\ to)\ (?:chown|set\ (?:affinity|memlock)|find\ apex|import\ (?:apex|xformers))
+  | (?:couldn't|could\ not|unable\ to)
+        \ (?:chown|set\ (?:affinity|memlock)|find\ apex|import\ (?:apex|xformers))
   | srun:\ warning: | srun:\ job\ \d+\ (?:queued|has\ been)
   """,
     re.IGNORECASE | re.VERBOSE,

@@ -92,7 +92,9 @@ def moment_of(line: str) -> Moment | None:
     return None
 
 
-def _moment(clock: str, parts: tuple[int, int, int, int, int, int], fraction: float) -> Moment | None:
+def _moment(
+    clock: str, parts: tuple[int, int, int, int, int, int], fraction: float
+) -> Moment | None:
     try:
         return Moment(clock, datetime(*parts).timestamp() + fraction)
     except (ValueError, OverflowError, OSError):

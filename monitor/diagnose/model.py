@@ -92,7 +92,10 @@ class Finding:
     rank: int | None = None
     node: str | None = None
     moment: Moment | None = None
-    rule: str = ""
+    survived: bool = False
+    """Training went on after it, so it ended nothing."""
+    first: bool = False
+    """torchrun's report names this one as the first that was observed."""
 
     @property
     def place(self) -> str:

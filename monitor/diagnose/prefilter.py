@@ -2,13 +2,27 @@
 
 A healthy log says the same few things with other numbers. One ``bytes.translate`` lowers the case,
 deletes digits and blanks out punctuation; what is left of a line is its template. Of templates that
-were never seen, the words that were never seen are compared with ``ANCHORS``; lines with a suspicious
-word go to the rules. So the number of anchors costs nothing on a long log. Memory is bounded: what
-is too long or too much is forgotten and judged again.
+were never seen, the words that were never seen are looked up in the index of rules; lines with a
+suspicious word go to the rules it leads to. So the number of rules costs nothing on a long log.
+Memory is bounded: what is too long or too much is forgotten and judged again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from monitor.diagnose.index import RuleIndex
+
+MAX_TEMPLATE = 512
+MAX_TEMPLATES = 20_000
+MAX_WORD = 40
+MAX_WORDS = 60_000
+PATIENCE = 50
+"""Lines of one template that may match no rule before the template is taken for healthy."""
+PATIENCE_WITH_CODES = 2000
+"""The same for templates whose deleted digits may be an exit code or the like."""
+_CODES = (b"exit", b"xid", b"errno", b"code", b"status", b"client error", b"signal")
 _LETTERS = frozenset(range(0x61, 0x7B))
 _DELETED = b"0123456789"
 
@@ -21,105 +35,93 @@ def _mapped(byte: int) -> int:
 
 
 _TABLE = bytes(_mapped(byte) for byte in range(256))
-ANCHORS: tuple[bytes, ...] = tuple(
-    b"""abort access accessdenied account address alloc allow already ambiguous ancdata argument assert
-    authen bad broken bus busy cancel capable cert chunk client code command config conflict connect
-    container contact core corrupt credential curl deadlock death denied diskfull diverged divis double
-    driver duplicate edquot endpoint enospc enroot enviro eof errno error exceed exception execve
-    exhaust exit expired explod facto factor fail fallen fatal file finite forbidden found free gateway
-    gated getaddr gpus graph handle hang heap hsa hung hydra ibv illegal image import incomplete
-    infiniband infinit installed insuffic interr invalid kerberos kernel key kill launch limit load
-    locks login lost lustre machine malloc memory mismatch missing mlx mmap mmfs module mounted munge
-    munmap nccl network node nodename nor nospace notfound nvidia nvlink nvml nvrm nvswitch omegaconf oom
-    open option overload panic parameter partition peer permi pin please preempt process pyxis quota
-    rccl read realloc refused remap remote rendezvous requested requeu required reset resolve
-    resource respond restrict retries return route rpc scale segfault segmentation send service shared
-    sig signal signature size smash socket space specif ssl stack stale status storage store stream
-    stuck support symbol system task terminat time tls token traceback trunc unable unauth
-    uncorrect undefined unexpected unhandled unknown unreach unrecog unsupported usage valid
-    value violat walltime warn watchdog worker world write wrong xid""".split()
-)
-"""Parts of words; every literal of every rule holds one (a test sees to it)."""
-EXACT = frozenset(b"nan inf ib ecc abi".split())
-"""Whole words: parts of too many harmless ones."""
-MAX_TEMPLATE = 512
-MAX_WORD = 40
-MAX_KNOWN = 20_000
-PATIENCE = 50
-"""Lines of one template that may match no rule before the template is taken for healthy."""
-_DIGITS_MATTER = (b"exit", b"xid", b"errno", b"code", b"status", b"client error", b"signal", b"work")
 
 
 def template_of(data: bytes) -> bytes:
-    r"""Lower case, digits deleted, everything but letters a blank; ``\r`` ends lines like ``\n``."""
+    r"""Lower case, digits deleted, everything but letters a blank; ``\r`` ends lines too."""
     return data.translate(_TABLE, _DELETED)
 
 
-def is_suspicious(word: bytes) -> bool:
-    """Whether a word of a template may belong to a failure."""
-    return word in EXACT or any(anchor in word for anchor in ANCHORS)
+def _patience_with(template: bytes) -> int:
+    return PATIENCE_WITH_CODES if any(word in template for word in _CODES) else PATIENCE
+
+
+@dataclass
+class Suspect:
+    """A template whose lines are looked at, the rules for them, and the patience left."""
+
+    rules: Sequence[int]
+    patience: int
 
 
 class Prefilter:
     """Remembers which templates and words are harmless, and which are suspicious."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: RuleIndex) -> None:
+        self._index = index
         self._harmless: set[bytes] = set()
-        self._suspicious: dict[bytes, int] = {}
+        self._suspects: dict[bytes, Suspect] = {}
         self._plain_words: set[bytes] = set()
-        self._hot_words: set[bytes] = set()
+        self._hot_words: dict[bytes, frozenset[int]] = {}
 
-    def candidates(self, block: bytes) -> list[int]:
-        """Indices of the lines of ``block`` to look at, in order."""
+    def candidates(self, block: bytes) -> list[tuple[int, Suspect]]:
+        """Indices of the lines of ``block`` to look at, in order, with the rules for each."""
         templates = template_of(block).split(b"\n")
         fresh = set(templates) - self._harmless
-        hot = {one for one in fresh if one in self._suspicious}
-        hot |= self._judge(fresh - hot)
+        hot = {one: self._suspects[one] for one in fresh if one in self._suspects}
+        hot |= self._judge(fresh - hot.keys())
         if not hot:
             return []
-        return [index for index, template in enumerate(templates) if template in hot]
+        return [(index, hot[one]) for index, one in enumerate(templates) if one in hot]
 
-    def disappoint(self, line: bytes) -> None:
+    def disappoint(self, line: bytes, suspect: Suspect) -> None:
         """No rule matched ``line``: after enough of these its template counts as healthy."""
-        template = template_of(line)
-        left = self._suspicious.get(template)
-        if left is None or any(word in template for word in _DIGITS_MATTER):
-            return
-        if left > 1:
-            self._suspicious[template] = left - 1
-            return
-        del self._suspicious[template]
-        self._harmless.add(template)
+        suspect.patience -= 1
+        if suspect.patience <= 0:
+            template = template_of(line)
+            self._suspects.pop(template, None)
+            self._harmless.add(template)
 
-    def _judge(self, fresh: set[bytes]) -> set[bytes]:
+    def _judge(self, fresh: set[bytes]) -> dict[bytes, Suspect]:
         """The suspicious ones among templates that were never seen."""
         if not fresh:
-            return set()
+            return {}
         present = self._hot_among(set(b" ".join(fresh).split()))
-        hot: set[bytes] = set()
+        hot: dict[bytes, Suspect] = {}
         if present:
-            hot = {one for one in fresh if not present.isdisjoint(one.split())}
+            for one in fresh:
+                words = present.keys() & one.split()
+                if words:
+                    rules = frozenset[int]().union(*(present[word] for word in words))
+                    hot[one] = Suspect(sorted(rules), _patience_with(one))
         self._remember(fresh, hot)
         return hot
 
-    def _hot_among(self, words: set[bytes]) -> set[bytes]:
-        """Suspicious words among ``words``; each word is compared with the anchors once."""
-        unseen = words - self._plain_words - self._hot_words
-        found = {word for word in unseen if is_suspicious(word)}
-        if len(self._plain_words) + len(unseen) > MAX_KNOWN:
+    def _hot_among(self, words: set[bytes]) -> dict[bytes, frozenset[int]]:
+        """Suspicious words among ``words`` and their rules; each word is looked up once."""
+        hot: dict[bytes, frozenset[int]] = {}
+        plain: list[bytes] = []
+        for word in words - self._plain_words:
+            rules = self._hot_words.get(word)
+            if rules is None:
+                rules = self._index.rules_of(word)
+                if not rules:
+                    plain.append(word)
+                    continue
+                if len(word) <= MAX_WORD:
+                    self._hot_words[word] = rules
+            hot[word] = rules
+        if len(self._plain_words) + len(plain) > MAX_WORDS:
             self._plain_words.clear()
-        self._plain_words.update(
-            word for word in unseen if word not in found and len(word) <= MAX_WORD
-        )
-        if len(self._hot_words) > MAX_KNOWN:
+        self._plain_words.update(word for word in plain if len(word) <= MAX_WORD)
+        if len(self._hot_words) > MAX_WORDS:
             self._hot_words.clear()
-        self._hot_words.update(word for word in found if len(word) <= MAX_WORD)
-        return found | (words & self._hot_words)
+        return hot
 
-    def _remember(self, fresh: set[bytes], hot: set[bytes]) -> None:
-        if len(self._harmless) + len(fresh) > MAX_KNOWN:
+    def _remember(self, fresh: set[bytes], hot: dict[bytes, Suspect]) -> None:
+        if len(self._harmless) + len(fresh) > MAX_TEMPLATES:
             self._harmless.clear()
-        if len(self._suspicious) + len(hot) > MAX_KNOWN:
-            self._suspicious.clear()
+        if len(self._suspects) + len(hot) > MAX_TEMPLATES:
+            self._suspects.clear()
         self._harmless.update(one for one in fresh if len(one) <= MAX_TEMPLATE and one not in hot)
-        self._suspicious.update((one, PATIENCE) for one in hot if len(one) <= MAX_TEMPLATE)
+        self._suspects.update((key, one) for key, one in hot.items() if len(key) <= MAX_TEMPLATE)

@@ -1,4 +1,4 @@
-"""One rule: which line means which failure. Literals decide quickly, a regular expression exactly."""
+"""One rule: which line means which failure. Literals decide quickly, an expression exactly."""
 
 from __future__ import annotations
 

@@ -154,7 +154,8 @@ class Watcher:
 
 def _fill_caches(home: Path) -> None:
     """Tokenize once, so that every start measured finds its data ready."""
-    config = small_config(home, step_scheduler={"max_steps": 1}, checkpoint={"enabled": False})
+    brief = {"max_steps": 1, "warmup_steps": 0}
+    config = small_config(home, step_scheduler=brief, checkpoint={"enabled": False})
     launch(config, cluster="local").wait(WAIT_S)
 
 

@@ -16,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher import Run, launch
-from tests.bench.phases import PARTS, Start, start_of, steps
+from tests.bench.phases import PARTS, rank_pid, start_of, steps
 from tests.bench.report import at_most, head, median_ratio, say, spread, table
 from tests.bench.small import small_config
 from tests.slurm.ports import free_ports
@@ -35,64 +37,88 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     head(f"process start to first optimizer step, {rounds} rounds")
-    cold, warm, submitted, trainer = [], [], [], []
+    cold, warm, trainer = [], [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            cold.append(ours(Path(folder))[0])
-            start, before = ours(Path(folder))
-            warm.append(start)
-            submitted.append(before)
+            cold.append(ours(Path(folder)))
+            warm.append(ours(Path(folder)))
             trainer.append(theirs(Path(folder)))
     columns = {"cold cache": cold, "warm cache": warm}
-    table(
-        "seconds, medians",
-        list(columns),
-        {part: [_median(starts, part) for starts in columns.values()] for part in PARTS},
+    table("seconds, medians", list(columns), {part: _part(part, columns) for part in PARTS})
+    say(
+        "launch() until the supervisor's first attempt",
+        statistics.median(one.before_s for one in warm),
+        unit=" s",
     )
-    say("launch() until the supervisor's first attempt", statistics.median(submitted), unit=" s")
-    for name, starts in columns.items():
-        totals = [start.total_s for start in starts]
+    for name, starts in {**columns, "Trainer": trainer}.items():
+        totals = [one.total_s for one in starts]
+        aim = None if name == "Trainer" else at_most(AIM_S)
         value = statistics.median(totals)
-        say(f"ranks' start to first step, {name}", value, at_most(AIM_S), note=spread(totals))
-    say("Trainer's start to first step", statistics.median(trainer), note=spread(trainer))
-    ratio, all_of_them = median_ratio([start.total_s for start in warm], trainer)
-    say("ours, warm cache / Trainer", ratio, at_most(1.0), unit=" x", note=all_of_them)
+        say(f"start to first step, {name}", value, aim, unit=" s", note=spread(totals))
+        cpu = [one.cpu_s for one in starts]
+        say("  CPU time of the busiest rank", statistics.median(cpu), unit=" s", note=spread(cpu))
+    for what in ("total_s", "cpu_s"):
+        pairs = [[getattr(one, what) for one in column] for column in (warm, trainer)]
+        ratio, all_of_them = median_ratio(*pairs)
+        name = f"ours, warm cache / Trainer, {what.replace('_s', '')}"
+        say(name, ratio, at_most(1.0), unit=" x", note=all_of_them)
 
 
-def ours(folder: Path) -> tuple[Start, float]:
-    """One start of ours, and the seconds from ``launch`` to the supervisor's first attempt."""
-    config = small_config(folder, step_scheduler={"max_steps": 1}, checkpoint={"enabled": False})
+@dataclass(frozen=True)
+class Measured:
+    """One start; ``parts`` and ``before_s`` are known of ours only."""
+
+    total_s: float
+    cpu_s: float
+    """Of the rank that used most: what a quiet machine would need at the least."""
+    parts: dict[str, float] = field(default_factory=dict)
+    before_s: float = 0.0
+    """From the call of ``launch`` to the supervisor's first attempt."""
+
+
+def ours(folder: Path) -> Measured:
+    """One start of ours."""
     called = time.time()
-    run = launch(config, cluster="local")
-    wait_for_step(run, attempt=1)
-    start = start_of(run.folder, 1)
-    run.wait(WAIT_S)
-    return start, start.began - called
+    run = launch(small_config(folder, checkpoint={"enabled": False}), cluster="local")
+    try:
+        wait_for_step(run)
+        cpu_s = max(cpu_seconds(rank_pid(run.folder, rank)) for rank in range(WORLD_SIZE))
+        start = start_of(run.folder, 1)
+    finally:
+        run.cancel()
+        run.wait(WAIT_S)
+    return Measured(start.total_s, cpu_s, start.seconds, start.began - called)
 
 
-def wait_for_step(run: Run, *, attempt: int, timeout_s: float = WAIT_S) -> None:
-    """Wait until rank 0 recorded a step in ``attempt``.
+def wait_for_step(run: Run) -> None:
+    """Wait until rank 0 recorded a step.
 
     Raises:
         RuntimeError: the run ended without one, or it took too long.
     """
-    deadline = time.monotonic() + timeout_s
-    while not steps(run.folder, attempt):
+    deadline = time.monotonic() + WAIT_S
+    while not steps(run.folder):
         if time.monotonic() > deadline or run.run_dir.summary.exists():
-            raise RuntimeError(f"no step in attempt {attempt}\n{run.status()}\n{run.logs()}")
+            raise RuntimeError(f"no step: {run.status()}\n{run.logs()}")
         time.sleep(0.02)
 
 
-def theirs(folder: Path) -> float:
-    """Seconds until both ranks of a Trainer had done their first step."""
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far (proc(5): utime and stime are fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def theirs(folder: Path) -> Measured:
+    """One start of Trainer, until both processes had done their first step."""
     (cache,) = (folder / "cache").glob("tokens-*")
     (tokenizer,) = (folder / "cache").glob("tokenizer-*")
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "tests.bench.startup_trainer", cache, tokenizer]
+    command = [sys.executable, "-m", "tests.bench.startup_trainer", str(cache), str(tokenizer)]
     began = time.time()
     processes = [
         subprocess.Popen(
-            [*map(str, command)],
+            command,
             env={**os.environ, **_torchrun_variables(rank, port)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -102,10 +128,11 @@ def theirs(folder: Path) -> float:
         for rank in range(WORLD_SIZE)
     ]
     outputs = [process.communicate(timeout=WAIT_S)[0] for process in processes]
-    done = [line.split()[1] for text in outputs for line in text.splitlines() if "DONE" in line]
+    done = [line.split() for text in outputs for line in text.splitlines() if "DONE" in line]
     if len(done) != WORLD_SIZE:
         raise RuntimeError("\n".join(outputs))
-    return max(map(float, done)) - began
+    ended, cpu = ([float(words[index]) for words in done] for index in (1, 2))
+    return Measured(max(ended) - began, max(cpu))
 
 
 def _torchrun_variables(rank: int, port: int) -> dict[str, str]:
@@ -121,8 +148,10 @@ def _torchrun_variables(rank: int, port: int) -> dict[str, str]:
     }
 
 
-def _median(starts: list[Start], part: str) -> float:
-    return statistics.median(start.seconds.get(part, 0.0) for start in starts)
+def _part(part: str, columns: Mapping[str, Sequence[Measured]]) -> list[float]:
+    return [
+        statistics.median(one.parts.get(part, 0.0) for one in column) for column in columns.values()
+    ]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from tests.bench.small import small_config
+from tests.bench.small import model_sizes
 from tests.bench.trainer_data import documents
 from train.data.store import TokenStore
 
@@ -29,22 +29,20 @@ class TellStep(TrainerCallback):  # type: ignore[misc]
     """Prints when the first step was done."""
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """``DONE`` and UTC seconds."""
-        print(f"DONE {time.time()}", flush=True)
+        """``DONE``, UTC seconds, and this process's CPU seconds."""
+        print(f"DONE {time.time()} {time.process_time()}", flush=True)
 
 
 def train(tokens: Path, tokenizer_folder: Path) -> None:
     """Train one step."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    sizes = dict(small_config(Path())["model"]["config"])
-    sizes.pop("model_type")
     Trainer(
-        model=LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)),
+        model=LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **model_sizes())),
         args=TrainingArguments(
             output_dir="trainer",
             use_cpu=True,
             max_steps=1,
-            per_device_train_batch_size=2,
+            per_device_train_batch_size=4,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

@@ -20,6 +20,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = measure(Path(folder), asked)
     _tell_facts(results[0])
+    everyones_rounds = [result["rounds"] for result in results]
     rates = {
-        name: [_rates(r["rounds"][name], number) for number in range(asked.rounds)]
-        for name in results[0]["rounds"]
-        for r in [_together(results, name)]
+        name: [
+            _rates(parts) for parts in zip(*(one[name] for one in everyones_rounds), strict=True)
+        ]
+        for name in everyones_rounds[0]
     }
     _tell_rates(rates)
     for ours, other, aim in COMPARISONS:
@@ -127,23 +130,13 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _together(results: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Rounds of one contestant, both ranks added up; wall time is the slower rank's."""
-    rounds = []
-    for parts in zip(*(result["rounds"][name] for result in results), strict=True):
-        total = {key: sum(part[key] for part in parts) for key in parts[0]}
-        total["wall_s"] = max(part["wall_s"] for part in parts)
-        rounds.append(total)
-    return {"rounds": {name: rounds}}
-
-
-def _rates(rounds: list[dict[str, float]], number: int) -> dict[str, float]:
-    one = rounds[number]
+def _rates(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Rates of one round of all ranks together; its wall time is the slowest rank's."""
+    total = {key: sum(part[key] for part in parts) for key in parts[0]}
     return {
-        "wall": one["tokens"] / one["wall_s"],
-        "cpu": one["tokens"] / one["cpu_s"],
-        "filled": one["tokens"] / one["slots"],
-        "labels": one["label_tokens"] / one["tokens"],
+        "wall": total["tokens"] / max(part["wall_s"] for part in parts),
+        "cpu": total["tokens"] / total["cpu_s"],
+        "filled": total["tokens"] / total["slots"],
     }
 
 

@@ -17,7 +17,7 @@ RULES = (
     rule(
         F.AUTH_ERROR,
         Trust.CAUSE,
-        "client error|401|403|unauthorized|forbidden",
+        "client error|unauthorized|forbidden|status|http|code:|error code|responded with",
         r"\b40[13] (?:client error|unauthorized|forbidden)|(?:http|status|code)\D{0,20}40[13]\b|"
         r"\b(?:unauthorized|forbidden)\b.{0,40}(?:url|token|access|request)|"
         r"error.{0,40}\b(?:unauthorized|forbidden)\b|unauthorized: |responded with 40[13]",
@@ -32,7 +32,8 @@ RULES = (
         r"api[_ ]?key\W.{0,40}(?:not configured|invalid|missing|incorrect|not valid|must be)|"
         r"(?:invalid|incorrect|missing|no|expired|wrong) (?:user |access |auth\w* |wandb |api )?"
         r"(?:token|api[_ ]?key|credentials?)\b|"
-        r"token is (?:required|invalid|expired|not valid)|not logged in|invalid username or password|"
+        r"token is (?:required|invalid|expired|not valid)|not logged in|"
+        r"invalid username or password|"
         r"login required|must be (?:logged in|authenticated)|failed to authenticate|"
         r"could not authenticate|authentication (?:failed|required|error|token)|"
         r"authenticationerror|localtokennotfounderror|please log in|"

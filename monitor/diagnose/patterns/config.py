@@ -32,7 +32,8 @@ RULES = (
     rule(
         F.CONFIG_ERROR,
         Trust.CAUSE,
-        "batch job submission failed|unable to allocate resources|invalid account|invalid partition|"
+        "batch job submission failed|unable to allocate resources|invalid account|"
+        "invalid partition|"
         "invalid qos|invalid generic resource|node configuration is not available|"
         "more processors requested|invalid feature|invalid time limit|job violates|"
         "not permitted to use|invalid job array|memory specification can not be satisfied|"
@@ -41,7 +42,8 @@ RULES = (
         r"batch job submission failed(?!.*(?:socket timed out|unable to contact|connection))|"
         r"unable to allocate resources(?!.*(?:socket timed out|unable to contact|connection))|"
         r"invalid account|"
-        r"invalid partition|invalid qos|invalid generic resource|node configuration is not available|"
+        r"invalid partition|invalid qos|invalid generic resource|"
+        r"node configuration is not available|"
         r"more processors requested|invalid feature|invalid time limit|job violates|"
         r"not permitted to use|invalid job array|can not be satisfied|requested time limit is|"
         r"invalid node name|node count specification|not in this partition|"
@@ -53,7 +55,8 @@ RULES = (
         "validationerror|validation error for|validation errors for|scannererror|parsererror|"
         "misconfigurationexception|configurationerror|configerror|config error|constructorerror|"
         "jsondecodeerror|tomldecodeerror|usageerror|argumenterror|badparameter|composererror",
-        r"pydantic\S*validationerror|validation errors? for \w|yaml\S*(?:scanner|parser|constructor|"
+        r"pydantic\S*validationerror|validation errors? for \w|yaml\S*(?:scanner|parser|"
+        r"constructor|"
         r"composer)error|(?:scanner|parser\.parser|constructor|composer)error|"
         r"misconfigurationexception|configurationerror|\bconfigerror|tomldecodeerror|"
         r"usageerror|argumenterror|badparameter|"

@@ -14,7 +14,9 @@ RULES = (
         r"dataloader worker ?\(pid.{0,40}(?:killed|exited|signal)|"
         r"dataloader worker .{0,60}(?:exited unexpectedly|is killed|was killed|died)",
     ),
-    rule(F.DATALOADER_WORKER, Trust.CAUSE, "encountered in worker", r"unexpected .{0,40} in worker"),
+    rule(
+        F.DATALOADER_WORKER, Trust.CAUSE, "encountered in worker", r"unexpected .{0,40} in worker"
+    ),
     rule(F.DATALOADER_WORKER, Trust.CAUSE, "received 0 items of ancdata|unable to mmap"),
     rule(
         F.DATALOADER_WORKER,

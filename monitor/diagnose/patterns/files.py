@@ -1,7 +1,7 @@
 """Disks and file systems: full, over quota, stale, read-only, unreadable.
 
-torch hides a full disk behind ``PytorchStreamWriter failed`` (caffe2/serialize/inline_container.cc),
-safetensors behind ``StorageFull``.
+torch hides a full disk behind ``PytorchStreamWriter failed`` (its inline_container.cc), safetensors
+behind ``StorageFull``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ RULES = (
         F.GPU_XID,
         Trust.KERNEL,
         "xid",
-        r"nvrm: xid(?! \([^)]*\): (?:13|31|43|45)\b)|\bxid[ :=]+(?:error )?\d{2,3}\b(?<!\b43)(?<!\b45)|"
+        r"nvrm: xid(?! \([^)]*\): (?:13|31|43|45)\b)|"
+        r"\bxid[ :=]+(?:error )?\d{2,3}\b(?<!\b43)(?<!\b45)|"
         r"\bxid \(pci:[^)]*\):? (?!13|31|43|45)\d+",
         any_level=True,
     ),
@@ -38,7 +39,8 @@ RULES = (
         Trust.CAUSE,
         "ecc error|ecc_uncorrect|double bit|row remap|remapping failure|uncorrectable",
         r"uncorrect\w*[ -].{0,20}(?:ecc|nvlink)|ecc_uncorrectable|double[- ]bit ecc|"
-        r"row remap\w* fail|uncorrectable (?:memory )?error|ecc error (?:was )?(?:encounter|detect)",
+        r"row remap\w* fail|uncorrectable (?:memory )?error|"
+        r"ecc error (?:was )?(?:encounter|detect)",
         any_level=True,
     ),
     rule(

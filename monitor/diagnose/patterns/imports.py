@@ -33,7 +33,8 @@ RULES = (
         F.IMPORT_ERROR,
         Trust.CAUSE,
         "distributionnotfound|versionconflict|is not installed|please install|is required but|"
-        "compiled with a different version of the abi|numpy.dtype size changed|numpy.core.multiarray",
+        "compiled with a different version of the abi|numpy.dtype size changed|"
+        "numpy.core.multiarray",
         r"distributionnotfound|versionconflict|"
         r"error.{0,120}(?:is not installed|please install|is required but)|"
         r"numpy\.dtype size changed|numpy\.core\.multiarray failed",

@@ -107,7 +107,8 @@ RULES = (
         F.HOST_OOM,
         Trust.EXIT,
         "sigkill|exit code 137|signal 9|exitcode|status 137|exit code: 137|code -9|retcode|killed",
-        r"sigkill|exit(?:ed with)? (?:code|status):?\s*(?:137|-9)\b|exit_?code\s*[:=]\s*(?:137|-9)\b|"
+        r"sigkill|exit(?:ed with)? (?:code|status):?\s*(?:137|-9)\b|"
+        r"exit_?code\s*[:=]\s*(?:137|-9)\b|"
         r"signal:? ?9\b|return code = -9\b|return code:? -9\b|killed by signal: killed",
     ),
 )

@@ -39,7 +39,8 @@ RULES = (
         F.NCCL_TIMEOUT,
         Trust.VICTIM,
         "nccl|rccl",
-        r"\b[nr]ccl\b.{0,80}(?:timed out|timeout)(?!\s*[=:(])(?!.{0,12}(?:set|environment|variable))"
+        r"\b[nr]ccl\b.{0,80}(?:timed out|timeout)(?!\s*[=:(])(?!.{0,12}(?:set|environment|"
+        r"variable))"
         r"(?<!_timeout)",
     ),
     rule(
@@ -58,8 +59,7 @@ RULES = (
         F.NCCL_ERROR,
         Trust.VICTIM,
         "nccl warn",
-        r"nccl warn .{0,60}(?:connection closed|closed by remote peer|recv .*fail|fail|timed? ?out|"
-        r"error|refused|reset by|no route|abort)",
+        r"nccl warn .{0,200}(?:closed|fail|timed? ?out|error|refused|reset by|no route|abort)",
         any_level=True,
     ),
     rule(

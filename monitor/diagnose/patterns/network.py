@@ -54,7 +54,8 @@ RULES = (
     rule(
         F.NETWORK_ERROR,
         Trust.CAUSE,
-        "address already in use|eaddrinuse|server socket has failed|cannot assign requested address",
+        "address already in use|eaddrinuse|server socket has failed|"
+        "cannot assign requested address",
         r"address already in use|eaddrinuse|server socket has failed|"
         r"error.{0,60}cannot assign requested address",
     ),

@@ -10,7 +10,10 @@ from monitor.diagnose.model import FailureClass as F
 from monitor.diagnose.model import Trust
 from monitor.diagnose.rule import rule
 
-_LOSS = r"(?<!best[ _])(?<!min[ _])(?<!lowest[ _])(?:\b|_)loss(?:es)?(?:[_/ ]?(?!scale|scaler)\w{1,20})?"
+_LOSS = (
+    r"(?<!best[ _])(?<!min[ _])(?<!lowest[ _])(?:\b|_)loss(?:es)?"
+    r"(?:[_/ ]?(?!scale|scaler)\w{1,20})?"
+)
 
 RULES = (
     rule(
@@ -34,7 +37,8 @@ RULES = (
         "nan|inf",
         r"loss (?:is|was|became|becomes|has become|went|turned|value is|contains|of|exploded)\W+"
         r"(?:now |to )?(?:nan|inf\b|infinit|not finite|non-?finite)|"
-        r"(?:nan|inf(?:inite)?)(?: or (?:nan|inf\w*))? (?:loss|gradients?|grad norm|values? in|in loss|"
+        r"(?:nan|inf(?:inite)?)(?: or (?:nan|inf\w*))? (?:loss|gradients?|grad norm|"
+        r"values? in|in loss|"
         r"found in (?:input|loss|grad|param|weight|output)|detected|encountered)|"
         r"(?:found|detected|encountered|got|produced|contains?|returned|hit)\s+(?:an? )?"
         r"(?:either )?[`'\"]?(?:nan|inf)s?\b(?!.{0,20}(?:iterations|0 nan))|"

@@ -29,7 +29,8 @@ RULES = (
         F.SEGFAULT,
         Trust.CAUSE,
         "exitcode|exit code|exit status|return code|status 139",
-        r"(?:exit_?code|exit code|exited with code|exit status|return code)\s*[:=]?\s*(?:139|-11)\b",
+        r"(?:exit_?code|exit code|exited with code|exit status|"
+        r"return code)\s*[:=]?\s*(?:139|-11)\b",
     ),
     rule(
         F.SEGFAULT,

@@ -67,7 +67,8 @@ RULES = (
         F.NODE_FAIL,
         Trust.CAUSE,
         "node|keep-alive",
-        r"node with (?:node )?id:? .*marked dead|nodediederror|node \S+ .{0,40}(?:went down|is down|"
+        r"node with (?:node )?id:? .*marked dead|nodediederror|"
+        r"node \S+ .{0,40}(?:went down|is down|"
         r"has (?:died|crashed|rebooted|failed)|unexpectedly rebooted)|"
         r"failed to send a keep-alive heartbeat|lost (?:contact|connection) (?:to|with) node",
     ),

@@ -1,0 +1,92 @@
+"""The command line of the monitor: ``python -m monitor COMMAND``.
+
+Exit codes: 0 ok, 2 the user's input is wrong. Imports nothing heavy before a command runs.
+"""
+
+# ruff: noqa: T201 - printing is what a command line does
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from train.errors import SubmitrainError
+
+Handler = Callable[[argparse.Namespace], int]
+
+EXAMPLES = """\
+examples:
+  python -m monitor diagnose runs/quickstart-20260101-1a2b   why a run of ours ended
+  python -m monitor diagnose slurm-4711.out slurm-4711.err   any trainer's logs, one verdict
+  journalctl -k | python -m monitor diagnose -               standard input
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = build_parser()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        parser.print_help()
+        return 2
+    options = parser.parse_args(arguments)
+    handler: Handler = options.handler
+    try:
+        return handler(options)
+    except SubmitrainError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # `... | head` closed our output: nothing is left to say, not even at exit.
+        sys.stderr.close()
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m monitor",
+        description="See how runs go and why they ended.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (summary, configure) in COMMANDS.items():
+        configure(commands.add_parser(name, help=summary, description=summary))
+    return parser
+
+
+def _diagnose_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "targets",
+        metavar="FILE|RUN",
+        nargs="+",
+        help="log files of one job, or a run folder (or its name, or latest); - is standard input",
+    )
+    parser.add_argument("--attempt", type=int, metavar="N", help="of a run; default: the newest")
+    parser.add_argument(
+        "--runs-dir", default="runs", metavar="DIR", help="folder of run folders (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.set_defaults(handler=_lazy("monitor.diagnose.cli"))
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "diagnose": ("the cause of a failure, from logs or a run folder", _diagnose_arguments),
+}
+
+
+def _lazy(module: str) -> Handler:
+    """The ``main`` of a module that is imported only when its command runs."""
+
+    def handler(options: argparse.Namespace) -> int:
+        command: Handler = importlib.import_module(module).main
+        return command(options)
+
+    return handler

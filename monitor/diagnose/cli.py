@@ -1,0 +1,97 @@
+"""``python -m monitor diagnose``: read logs or a run folder, conclude, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from monitor.diagnose.cause import diagnose
+from monitor.diagnose.model import Diagnosis, Finding
+from monitor.diagnose.report import render
+from monitor.diagnose.run import diagnose_run
+from monitor.diagnose.tail import scan_file
+from monitor.evidence import read_evidence
+from monitor.slurm import JobInfo, query_jobs
+from train.errors import UserError
+
+_STDIN = "-"
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the verdict on log files or on a run."""
+    found = _diagnosis(options)
+    text = json.dumps(found.as_json(), indent=2) if options.json else render(found)
+    print(text)  # noqa: T201
+    return 0
+
+
+def _diagnosis(options: argparse.Namespace) -> Diagnosis:
+    targets: list[str] = options.targets
+    if len(targets) == 1 and targets[0] != _STDIN and not Path(targets[0]).is_file():
+        folder = _run_folder(targets[0], Path(options.runs_dir))
+        return diagnose_run(folder, attempt=options.attempt, job=_newest_job(folder))
+    if options.attempt is not None:
+        raise UserError("--attempt: expected one run folder, got log files")
+    return diagnose([one for target in targets for one in _scan(target)])
+
+
+def _scan(target: str) -> list[Finding]:
+    try:
+        if target == _STDIN:
+            return _scan_stdin()
+        return scan_file(Path(target))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be read: {error.strerror or error}") from error
+
+
+def _scan_stdin() -> list[Finding]:
+    """Findings of standard input, kept on disk meanwhile: it may be larger than the memory."""
+    with tempfile.NamedTemporaryFile(prefix="diagnose-") as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+        copy.flush()
+        return scan_file(Path(copy.name), name="stdin")
+
+
+def _run_folder(target: str, runs_dir: Path) -> Path:
+    """A run by its folder, its name, the unique beginning of its name, or ``latest``."""
+    if _is_run(Path(target)):
+        return Path(target)
+    runs = sorted(path for path in runs_dir.glob("*") if _is_run(path))
+    if target == "latest" and runs:
+        return max(runs, key=lambda path: path.stat().st_mtime)
+    matching = [path for path in runs if path.name.startswith(target)]
+    exact = [path for path in matching if path.name == target]
+    if len(exact or matching) == 1:
+        return (exact or matching)[0]
+    if Path(target).is_dir():
+        raise UserError(f"{target}: expected a log file or a run folder, got a folder without runs")
+    known = ", ".join(path.name for path in matching or runs[-5:]) or f"no runs in {runs_dir}"
+    raise UserError(f"{target}: expected a log file or one run, got neither; there are: {known}")
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or (folder / "attempts.jsonl").is_file()
+
+
+def _newest_job(folder: Path) -> JobInfo | None:
+    """What the scheduler says of a Slurm run's newest job; None where nobody can be asked."""
+    evidence = read_evidence(folder)
+    submission = evidence.submission or {}
+    cluster = submission.get("cluster") or evidence.record.get("cluster")
+    job_id = str(submission.get("job_id") or "")
+    if cluster != "slurm" or not job_id or not _has_slurm():
+        return None
+    return query_jobs([job_id]).get(job_id)
+
+
+def _has_slurm() -> bool:
+    return any(
+        os.access(Path(folder) / "squeue", os.X_OK)
+        for folder in os.environ.get("PATH", "").split(os.pathsep)
+        if folder
+    )

@@ -1,0 +1,238 @@
+"""The cause of a run's end, from its run folder: scheduler, slurmstepd, ranks' records, logs.
+
+Evidence is gathered here and weighed in ``monitor.diagnose.cause``. Reads files; asks no scheduler:
+who has asked hands over its ``JobInfo``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from monitor.diagnose.cause import diagnose
+from monitor.diagnose.model import Diagnosis, FailureClass, Finding, Moment, Trust
+from monitor.diagnose.remedy import remedy_for
+from monitor.diagnose.tail import scan_file, scan_text
+from monitor.slurm import JobInfo
+from train.errors import UserError
+from train.events import Kind, read_events
+from train.rundir import RunDir
+
+F = FailureClass
+EVENT_CLOCK = "event"
+_STATES = {
+    "TIMEOUT": F.TIME_LIMIT,
+    "DEADLINE": F.TIME_LIMIT,
+    "PREEMPTED": F.PREEMPTED,
+    "NODE_FAIL": F.NODE_FAIL,
+    "BOOT_FAIL": F.NODE_FAIL,
+    "OUT_OF_MEMORY": F.HOST_OOM,
+}
+_ENDED_FOR = {
+    "TIME LIMIT": F.TIME_LIMIT,
+    "PREEMPTION": F.PREEMPTED,
+    "JOB REQUEUE": F.PREEMPTED,
+    "NODE FAILURE": F.NODE_FAIL,
+}
+_CAUSES: dict[str, tuple[FailureClass, Trust]] = {
+    "time_limit": (F.TIME_LIMIT, Trust.SCHEDULER),
+    "preempted": (F.PREEMPTED, Trust.SCHEDULER),
+    "requeued": (F.PREEMPTED, Trust.SCHEDULER),
+    "cancelled": (F.PREEMPTED, Trust.SCHEDULER),
+    "terminated": (F.PREEMPTED, Trust.KERNEL),
+    "not_finite": (F.NAN_LOSS, Trust.RECORD),
+    "user_error": (F.CONFIG_ERROR, Trust.CAUSE),
+    "checkpoint_error": (F.FILESYSTEM, Trust.EXCEPTION),
+    "launch_failed": (F.CONFIG_ERROR, Trust.EXIT),
+    "lost": (F.NODE_FAIL, Trust.EXIT),
+}
+"""What the supervisor's own verdict means (launcher.outcome.Cause)."""
+_EXCEPTIONS = {
+    "UserError": F.CONFIG_ERROR,
+    "ConfigError": F.CONFIG_ERROR,
+    "DataError": F.CONFIG_ERROR,
+    "ClusterError": F.CONFIG_ERROR,
+    "NotFiniteError": F.NAN_LOSS,
+}
+"""Our own exceptions (train.errors), whatever their message says."""
+_SIGNALS = {-9: F.HOST_OOM, -11: F.SEGFAULT, -7: F.SEGFAULT, -6: F.SEGFAULT, -4: F.SEGFAULT}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt as the supervisor recorded it; ``end`` None while it runs."""
+
+    number: int
+    started_at: float
+    end: dict[str, Any] | None
+    is_first: bool
+
+    @property
+    def cause(self) -> str:
+        """The supervisor's word for how it ended, or nothing."""
+        return str((self.end or {}).get("cause", ""))
+
+
+def diagnose_run(
+    folder: Path, *, attempt: int | None = None, job: JobInfo | None = None
+) -> Diagnosis:
+    """The verdict on the newest attempt of a run, or on ``attempt``.
+
+    Raises:
+        UserError: the folder holds no attempt (of that number).
+    """
+    run_dir = RunDir(folder)
+    chosen = _attempt(run_dir, attempt)
+    if chosen.cause == "finished":
+        return _finished(chosen)
+    notes = [] if chosen.end else [f"attempt {chosen.number} has no recorded end (yet)"]
+    findings = [
+        *_of_scheduler(chosen, job),
+        *_of_supervisor(run_dir, chosen),
+        *_of_ranks(run_dir, chosen.number),
+        *_of_logs(run_dir, chosen),
+    ]
+    verdict = diagnose(findings, notes)
+    return replace(verdict, node=verdict.node or _host_of(run_dir, chosen.number, verdict.rank))
+
+
+def _finished(attempt: Attempt) -> Diagnosis:
+    nothing = Finding(F.BENIGN, Trust.SCHEDULER, "")
+    return Diagnosis(
+        kind=F.BENIGN,
+        confidence=0.99,
+        summary=f"attempt {attempt.number}: every rank recorded its finish",
+        remedy=remedy_for(nothing),
+    )
+
+
+def _attempt(run_dir: RunDir, wanted: int | None) -> Attempt:
+    starts: dict[int, float] = {}
+    ends: dict[int, dict[str, Any]] = {}
+    for event in read_events(run_dir.attempts):
+        number = event.get("attempt")
+        if not isinstance(number, int):
+            continue
+        if event["kind"] == Kind.ATTEMPT_START:
+            starts[number] = float(event.get("t", 0.0))
+        elif event["kind"] == Kind.ATTEMPT_END:
+            ends[number] = event
+    numbers = sorted(starts.keys() | ends.keys())
+    if not numbers or (wanted is not None and wanted not in numbers):
+        known = ", ".join(str(number) for number in numbers) or "none yet"
+        asked = f"attempt {wanted}" if wanted is not None else "an attempt"
+        raise UserError(f"{run_dir.root}: expected {asked} in attempts.jsonl, got: {known}")
+    number = wanted if wanted is not None else numbers[-1]
+    return Attempt(number, starts.get(number, 0.0), ends.get(number), number == numbers[0])
+
+
+def _of_scheduler(attempt: Attempt, job: JobInfo | None) -> Iterator[Finding]:
+    facts = (attempt.end or {}).get("evidence") or {}
+    states = [("attempts.jsonl", str(facts.get("job_state") or ""))]
+    if job is not None and job.known:
+        states.append(("scheduler", job.state))
+    for source, state in states:
+        kind = _STATES.get(state)
+        if kind is not None:
+            yield Finding(kind, Trust.SCHEDULER, f"job state {state}", source=source)
+    kind = _ENDED_FOR.get(str(facts.get("ended_for") or "").strip().upper())
+    if kind is not None:
+        text = f"slurmstepd ended the step: {facts['ended_for']}"
+        yield Finding(kind, Trust.KERNEL, text, source="attempts.jsonl")
+
+
+def _of_supervisor(run_dir: RunDir, attempt: Attempt) -> Iterator[Finding]:
+    if attempt.end is None:
+        return
+    text = str(attempt.end.get("explanation") or attempt.cause)
+    meaning = _CAUSES.get(attempt.cause)
+    if meaning is not None:
+        yield Finding(*meaning, text, source="attempts.jsonl")
+    codes = attempt.end.get("exit_codes")
+    for rank, code in (codes if isinstance(codes, dict) else {}).items():
+        if code in _SIGNALS and str(rank).isdigit() and attempt.cause not in _CAUSES:
+            yield Finding(
+                _SIGNALS[code],
+                Trust.EXIT,
+                f"rank {rank} ended with exit code {code}; {text}",
+                source="attempts.jsonl",
+                rank=int(rank),
+            )
+    if meaning is None and not codes:
+        yield Finding(F.PYTHON_EXCEPTION, Trust.EXIT, text, source="attempts.jsonl")
+
+
+def _of_ranks(run_dir: RunDir, attempt: int) -> Iterator[Finding]:
+    """Each rank's own failure record."""
+    for path in sorted(run_dir.events_dir.glob("rank*.jsonl")):
+        host = None
+        kinds = frozenset({Kind.START, Kind.FAILURE})
+        for number, event in enumerate(read_events(path, kinds=kinds), start=1):
+            if event.get("attempt") != attempt:
+                continue
+            if event["kind"] == Kind.START:
+                host = str(event.get("host") or "") or None
+            else:
+                yield _of_failure(event, str(path.relative_to(run_dir.root)), host, number)
+
+
+def _of_failure(event: dict[str, Any], source: str, host: str | None, number: int) -> Finding:
+    exception, message = str(event.get("exception", "")), str(event.get("message", ""))
+    first_line = message.strip().partition("\n")[0]
+    where = f" ({event['where']})" if event.get("where") else ""
+    kind = _EXCEPTIONS.get(exception.rpartition(".")[2]) or _kind_of_text(
+        f"{exception}: {message}", str(event.get("traceback", ""))
+    )
+    return Finding(
+        kind=kind,
+        trust=Trust.VICTIM if event.get("victim") else Trust.RECORD,
+        text=f"{exception}: {first_line}{where} at step {event.get('step')}"[:400],
+        source=source,
+        offset=number,
+        rank=int(event.get("rank", -1)),
+        node=host,
+        moment=Moment(EVENT_CLOCK, float(event.get("t", 0.0))),
+    )
+
+
+def _kind_of_text(*texts: str) -> FailureClass:
+    for text in texts:
+        kind = diagnose(scan_text(text)).kind
+        if kind not in (F.BENIGN, F.PYTHON_EXCEPTION):
+            return kind
+    return F.PYTHON_EXCEPTION
+
+
+def _of_logs(run_dir: RunDir, attempt: Attempt) -> Iterator[Finding]:
+    for path in sorted(run_dir.logs(attempt.number).glob("*")):
+        yield from _scan(path, run_dir)
+    if not run_dir.submitit.is_dir():
+        return
+    for path in sorted(run_dir.submitit.iterdir()):
+        if path.suffix in (".out", ".err", ".log"):
+            yield from (one for one in _scan(path, run_dir) if _belongs(one, attempt))
+
+
+def _scan(path: Path, run_dir: RunDir) -> list[Finding]:
+    try:
+        return scan_file(path, name=str(path.relative_to(run_dir.root)))
+    except OSError:
+        return []
+
+
+def _belongs(finding: Finding, attempt: Attempt) -> bool:
+    """Whether a line of the job's own log is about this attempt: all attempts of a job share it."""
+    if finding.moment is None or finding.moment.clock != "wall":
+        return attempt.is_first
+    return finding.moment.seconds >= attempt.started_at - 1.0
+
+
+def _host_of(run_dir: RunDir, attempt: int, rank: int | None) -> str | None:
+    if rank is None:
+        return None
+    for event in read_events(run_dir.events(rank), kinds=frozenset({Kind.START})):
+        if event.get("attempt") == attempt and event.get("host"):
+            return str(event["host"])
+    return None

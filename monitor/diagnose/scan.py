@@ -1,0 +1,185 @@
+"""Finds the lines of a log that speak of a failure: block by block, in bounded memory. Pure.
+
+Blocks are whole lines (``\\n`` or ``\\r`` end one), except where a line is gigantic. Nothing here
+opens a file: ``monitor.diagnose.tail`` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from monitor.diagnose.lines import (
+    clean,
+    moment_of,
+    node_of,
+    rank_of,
+    rank_of_file,
+    shown,
+)
+from monitor.diagnose.match import meaning_of, rule_index
+from monitor.diagnose.model import FailureClass, Finding, Trust
+from monitor.diagnose.prefilter import Prefilter, Suspect
+
+BLOCK_BYTES = 256 * 1024
+PIECE_BYTES = 4096
+"""Longer lines are looked at in pieces of this size."""
+OVERLAP_BYTES = 512
+KEPT_FIRST = 3
+KEPT_LAST = 2
+MAX_KEYS = 2048
+"""Findings kept for one class, trust and rank; and how many such keys."""
+WENT_ON_BYTES = 256 * 1024
+WENT_ON_LINES = 3
+"""So many lines with a finite loss after a failure mean that training went on."""
+
+_FINITE_LOSS = re.compile(
+    rb"(?:loss|ppl|perplexity)['\"\w]{0,20}\W{1,4}-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", re.IGNORECASE
+)
+_NOT_FINITE = re.compile(
+    rb"(?:loss|norm|ppl|perplexity)['\"\w]{0,20}\W{1,4}[-+]?(?:nan|inf)\b", re.IGNORECASE
+)
+_REPORT_RANK = re.compile(rb"^\W*rank\s*:\s*(\d+)")
+_REPORT_HOST = re.compile(rb"^\W*host\s*:\s*(\S+)")
+_REPORT_LINE = re.compile(r"^\s*(?:exitcode|traceback)\s*:")
+_REPORT_LINES = 6
+
+ReadAt = Callable[[int, int], bytes]
+
+
+@dataclass
+class _Kept:
+    """The first and last findings of one class, trust and rank."""
+
+    first: list[Finding]
+    last: deque[Finding]
+
+
+class LogScan:
+    """Collects the findings of one log; ``feed`` it blocks in order, then ask for ``findings``."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.line = 1
+        """Number of the next block's first line."""
+        self._prefilter = Prefilter(rule_index())
+        self._kept: dict[tuple[FailureClass, Trust, int | None], _Kept] = {}
+        self._file_rank = rank_of_file(source)
+
+    def feed(self, block: bytes, offset: int) -> None:
+        """Look at one block that begins at byte ``offset`` of the log."""
+        candidates = self._prefilter.candidates(block)
+        if candidates:
+            lines = block.replace(b"\r", b"\n").split(b"\n")
+            starts = list(accumulate((len(one) + 1 for one in lines), initial=0))
+            number, seen = self.line, 0
+            for index, suspect in candidates:
+                number += block.count(b"\n", seen, starts[index])
+                seen = starts[index]
+                self._look(lines, index, suspect, number, offset + seen)
+        self.line += block.count(b"\n")
+
+    def findings(self) -> list[Finding]:
+        """What is kept, in the order of the log."""
+        kept = [one for keep in self._kept.values() for one in (*keep.first, *keep.last)]
+        return sorted(kept, key=lambda one: one.offset)
+
+    def _look(
+        self, lines: list[bytes], index: int, suspect: Suspect, number: int, offset: int
+    ) -> None:
+        raw = lines[index]
+        for piece in _pieces(raw):
+            text = clean(piece)
+            meaning = meaning_of(text, suspect.rules)
+            if meaning is not None:
+                self._keep(self._finding(text, meaning, lines, index, number, offset))
+                return
+        self._prefilter.disappoint(raw, suspect)
+
+    def _finding(
+        self,
+        text: str,
+        meaning: tuple[FailureClass, Trust],
+        lines: list[bytes],
+        index: int,
+        number: int,
+        offset: int,
+    ) -> Finding:
+        rank, node, first = rank_of(text), node_of(text), False
+        if _REPORT_LINE.match(text):
+            rank, node, first = _of_report(lines[max(0, index - _REPORT_LINES) : index])
+        moment = moment_of(text)
+        if moment is None:
+            moment = next(
+                filter(None, (moment_of(clean(one[:200])) for one in _before(lines, index))), None
+            )
+        return Finding(
+            kind=meaning[0],
+            trust=meaning[1],
+            text=shown(text),
+            source=self.source,
+            line=number,
+            offset=offset,
+            rank=self._file_rank if rank is None else rank,
+            node=node,
+            moment=moment,
+            first=first,
+        )
+
+    def _keep(self, finding: Finding) -> None:
+        key = (finding.kind, finding.trust, finding.rank)
+        keep = self._kept.get(key)
+        if keep is None:
+            if len(self._kept) < MAX_KEYS:
+                self._kept[key] = _Kept([finding], deque(maxlen=KEPT_LAST))
+        elif len(keep.first) < KEPT_FIRST:
+            keep.first.append(finding)
+        else:
+            keep.last.append(finding)
+
+
+def _before(lines: list[bytes], index: int) -> Iterator[bytes]:
+    """The few lines before one, nearest first: a traceback carries the time of its beginning."""
+    for at in range(index - 1, max(-1, index - 40), -1):
+        yield lines[at]
+
+
+def _pieces(raw: bytes) -> Iterator[bytes]:
+    if len(raw) <= PIECE_BYTES:
+        yield raw
+        return
+    for start in range(0, len(raw), PIECE_BYTES - OVERLAP_BYTES):
+        yield raw[start : start + PIECE_BYTES]
+
+
+def _of_report(before: list[bytes]) -> tuple[int | None, str | None, bool]:
+    """Rank and host of an entry in torchrun's report, and whether it names the first failure."""
+    rank = next((int(m[1]) for one in reversed(before) if (m := _REPORT_RANK.match(one))), None)
+    host = next((m[1] for one in reversed(before) if (m := _REPORT_HOST.match(one))), None)
+    first = any(b"Root Cause" in one for one in before)
+    return rank, host.decode("utf-8", "replace") if host else None, first
+
+
+def with_survivals(findings: list[Finding], read_at: ReadAt) -> list[Finding]:
+    """The findings, marked where training went on afterwards; ``read_at(offset, size)`` reads."""
+    return [
+        replace(one, survived=went_on(read_at(one.offset, WENT_ON_BYTES)))
+        if one.trust < Trust.KERNEL
+        else one
+        for one in findings
+    ]
+
+
+def went_on(after: bytes) -> bool:
+    """Whether the text that begins with a failure goes on with lines of healthy training."""
+    lines = after.replace(b"\r", b"\n").split(b"\n")[1:]
+    healthy = 0
+    for line in lines:
+        if len(line) < PIECE_BYTES and _FINITE_LOSS.search(line) and not _NOT_FINITE.search(line):
+            healthy += 1
+            if healthy >= WENT_ON_LINES:
+                return True
+    return False
