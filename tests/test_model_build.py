@@ -161,6 +161,30 @@ def test_adapters_change_nothing_before_the_first_step(tmp_path: Path) -> None:
     np.testing.assert_allclose(result["logits"], logits, rtol=1e-5, atol=1e-6)
 
 
+def own_builder(width: int) -> PreTrainedModel:
+    """What a user may name as ``model._target_``."""
+    values = {**TINY["llama"], "hidden_size": width}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **values))
+
+
+def own_wrong_builder() -> torch.nn.Module:
+    return torch.nn.Linear(2, 2)
+
+
+def test_model_of_ones_own_builder_is_sharded_and_equal_on_all_ranks(tmp_path: Path) -> None:
+    model = {"_target_": "tests.test_model_build.own_builder", "width": 16}
+    first, second = run_forked(2, build, tmp_path / "run", model)
+    assert first["tensors"]["model.embed_tokens.weight"].shape == (101, 16)
+    for name, value in first["tensors"].items():
+        np.testing.assert_array_equal(second["tensors"][name], value, err_msg=name)
+
+
+def test_builder_of_something_else_is_refused(tmp_path: Path) -> None:
+    model = {"_target_": "tests.test_model_build.own_wrong_builder"}
+    with pytest.raises(AssertionError, match=r"returned Linear; expected a transformers"):
+        run_forked(1, build, tmp_path / "run", model)
+
+
 def test_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
     inline = {"model_type": "llama", **TINY["llama"], "vocab_size": 90}
     with pytest.raises(AssertionError, match="101 tokens, the model's vocabulary only 90"):

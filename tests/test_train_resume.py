@@ -34,7 +34,7 @@ def test_stop_asked_of_one_rank_saves_that_step_once(tmp_path: Path) -> None:
     events = list(read_events(RunDir(tmp_path / "run").events(0)))
     saved = [event["step"] for event in events if event["kind"] == Kind.CHECKPOINT]
     stopped = [(e["step"], e["reason"]) for e in events if e["kind"] == Kind.STOPPED]
-    assert (saved, stopped) == ([3], [(3, "warned")])
+    assert (saved, stopped) == ([3], [(3, "asked")])
 
 
 def test_world_size_may_change_at_every_resume(tmp_path: Path) -> None:

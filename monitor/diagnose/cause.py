@@ -56,6 +56,9 @@ def diagnose(findings: Sequence[Finding], notes: Sequence[str] = ()) -> Diagnosi
     if root.trust is Trust.EXIT and root.kind is F.PYTHON_EXCEPTION:
         root = next((one for one in ordered if one.trust is Trust.MENTION), root)
     straggler = find_straggler(ordered) if root.kind is F.NCCL_TIMEOUT else None
+    if straggler is not None:
+        of_rank = (one for one in ordered if one.kind is root.kind and one.rank == straggler.rank)
+        root = next(of_rank, root)
     root = _located(root, ordered, straggler)
     evidence = _evidence(root, ordered)
     others = [one for one in ordered if one.kind is not root.kind]

@@ -27,7 +27,10 @@ class Straggler:
 
 
 def find_straggler(findings: Sequence[Finding]) -> Straggler | None:
-    """The rank with the lowest sequence number, else those that said nothing at all."""
+    """The rank with the lowest sequence number, else those that said nothing at all.
+
+    None while fewer than two ranks have spoken: there is nothing to compare.
+    """
     hung = [one for one in findings if one.kind is FailureClass.NCCL_TIMEOUT]
     progress: dict[int, int] = {}
     operation = ""
@@ -37,7 +40,7 @@ def find_straggler(findings: Sequence[Finding]) -> Straggler | None:
             operation = operation or match[1]
         if one.rank is not None and number is not None:
             progress[one.rank] = min(number, progress.get(one.rank, number))
-    if not progress:
+    if len(progress) < 2:
         return None
     low, high = min(progress.values()), max(progress.values())
     behind = sorted(rank for rank, number in progress.items() if number == low)

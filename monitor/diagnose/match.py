@@ -14,6 +14,8 @@ from monitor.diagnose.patterns import RULES
 from monitor.diagnose.patterns.process import EXCEPTION_LINE
 
 Meaning = tuple[FailureClass, Trust]
+_NCCL_WARNING = "nccl warn"
+"""NCCL's own report of a broken network is about NCCL."""
 _EXCEPTION = re.compile(EXCEPTION_LINE)
 
 
@@ -32,6 +34,8 @@ def meaning_of(line: str, positions: Iterable[int] | None = None) -> Meaning | N
     message, lowered = without_prefix(line), line.lower()
     chosen = RULES if positions is None else [RULES[position] for position in positions]
     found = [one for one in chosen if one.matches(message, lowered)]
+    if _NCCL_WARNING in lowered:
+        found = [one for one in found if one.kind is not FailureClass.NETWORK_ERROR]
     if not found or _EXCEPTION.search(message):
         return _strongest([(one.kind, one.trust) for one in found])
     if is_benign(line):

@@ -198,6 +198,8 @@ def _tell_local(rounds: list[tuple[Start, Recovery]]) -> None:
         ("recovery, kill to first new step", [one.total_s for one in recoveries]),
     ):
         say(name, statistics.median(totals), unit=" s", note=spread(totals))
+    gaps = [one.detected_s + one.others_s + one.decided_s for one in recoveries]
+    say("  of which until new ranks were spawned", statistics.median(gaps), unit=" s")
     ratio, all_of_them = median_ratio(
         [one.total_s for one in recoveries], [start.total_s for start in cold]
     )
