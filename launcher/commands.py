@@ -1,7 +1,5 @@
 """What each command of the command line does: the printing half of ``launcher.cli``."""
 
-# ruff: noqa: T201 - printing is what a command line does
-
 from __future__ import annotations
 
 import argparse
@@ -11,7 +9,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from rich.console import Console
@@ -23,6 +21,9 @@ from launcher.run import Run, list_run_folders
 from monitor.status import RunState, RunStatus
 from train.errors import UserError
 
+if TYPE_CHECKING:
+    from launcher.start import Prepared
+
 _LOG_POLL_S = 0.5
 _PIPE_WIDTH = 250
 
@@ -32,9 +33,14 @@ def run(options: argparse.Namespace) -> int:
     from launcher.start import prepare, start
 
     _log_to_stderr()
-    prepared = prepare(options.config, overrides=options.overrides, cluster=options.cluster)
+    prepared = prepare(
+        options.config,
+        overrides=options.overrides,
+        cluster=options.cluster,
+        plan_only=options.dry_run,
+    )
     if options.dry_run:
-        return _show_plan(prepared.plan, options.json)
+        return _show_plan(prepared, options.json)
     for warning in prepared.plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     started = Run(start(prepared).root)
@@ -48,8 +54,10 @@ def plan(options: argparse.Namespace) -> int:
     from launcher.start import prepare
 
     _log_to_stderr()
-    prepared = prepare(options.config, overrides=options.overrides, cluster=options.cluster)
-    return _show_plan(prepared.plan, options.json)
+    prepared = prepare(
+        options.config, overrides=options.overrides, cluster=options.cluster, plan_only=True
+    )
+    return _show_plan(prepared, options.json)
 
 
 def list_runs(options: argparse.Namespace) -> int:
@@ -220,11 +228,20 @@ def _open(options: argparse.Namespace) -> Run:
     return Run.open(options.run, runs_dir=options.runs_dir)
 
 
-def _show_plan(plan: Any, as_json: bool) -> int:
+def _show_plan(prepared: Prepared, as_json: bool) -> int:
+    """The plan, and for Slurm the batch script; in its paths only the start's time is open."""
+    plan, script = prepared.plan, None
+    if prepared.cluster.name == "slurm":
+        from launcher.plan import sbatch_text
+
+        folder = prepared.runs_dir / f"{plan.name}-<start>-{plan.digest[:8]}" / "submitit"
+        script = sbatch_text(plan, folder)
     if as_json:
-        _print_json(plan.as_json())
+        _print_json({**plan.as_json(), "cluster_reason": prepared.cluster.reason, "script": script})
     else:
         print(plan.render())
+        if script is not None:
+            print(f"\nbatch script, as submitit writes it:\n\n{script.rstrip()}")
     return 0
 
 

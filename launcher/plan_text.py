@@ -21,7 +21,8 @@ def render(plan: Plan) -> str:
         ("run", f"{plan.name} ({plan.digest[:8]}) on {where}"),
         (
             "ranks",
-            f"{plan.nodes} nodes x {plan.ranks_per_node} ranks = {plan.world_size}{gpus}",
+            f"{plan.nodes} node{'s' if plan.nodes > 1 else ''} x {plan.ranks_per_node} ranks = "
+            f"{plan.world_size}{gpus}",
         ),
         ("batch", f"{plan.batch}  (local x accumulation x world)"),
         ("steps", plan.steps.text),

@@ -180,11 +180,20 @@ def _additional(slurm: SlurmConfig) -> dict[str, Any]:
     return options | given
 
 
+def job_python(python: str = sys.executable) -> str:
+    """How the batch script starts Python: in place of its shell, which would die of TERM first.
+
+    scancel sends TERM to the batch script's processes; when bash ends, the site's process tracking
+    may kill the supervisor before it has written its last word.
+    """
+    return f"exec {shlex.quote(python)}"
+
+
 def script_text(
     parameters: Mapping[str, Any], folder: Path, *, python: str = sys.executable
 ) -> str:
     """The batch script exactly as submitit writes it for these parameters and this folder."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = f"{job_python(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return str(_make_sbatch_string(command=command, folder=folder, **parameters))

@@ -27,9 +27,10 @@ from launcher.submit import (
     SubmissionUnknownError,
     choose_cluster,
     job_environment,
+    slurm_problem,
     submit_slurm,
 )
-from train.errors import SubmitrainError, UserError
+from train.errors import ClusterError, SubmitrainError, UserError
 from train.events import VERSION, Kind, append_line
 from train.rundir import RunDir, write_json_atomically, write_text_atomically
 
@@ -65,8 +66,11 @@ def prepare(
     overrides: Sequence[str] = (),
     cluster: str | None = None,
     changes: Mapping[str, Any] | None = None,
+    plan_only: bool = False,
 ) -> Prepared:
     """Everything before the first write: load and check the configuration, choose, plan.
+
+    With ``plan_only``, Slurm need not be here: it is planned for as for a cluster with GPUs.
 
     Raises:
         UserError: the input is wrong; one line for every problem.
@@ -80,13 +84,22 @@ def prepare(
     secret_environment(loaded.config, os.environ)
     workdir = Path.cwd()
     check_inputs(loaded.config, workdir)
-    chosen = choose_cluster(cluster or loaded.config.cluster)
-    plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus_available(chosen))
+    wanted = cluster or loaded.config.cluster
+    if plan_only and wanted == "slurm" and slurm_problem():
+        chosen = Cluster("slurm", "asked for; none answers here, so one with GPUs is assumed")
+        plan = make_plan(loaded, cluster="slurm", gpus_available=True)
+    else:
+        chosen = choose_cluster(wanted)
+        plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus_available(chosen))
     return Prepared(loaded, chosen, plan, workdir)
 
 
 def gpus_available(cluster: Cluster) -> bool:
-    """Whether jobs of this cluster can ask for GPUs; no torch needed to know."""
+    """Whether jobs of this cluster can ask for GPUs; no torch needed to know.
+
+    Raises:
+        ClusterError: Slurm does not say; a guess would start a job without its GPUs.
+    """
     if cluster.name == "local":
         return os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in {"", "-1"} and any(
             Path("/dev").glob("nvidia[0-9]*")
@@ -94,7 +107,12 @@ def gpus_available(cluster: Cluster) -> bool:
     from monitor.slurm import ask
 
     answer = ask(["sinfo", "--noheader", "--format=%G"])
-    return answer.code == 0 and "gpu" in answer.out
+    if answer.code != 0:
+        raise ClusterError(
+            "cluster: sinfo does not say whether this cluster has GPUs "
+            f"({answer.error or 'no answer'}); try again when Slurm answers"
+        )
+    return "gpu" in answer.out
 
 
 def start(prepared: Prepared) -> RunDir:

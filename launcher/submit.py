@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 import tenacity
 
+from launcher.sbatch import job_python
 from train.errors import ClusterError, RunError
 from train.rundir import RunDir
 
@@ -75,7 +76,7 @@ def choose_cluster(wanted: str) -> Cluster:
         raise ClusterError(f"cluster: expected auto, local or slurm, got {wanted!r}")
     if shutil.which("sbatch") is None:
         missing = "no sbatch on this machine"
-    elif problem := _slurm_problem():
+    elif problem := slurm_problem():
         missing = problem
         if wanted == "auto" and _slurm_is_configured():
             raise ClusterError(
@@ -92,7 +93,7 @@ def choose_cluster(wanted: str) -> Cluster:
     return Cluster("local", missing)
 
 
-def _slurm_problem() -> str | None:
+def slurm_problem() -> str | None:
     """Why Slurm cannot be used from here; None when its controller answers."""
     try:
         done = subprocess.run(
@@ -164,7 +165,7 @@ def make_executor(run_dir: RunDir, parameters: Mapping[str, Any]) -> SlurmExecut
             limit = ["timeout", "--kill-after=5", str(SBATCH_TIMEOUT_S)]
             return [*limit, *super()._make_submission_command(submission_file_path)]
 
-    executor = TimedSlurmExecutor(folder=run_dir.submitit)
+    executor = TimedSlurmExecutor(folder=run_dir.submitit, python=job_python())
     try:
         executor.update_parameters(**parameters)
     except (TypeError, ValueError) as error:

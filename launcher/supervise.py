@@ -19,14 +19,15 @@ from launcher.attempts import AttemptLog, of_job
 from launcher.evidence import AttemptEvidence
 from launcher.logs import log_tail
 from launcher.outcome import Action, Cause, Decision
-from launcher.policy import RESUME_HINT, decide
+from launcher.policy import RESUME_HINT, attempts_without_progress, decide
 from launcher.signals import SignalNotes
 from launcher.watch import AttemptWatch
 from monitor.slurm import JobInfo
 from train.config import RunConfig
 from train.rundir import RunDir, write_json_atomically
 
-RESTART_PAUSE_S = 1.0
+RESTART_PAUSES_S = (0.1, 1.0, 5.0)
+"""Seconds before the next attempt, by attempts in a row without a new step; the last one stays."""
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +66,13 @@ class Supervisor:
                 return self._conclude(evidence, decision)
             if decision.action is Action.REQUEUE:
                 self.allocation.renew()
-            time.sleep(RESTART_PAUSE_S)
+            self._pause(evidence, decision)
+
+    def _pause(self, evidence: AttemptEvidence, decision: Decision) -> None:
+        """A first restart comes at once; ranks that die without a step are started less eagerly."""
+        history = of_job(self.attempts.read(), self.allocation.job_id)[:-1]
+        idle = attempts_without_progress(evidence, history, decision.cause)
+        time.sleep(RESTART_PAUSES_S[min(idle, len(RESTART_PAUSES_S) - 1)])
 
     def _cancelled_before(self) -> Decision:
         """The cancel request was there before an attempt began: start nothing."""

@@ -58,7 +58,7 @@ def test_the_kernel_is_trusted_more_than_a_worker_that_was_killed(tmp_path: Path
 def test_an_out_of_memory_that_hung_the_job_explains_its_time_limit() -> None:
     text = (
         "step 1 loss 2.0\ntorch.OutOfMemoryError: CUDA out of memory.\n"
-        "slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n"
+        "slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT 2026-01-01 DUE TO TIME LIMIT ***\n"
     )
     assert diagnose_text(text).kind == "cuda_oom"
 
@@ -85,7 +85,7 @@ def test_the_rank_that_said_nothing_is_named() -> None:
 
 def test_last_completed_counts_more_than_the_number_that_hung() -> None:
     line = (
-        "[rank{0}]:[E321 02:11:40.4 ProcessGroupNCCL.cpp:1664] [PG 1 Rank {0}] Exception (either an "
+        "[rank{0}]:[E321 02:11:40.4 Process.cpp:1664] [PG 1 Rank {0}] Exception (either an "
         "error or timeout) detected by watchdog at work: 12, last enqueued NCCL work: 14, last "
         "completed NCCL work: {1}.\n"
     )

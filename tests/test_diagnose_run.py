@@ -149,7 +149,7 @@ def test_a_running_attempt_is_said_to_run(folder: Folder) -> None:
 
 
 def test_an_unknown_attempt_is_refused_with_those_there_are(folder: Folder) -> None:
-    with pytest.raises(UserError, match="expected attempt 7 .* got: 1"):
+    with pytest.raises(UserError, match=r"expected attempt 7 .* got: 1"):
         folder.diagnose(attempt=7)
 
 

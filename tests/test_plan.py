@@ -13,6 +13,7 @@ import pytest
 
 from launcher.config import load_config
 from launcher.plan import make_plan, sbatch_text
+from launcher.sbatch import job_python
 from tests.config_parts import MACHINE, SMALL, load, plan
 
 HERE = Path(__file__).parent
@@ -92,7 +93,7 @@ def test_the_shown_script_is_the_one_that_submitit_submits(tmp_path: Path) -> No
     from submitit import SlurmExecutor
 
     wanted = full_plan()
-    executor = SlurmExecutor(folder=tmp_path, python=PYTHON)
+    executor = SlurmExecutor(folder=tmp_path, python=job_python(PYTHON))
     executor.update_parameters(**wanted.sbatch)
     submitted = executor._make_submission_file_text(executor._submitit_command_str, "uid")
     assert sbatch_text(wanted, tmp_path, python=PYTHON) == submitted

@@ -21,13 +21,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from monitor.diagnose import diagnose_files
-from monitor.diagnose.patterns import RULES
+from monitor.diagnose.scan import LogScan
 from monitor.diagnose.tail import Tail
 from tests.bench.report import at_least, at_most, head, say
 
 MB = 1_000_000
 FAILURE = b"[rank3]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
 KINDS = ("steps", "warnings", "bars", "words")
+NAIVE = re.compile(
+    r"CUDA out of memory|oom.kill|Out of memory|Watchdog caught|NCCL WARN|Node failure|DUE TO TIME|"
+    r"DUE TO PREEMPTION|No space left|Segmentation fault|Xid|Stale file handle|401 Client|loss.*nan|"
+    r"ModuleNotFoundError|unrecognized arguments|Max retries|DataLoader worker"
+)
+"""What people write first: eighteen patterns, one expression."""
 AIM_MB_PER_S = 60.0
 AIM_MEMORY_MB = 80.0
 
@@ -84,17 +90,13 @@ def _ours(path: Path) -> str:
 
 
 def _naive(path: Path) -> str:
-    literals = sorted({literal for rule in RULES for literal in rule.literals})
-    pattern = re.compile("|".join(map(re.escape, literals)), re.IGNORECASE)
     lines = path.read_text(errors="replace").splitlines()
-    found = [line for line in lines if pattern.search(line)]
+    found = [line for line in lines if NAIVE.search(line)]
     return "cuda_oom" if any("CUDA out of memory" in line for line in found) else "benign"
 
 
 def _growth(path: Path) -> None:
     """A log that grows by 20 KB between looks: the seconds for one look, whatever its size."""
-    from monitor.diagnose.scan import LogScan
-
     _write(path, "steps", 20 * MB)
     piece = path.read_bytes()[:20_000]
     tail, scan = Tail(path), LogScan(str(path))
@@ -130,8 +132,8 @@ def _line(kind: str, number: int, chance: random.Random) -> bytes:
             f" {done}%|{bar:<25}| {number}/20000 [{number // 60}:00<9:00, 1.{done}it/s]\r".encode()
         )
     step = (
-        f" iteration {number:8d}/  500000 | consumed samples: {number * 512:12d} | elapsed time per "
-        f"iteration (ms): {chance.random() * 900:.1f} | learning rate: 6.664E-06 | lm loss: "
+        f" iteration {number:8d}/  500000 | consumed samples: {number * 512:12d} | elapsed time "
+        f"per iteration (ms): {chance.random() * 900:.1f} | learning rate: 6.664E-06 | lm loss: "
         f"{chance.random():.6E} | loss scale: 1.0 | grad norm: {chance.random():.3f} | number of "
         f"skipped iterations:   0 | number of nan iterations:   0 |\n"
         f"[rank{number % 8}]: 2026-05-11 12:33:{number % 60:02d},123 INFO loop: step={number} "
@@ -139,11 +141,11 @@ def _line(kind: str, number: int, chance: random.Random) -> bytes:
     )
     if kind == "warnings" and number % 5 == 0:
         step += (
-            f"gpu-{number % 16}:{1000 + number}:{number} [3] NCCL INFO Channel 00/0 : 3 -> 4 via "
-            f"P2P/IPC/read\n/opt/env/torch/utils.py:{number}: UserWarning: error bars need more than "
-            f"{number} samples, failed ones are left out\n[W socket.cpp:{number}] [c10d] The client "
-            "socket has failed to connect to [node1]:29500 (errno: 99 - Cannot assign requested "
-            f"address).\nGET /api/{number} status code {200 + number % 7}\n"
+            f"gpu-{number % 16}:{1000 + number}:{number} [3] NCCL INFO Channel 00/0 : 3 -> 4\n"
+            f"/opt/env/torch/utils.py:{number}: UserWarning: error bars need {number} samples, "
+            f"failed ones are left out\n[W socket.cpp:{number}] [c10d] The client socket has "
+            "failed to connect to [node1]:29500 (errno: 99 - Cannot assign requested address).\n"
+            f"GET /api/{number} status code {200 + number % 7}\n"
         )
     return step.encode()
 

@@ -37,4 +37,4 @@ export A=${B}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-/opt/venv/bin/python -u -m submitit.core._submit /shared/runs/demo-20250101T000000-0123abcd/submitit
+exec /opt/venv/bin/python -u -m submitit.core._submit /shared/runs/demo-20250101T000000-0123abcd/submitit
