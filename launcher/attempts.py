@@ -87,7 +87,7 @@ class AttemptLog:
             self._writer(record.attempt, record.job_id).write(
                 Kind.ATTEMPT_END,
                 cause=str(Cause.LOST),
-                action=str(Action.RESTART if record.job_id == job_id else Action.STOP),
+                action=str(Action.LEAVE if record.job_id == job_id else Action.STOP),
                 explanation=explanation,
                 first_step=first,
                 last_step=last,

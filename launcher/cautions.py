@@ -121,7 +121,7 @@ def _batch(config: RunConfig) -> Iterator[str]:
 
 
 def _time(config: RunConfig) -> Iterator[str]:
-    limit, lead = config.slurm.time, config.slurm.signal_lead_s
+    limit = config.slurm.time
     if LONG_S < limit < UNLIMITED_S:
         minutes = limit // 60
         hint = (
@@ -131,11 +131,6 @@ def _time(config: RunConfig) -> Iterator[str]:
             else "; see the partition's MaxTime (sinfo -o '%P %l')"
         )
         yield f"slurm.time is very long ({format_duration(limit)}){hint}"
-    if limit <= lead:
-        yield (
-            f"slurm.signal_lead_s ({lead} s) is not shorter than slurm.time "
-            f"({format_duration(limit)}): the ranks are told to stop as soon as they start"
-        )
 
 
 def _container(config: RunConfig) -> Iterator[str]:

@@ -92,11 +92,12 @@ def status(options: argparse.Namespace) -> int:
 def logs(options: argparse.Namespace) -> int:
     """Print a rank's log; with ``-f`` go on until the run has ended."""
     opened = _open(options)
+    # Sizes first: a line written meanwhile may show twice, but none is lost.
+    sizes = {path: path.stat().st_size for path in opened.log_files(options.rank, options.attempt)}
     text = opened.logs(rank=options.rank, attempt=options.attempt, tail=options.tail)
     sys.stdout.write(text)
     if not options.follow:
         return 0
-    sizes = {path: path.stat().st_size for path in opened.log_files(options.rank, options.attempt)}
     while True:
         ended = opened.status().state.ended
         for path in _log_files(opened, options):

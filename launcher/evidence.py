@@ -104,6 +104,8 @@ class AttemptEvidence:
     cancel_requested: bool = False
     job: JobInfo | None = None
     """The scheduler's view after the attempt; None without a scheduler."""
+    has_queue: bool = False
+    """A scheduler owns the job; without its view (``job``) it did not answer."""
     restarts_before: int = 0
     """The job's restart count when this attempt began."""
     remaining_s: float | None = None

@@ -52,8 +52,8 @@ def read_result(folder: Path, status: RunStatus) -> RunResult:
     sample, export = others.get(Kind.SAMPLE, {}), RunDir(folder).export
     return RunResult(
         status=status,
-        steps=max(steps, default=0),
-        tokens=sum(int(_number(event.get("tokens")) or 0) for event in steps.values()),
+        steps=max([status.step or 0, *steps]),
+        tokens=int(_number(steps[max(steps)].get("total_tokens")) or 0) if steps else 0,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
         first_validation_loss=evaluated[0] if evaluated else None,

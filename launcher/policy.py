@@ -27,6 +27,8 @@ NEUTRAL = frozenset({Cause.PREEMPTED, Cause.REQUEUED, Cause.TERMINATED, Cause.CA
 """Causes outside the run: they say nothing about whether it can make progress."""
 RESUME_HINT = "`python -m launcher resume` goes on from the newest checkpoint"
 
+_SAID = {"PREEMPTION": Cause.PREEMPTED, "JOB REQUEUE": Cause.REQUEUED}
+"""slurmstepd's words for why it ended a step."""
 _USER_ERRORS = frozenset({"UserError", "ConfigError", "DataError", "ClusterError"})
 _MEMORY_ERRORS = frozenset({"OutOfMemoryError", "MemoryError"})
 _HOST_SIGNS = (
@@ -82,6 +84,13 @@ def _verdict(evidence: AttemptEvidence, history: Sequence[AttemptRecord]) -> Dec
 def _ended_from_outside(evidence: AttemptEvidence) -> Decision:
     """TERM reached the supervisor: the scheduler's view tells who sent it."""
     job, saved = evidence.job, _saved(evidence)
+    if job is None and evidence.has_queue:
+        cause = _SAID.get(evidence.ended_for or "", Cause.TERMINATED)
+        return Decision(
+            cause,
+            Action.LEAVE,
+            f"TERM came and Slurm does not answer, so it may bring the job back; {saved}",
+        )
     if job is None:
         return Decision(
             Cause.TERMINATED, Action.STOP, f"TERM ended this run; {saved}; {RESUME_HINT}"
@@ -247,24 +256,28 @@ def attempts_without_progress(
 
 
 def stop_lead_s(
-    *, configured: int | None, limit_s: float, step_s: float | None, save_s: float | None
+    *,
+    configured: int | None,
+    limit_s: float,
+    step_s: float | None,
+    save_s: float | None,
+    unmeasured_s: float = 60.0,
 ) -> float:
     """Seconds before the time limit at which the ranks are asked to save and stop.
 
-    One step to finish, twice the slowest save seen, and a margin for leaving and requeueing; 60 s
-    while nothing is measured. Never more than a quarter of the limit, so that short jobs train too.
+    One step to finish, twice the slowest save seen, and a margin for leaving and requeueing;
+    ``unmeasured_s`` while no save of this run was measured. Never more than a quarter of the limit,
+    so that short jobs train too.
     """
     if configured is not None:
         return float(configured)
     measured = (step_s or 0.0) + 2.0 * save_s + MARGIN_S if save_s is not None else None
-    wanted = measured if measured is not None else max(UNMEASURED_LEAD_S, (step_s or 0.0) * 2)
+    wanted = measured if measured is not None else max(unmeasured_s, (step_s or 0.0) * 2)
     return min(wanted, limit_s / 4)
 
 
 MARGIN_S = 20.0
 """Seconds for ranks to leave, and for the requeue, beside the step and the save."""
-UNMEASURED_LEAD_S = 60.0
-"""Lead while no save has been measured yet."""
 
 
 def _codes(evidence: AttemptEvidence) -> str:

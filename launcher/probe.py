@@ -98,6 +98,18 @@ def _signature(slot: dict[str, Any], found: Any, *, skip: int) -> list[str]:
         parameters = list(inspect.signature(found).parameters.values())[skip:]
     except (TypeError, ValueError):
         return []
+    missing = [
+        p.name
+        for p in parameters
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and p.name not in slot["arguments"]
+    ]
+    if slot["kind"] == "model" and missing:
+        return [
+            f"{slot['section']}._target_: {slot['path']} also needs {', '.join(missing)}; add "
+            f"{'it' if len(missing) == 1 else 'them'} to {slot['section']}"
+        ]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return []
     names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]

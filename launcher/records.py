@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.evidence import RankFailure
-from train.events import Kind, parse_event
+from train.events import Kind, parse_event, read_events
 from train.rundir import RunDir
 
 RECENT_STEPS = 20
@@ -85,6 +85,9 @@ class RankRecords:
             rank: EventTail.at_end(self.run_dir.events(rank)) for rank in range(self.world_size)
         }
         self._turn = 0
+        saves = read_events(self.run_dir.events(0), kinds=frozenset({Kind.CHECKPOINT}))
+        for event in saves:  # of earlier attempts: the lead before the limit needs them at once
+            _checkpoint(self, 0, event)
 
     @property
     def step_s(self) -> float | None:

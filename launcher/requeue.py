@@ -31,8 +31,8 @@ from launcher.signals import SignalNotes
 from monitor.slurm import Answer, JobInfo, ask, show_job
 
 ASK_AGAIN_S = 2.0
-GIVE_UP_S = 60.0
-"""Seconds to go on asking a controller that does not answer."""
+GIVE_UP_S = 1800.0
+"""Seconds to go on asking a controller that does not answer; meanwhile it enforces no limit."""
 END_WAIT_S = 60.0
 """Seconds to wait for Slurm to end this process after it took the job back."""
 EXIT_REQUEUED = 255
@@ -69,7 +69,7 @@ def read_answer(answer: Answer, job: JobInfo, restarts_before: int) -> Requeued:
     if job.restarts > restarts_before or job.pending:
         return Requeued.ACCEPTED if answer.code == 0 else Requeued.ALREADY
     if job.state == "COMPLETING" and job.preempted_at:
-        return Requeued.ALREADY
+        return Requeued.REFUSED  # PreemptMode=CANCEL: a requeue would count one restart more
     if job.state in ("COMPLETING", "CANCELLED"):
         return Requeued.REFUSED if job.reason == "TimeLimit" else Requeued.CANCELLED
     if not job.known or answer.code in (0, None) or answer.code < 0:

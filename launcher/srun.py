@@ -167,7 +167,7 @@ class SrunSpawner:
 
 
 class SrunGroup:
-    """A running step; ``--kill-on-bad-exit`` ends it when one rank dies."""
+    """A running step; when one rank dies the rest of it is killed after a short grace."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], words: Path, job_id: str, step: str

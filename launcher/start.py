@@ -129,13 +129,43 @@ def start(prepared: Prepared) -> RunDir:
             _fill(temporary, prepared, redactor)
             run_dir = _publish(temporary, prepared)
         try:
+            _place_checkpoints(run_dir, prepared)
             submit(run_dir, prepared.cluster, prepared.plan)
         except SubmissionUnknownError:
             raise
         except SubmitrainError:
-            shutil.rmtree(run_dir.root, ignore_errors=True)
+            _remove(run_dir)
             raise
     return run_dir
+
+
+def _place_checkpoints(run_dir: RunDir, prepared: Prepared) -> None:
+    """The folder for checkpoints, or a link to this run's own under ``checkpoint_dir``.
+
+    Raises:
+        UserError: ``checkpoint_dir`` cannot be written.
+    """
+    wanted = prepared.loaded.config.checkpoint.checkpoint_dir
+    if wanted is None:
+        run_dir.checkpoints.mkdir()
+        return
+    target = prepared.workdir / Path(wanted).expanduser() / run_dir.run_id
+    try:
+        target.mkdir(parents=True)
+        run_dir.checkpoints.symlink_to(target)
+    except OSError as error:
+        raise UserError(
+            f"checkpoint.checkpoint_dir: expected a folder that can be written, got {wanted} "
+            f"({error.strerror}); name another one, or none for the run folder"
+        ) from error
+
+
+def _remove(run_dir: RunDir) -> None:
+    """Take a run folder away whose job was refused."""
+    if run_dir.checkpoints.is_symlink():
+        with suppress(OSError):
+            run_dir.checkpoints.resolve().rmdir()
+    shutil.rmtree(run_dir.root, ignore_errors=True)
 
 
 def redactor_of(config: RunConfig) -> Redactor:
@@ -157,6 +187,7 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan) -> None:
         inherited=os.environ.get("PYTHONPATH", ""),
     )
     environ = job_environment(os.environ, path)
+    before = run_dir.newest_attempt()
     if cluster.name == "local":
         from launcher.local import start_local
 
@@ -165,7 +196,7 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan) -> None:
         parameters = plan.sbatch
         job_id = submit_slurm(run_dir, parameters, workdir=record.workdir, environ=environ)
         job = {"job_id": job_id}
-    note_submission(run_dir, cluster, job)
+    note_submission(run_dir, cluster, {"attempt": before, **job})
 
 
 def note_submission(run_dir: RunDir, cluster: Cluster, job: Mapping[str, Any]) -> None:
@@ -178,7 +209,6 @@ def note_submission(run_dir: RunDir, cluster: Cluster, job: Mapping[str, Any]) -
         "kind": str(Kind.SUBMITTED),
         "t": round(time.time(), 6),
         "rank": _CLIENT_RANK,
-        "attempt": run_dir.newest_attempt(),
         "cluster": cluster.name,
         "user": getpass.getuser(),
         "host": socket.gethostname(),
@@ -246,7 +276,7 @@ def _fill(run_dir: RunDir, prepared: Prepared, redactor: Redactor) -> None:
     )
     write_text_atomically(run_dir.config, prepared.loaded.text)
     write_json_atomically(run_dir.record, record)
-    for folder in (run_dir.submitit, run_dir.events_dir, run_dir.checkpoints):
+    for folder in (run_dir.submitit, run_dir.events_dir):
         folder.mkdir()
 
 

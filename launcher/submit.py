@@ -147,7 +147,9 @@ def submit_slurm(
         try:
             return _submit_once_accepted(run_dir, executor)
         except tenacity.RetryError as error:
-            raise ClusterError(f"slurm: the job was not taken: {error}") from error
+            raise ClusterError(
+                f"slurm: the job was not taken: {error.last_attempt.exception()}"
+            ) from error
 
 
 def make_executor(run_dir: RunDir, parameters: Mapping[str, Any]) -> SlurmExecutor:

@@ -89,7 +89,9 @@ def slots(config: RunConfig) -> Iterator[Slot]:
         arguments["weight_decay"] = optimizer.weight_decay
     yield _slot("optimizer", "optimizer", optimizer.target, arguments)
     if config.model.target != MODEL:
-        yield _slot("model", "model", config.model.target, config.model.extra)
+        given = config.model.model_dump(include={"pretrained_model_name_or_path", "config"})
+        given = {key: value for key, value in given.items() if value is not None}
+        yield _slot("model", "model", config.model.target, {**given, **config.model.extra})
     for section in ("dataset", "validation_dataset"):
         data = getattr(config, section)
         if data is not None and data.target not in (TEXT, STDLIB):

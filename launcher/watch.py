@@ -83,6 +83,7 @@ class AttemptWatch:
             limit_s=self.allocation.limit_s,
             step_s=self.records.step_s,
             save_s=self.records.slowest_save_s,
+            unmeasured_s=self.config.slurm.signal_lead_s,
         )
 
     def _look(self) -> None:
@@ -212,6 +213,7 @@ class AttemptWatch:
             stop_asked=self.stop_asked,
             cancel_requested=self._cancelled,
             job=None if everyone_finished else self.allocation.job(),
+            has_queue=self.allocation.has_queue,
             restarts_before=self.allocation.restarts,
             remaining_s=self.allocation.ends_at() - time.time(),
             lead_s=self.lead_s(),

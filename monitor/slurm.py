@@ -151,11 +151,16 @@ def query_jobs(job_ids: Iterable[str], *, run: Ask = ask) -> dict[str, JobInfo]:
         return {}
     found, problem = _ask_squeue(wanted, run)
     missing = [job_id for job_id in wanted if job_id not in found]
+    no_accounting = ""
     if missing:
         ended, no_accounting = _ask_sacct(missing, run)
         found.update(ended)
-        problem = problem or no_accounting
-    left = JobInfo("", UNKNOWN, problem) if problem else JobInfo("", NOT_FOUND, "Slurm forgot it")
+    # squeue's word is the controller's: a job that it denies neither waits nor runs.
+    left = (
+        JobInfo("", UNKNOWN, problem)
+        if problem
+        else JobInfo("", NOT_FOUND, no_accounting or "Slurm forgot it")
+    )
     return {
         job_id: found.get(job_id) or JobInfo(job_id, left.state, left.reason) for job_id in wanted
     }

@@ -129,10 +129,10 @@ def first_failure(failures: Iterable[Event]) -> Event | None:
 
 
 def _conclude(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
-    if evidence.submission is None:
-        return RunState.UNKNOWN, "nothing was submitted for this run folder"
     if ended_by_summary(evidence):
         return _from_summary(evidence.summary or {})
+    if evidence.submission is None:
+        return RunState.UNKNOWN, "nothing was submitted for this run folder"
     if job.state is JobState.PENDING:
         return RunState.QUEUED, job.detail or "waits in the queue"
     if job.state is JobState.RUNNING:

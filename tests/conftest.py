@@ -1,4 +1,4 @@
-"""Fixtures that many tests share, and the honest last lines: what did not run, and how to get it."""
+"""Fixtures that many tests share, and the honest last lines: what did not run, and why."""
 
 from __future__ import annotations
 

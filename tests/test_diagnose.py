@@ -50,8 +50,8 @@ def test_literals_are_lower_case() -> None:
 
 def test_a_message_glued_to_a_progress_bar_is_found() -> None:
     text = (
-        "  1%|          | 23/1752 [01:05<1:23:14]\r"
-        "  1%|          | 24/1752 [01:08<1:22:56][rank5]:[E602 11:25:09.1 Process.cpp:632] "
+        " 40%|####      | 40/100 [00:40<01:00]\r"
+        " 41%|####      | 41/100 [00:41<00:59][rank5]:[E918 03:00:01.5 Process.cpp:632] "
         "[Rank 5] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9, OpType=X)"
     )
     found = diagnose_text(text)

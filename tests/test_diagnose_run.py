@@ -100,9 +100,25 @@ def test_slurmstepds_reason_is_heard(folder: Folder) -> None:
 
 
 def test_a_rank_killed_without_a_word_is_probably_out_of_memory(folder: Folder) -> None:
-    folder.end("rank_died", explanation="rank 1 was killed", exit_codes={"0": 1, "1": -9})
+    folder.end("rank_died", explanation="rank 1 (node1) was killed by SIGKILL at step 3")
     found = folder.diagnose()
     assert (found.kind, found.rank, found.confidence < 0.6) == ("host_oom", 1, True)
+
+
+def test_a_rank_that_crashed_is_named_although_its_peer_complained(folder: Folder) -> None:
+    folder.fail(0, "RuntimeError", "Connection reset by peer", victim=True)
+    folder.end("rank_died", explanation="rank 1 (node1) was killed by SIGSEGV at step 3")
+    found = folder.diagnose()
+    assert (found.kind, found.rank) == ("segfault", 1)
+
+
+def test_what_the_supervisor_repeats_in_its_log_is_no_evidence(folder: Folder) -> None:
+    folder.run_dir.submitit.mkdir()
+    log = folder.run_dir.submitit / "1_0_log.out"
+    log.write_text("2026-01-01 10:00:00 [warning] log line='OSError: [Errno 28] No space left'\n")
+    folder.fail(1, "KeyError", "'labels'")
+    folder.end("program_error", explanation="rank 1 raised")
+    assert folder.diagnose().kind == "python_exception"
 
 
 def test_a_finished_run_is_benign_whatever_its_logs_say(folder: Folder) -> None:

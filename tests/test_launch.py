@@ -113,6 +113,22 @@ def test_the_run_folder_has_the_documented_name_and_content(project: Path) -> No
     assert (record["cluster"], record["workdir"]) == ("local", str(project))
 
 
+def test_checkpoint_dir_holds_this_runs_checkpoints_in_a_folder_of_its_own(project: Path) -> None:
+    shared = project / "shared"
+    sections = {"checkpoint": {"checkpoint_dir": str(shared), "save_consolidated": False}}
+    run = launch(config(project, **sections))
+    assert run.wait(WAIT_S).state is RunState.FINISHED
+    assert run.run_dir.checkpoints.resolve() == shared / run.run_id
+
+
+def test_a_checkpoint_dir_that_cannot_be_made_leaves_nothing_behind(project: Path) -> None:
+    (project / "file").write_text("in the way")
+    sections = {"checkpoint": {"checkpoint_dir": str(project / "file"), "save_consolidated": False}}
+    with pytest.raises(UserError, match=r"checkpoint\.checkpoint_dir: expected a folder"):
+        launch(config(project, **sections))
+    assert list_run_folders(project / "runs") == []
+
+
 def test_two_launches_in_one_second_get_two_folders(project: Path) -> None:
     first, second = launch(config(project)), launch(config(project))
     assert first.folder != second.folder

@@ -196,11 +196,6 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
         "YAML reads an unquoted 24:00:00 as 86400",
     ),
     "very long": ({"slurm": {"time": "21-01"}}, "slurm", "slurm.time is very long (21-01:00:00)"),
-    "lead longer than the job": (
-        {"slurm": {"time": "1:00"}},
-        "slurm",
-        "slurm.signal_lead_s (120 s)",
-    ),
     "more ranks than cores": ({"slurm": {"nodes": 65}}, "local", "65 ranks share 64 CPU cores"),
     "idle ranks": (
         {"slurm": {"nodes": 4}, "step_scheduler": {"global_batch_size": 2}},

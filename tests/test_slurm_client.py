@@ -124,12 +124,12 @@ def test_a_scheduler_that_does_not_answer_leaves_every_job_unknown() -> None:
     assert {job.state for job in jobs.values()} == {UNKNOWN}
 
 
-def test_a_job_that_only_squeue_forgot_is_unknown_without_accounting() -> None:
+def test_a_job_that_the_controller_denies_has_ended_also_without_accounting() -> None:
     answers = Scheduler(
         squeue=Answer(1, "", "slurm_load_jobs error: Invalid job id specified"),
         sacct=Answer(1, "", "Slurm accounting storage is disabled"),
     )
-    assert query_jobs(["1"], run=answers)["1"].state == UNKNOWN
+    assert query_jobs(["1"], run=answers)["1"].state == NOT_FOUND
 
 
 def test_a_job_that_nobody_knows_is_not_found() -> None:
@@ -168,7 +168,7 @@ def test_a_hanging_scheduler_is_left_in_time(
         (0, JobInfo("7", "COMPLETING", restarts=1), Requeued.ACCEPTED),
         (0, JobInfo("7", "PENDING", restarts=1), Requeued.ACCEPTED),
         (1, JobInfo("7", "COMPLETING", restarts=1), Requeued.ALREADY),
-        (1, JobInfo("7", "COMPLETING", preempted_at=1.0), Requeued.ALREADY),
+        (1, JobInfo("7", "COMPLETING", preempted_at=1.0), Requeued.REFUSED),
         (0, JobInfo("7", "COMPLETING"), Requeued.CANCELLED),
         (0, JobInfo("7", "CANCELLED"), Requeued.CANCELLED),
         (1, JobInfo("7", "RUNNING"), Requeued.REFUSED),

@@ -261,6 +261,22 @@ def test_lora_trains_adapters_only_and_resumes(tmp_path: Path) -> None:
     assert stored < 4 * setup["parameters"]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks
+def test_a_trained_adapter_is_exported_so_that_peft_finds_all_of_it(tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = brief(tmp_path, peft={"dim": 4}, checkpoint={"save_consolidated": "final"})
+    run_forked(2, train, tmp_path / "run", config)
+    export = tmp_path / "run" / "export"
+    values = {**config["model"]["config"], "vocab_size": len(AutoTokenizer.from_pretrained(export))}
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+    loaded = PeftModel.from_pretrained(base, str(export))  # warns of missing keys: an error here
+    trained = [p for name, p in loaded.named_parameters() if "lora_B" in name]
+    assert trained
+    assert all(p.abs().max() > 0 for p in trained)
+
+
 def test_learning_rate_is_a_pure_function_of_the_step() -> None:
     rate = LearningRate(peak=1.0, minimum=0.1, warmup_steps=4, decay_steps=12, style="cosine")
     assert [rate.at(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]

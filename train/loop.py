@@ -62,6 +62,7 @@ def run(training: Training) -> StopReason:
         if _due(training, training.config.step_scheduler.val_every_steps):
             _validate(training)
     if not reason:
+        _save(training, wait=False)
         _validate(training)
     _save(training, wait=True)
     return reason

@@ -86,6 +86,10 @@ def build_model(
     model = custom if custom is not None else skeleton(settings, hf_config, attention)
     if custom is not None:
         use_attention(custom, attention)
+    if folder is not None and (folder / "generation_config.json").exists():
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     parameters = sum(p.numel() for p in model.parameters())
     if config.peft is not None:
         base = settings.pretrained_model_name_or_path

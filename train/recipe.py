@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 import torch
+import torch.distributed as dist
 
 from train.checkpoint.checkpointer import Checkpointer
 from train.checkpoint.hf_weights import Pretrained
@@ -22,7 +23,7 @@ from train.context import RankContext
 from train.data.prepare import Place, prepare_tokenizer
 from train.data.training import TrainingData, prepare_data
 from train.dist import World, join, set_threads
-from train.errors import DataError, RunError
+from train.errors import DataError
 from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
 from train.hardware import describe, peak_flops, work_of
 from train.journal import Journal
@@ -55,7 +56,11 @@ def main(context: RankContext, config: RunConfig) -> int:
     context.enter(Phase.RENDEZVOUS)
     world = join(context, config.distributed)
     context.enter(Phase.DATA)
-    tokenizer, data = _data(context, config, world)
+    try:
+        tokenizer, data = _data(context, config, world)
+    except StopBeforeTraining:
+        context.events.write(Kind.STOPPED, reason=context.stop.reason.name.lower())
+        return EXIT_STOPPED
     tracker = open_tracker(
         config.wandb,
         rank=context.rank,
@@ -72,13 +77,28 @@ def main(context: RankContext, config: RunConfig) -> int:
     return code
 
 
+class StopBeforeTraining(Exception):  # noqa: N818 - not an error
+    """A stop was asked for while data was being prepared: there is nothing to save yet."""
+
+
 def _data(
     context: RankContext, config: RunConfig, world: World
 ) -> tuple[PreTrainedTokenizerBase, TrainingData]:
+    def give_up_if_asked() -> None:
+        if context.stop.reason:
+            raise StopBeforeTraining
+
+    def same(value: str) -> str:
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=world.control)
+        return values[0]
+
     place = Place(
         rank=context.rank,
         world_size=context.world_size,
         cache=context.run_dir.root.parent / ".cache",
+        poll=give_up_if_asked,
+        same=same,
         barrier=world.barrier,
     )
     tokenizer = prepare_tokenizer(config, place)
@@ -265,8 +285,8 @@ def _export(training: Training, tokenizer: PreTrainedTokenizerBase) -> None:
         return
     try:
         text = generate_sample(folder, sample.prompt, sample.max_new_tokens)
-    except RunError as error:  # the training is done and exported: a missing sample is no failure
-        log.warning("no_sample", why=str(error))
+    except Exception as error:  # trained and exported already: a missing sample is no failure
+        log.warning("no_sample", why=f"{type(error).__name__}: {error}")
         return
     context.events.write(Kind.SAMPLE, prompt=sample.prompt, text=text)
     log.info("sample", prompt=sample.prompt, text=text)

@@ -120,6 +120,20 @@ def named_targets(model: nn.Module) -> dict[str, Tensor]:
     return {name.replace(".base_layer.", "."): parameter for name, parameter in named}
 
 
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that checkpoints contain, such as a router's correction bias, by their names.
+
+    One that the files lack keeps the value that the model's constructor gave it.
+    """
+    parameters = {id(parameter) for parameter in model.parameters()}
+    state = model.state_dict(keep_vars=True)
+    return {
+        name.replace(".base_layer.", "."): value
+        for name, value in state.items()
+        if isinstance(value, Tensor) and id(value) not in parameters
+    }
+
+
 @torch.no_grad()
 def copy_shard(target: Tensor, value: Tensor) -> None:
     """Copy this rank's part of the full ``value`` into the sharded ``target``."""
@@ -178,9 +192,14 @@ def load_pretrained(model: nn.Module, folder: Path, settings: ModelConfig, world
         ConfigError: a weight that the model needs is not in the files.
     """
     stored = stored_names(folder)
-    wanted = {name: p for name, p in named_targets(model).items() if ".lora_" not in name}
+    named = {**named_targets(model), **persistent_buffers(model)}
+    wanted = {name: p for name, p in named.items() if ".lora_" not in name}
     unique = {id(p): name for name, p in reversed(wanted.items())}
-    missing = [name for name in unique.values() if name not in stored]
+    missing = [
+        name
+        for name in unique.values()
+        if name not in stored and isinstance(wanted[name], nn.Parameter)
+    ]
     tied = {id(wanted[name]) for name in stored if name in wanted}
     if stored and all(id(wanted[name]) in tied for name in missing):
         _read_slices(folder, {n: p for n, p in wanted.items() if n in stored})
@@ -217,7 +236,7 @@ def _converted(folder: Path, settings: ModelConfig) -> dict[str, Tensor]:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=settings.trust_remote_code
     )
-    return dict(model.named_parameters(remove_duplicate=False))
+    return dict(model.state_dict())
 
 
 @torch.no_grad()
@@ -230,7 +249,7 @@ def _broadcast(targets: Mapping[str, Tensor], source: Mapping[str, Tensor], worl
             f"model.pretrained_model_name_or_path: no weights for {', '.join(problem[0])}"
         )
     for name, target in targets.items():
-        full = torch.empty(target.shape, dtype=torch.float32)
+        full = torch.empty(target.shape, dtype=target.dtype)
         if world.rank == 0:
             full.copy_(source[name])
         dist.broadcast(full, src=0, group=world.control)

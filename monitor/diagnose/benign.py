@@ -58,6 +58,8 @@ _BENIGN = re.compile(
   """,
     re.IGNORECASE | re.VERBOSE,
 )
+_ERROR = re.compile(r"^\W*(?:rank\W?\d+\W+)?(?:ERROR|CRITICAL|FATAL)\b|\[(?:ERROR|CRITICAL)\]")
+"""A logger that says ERROR is believed."""
 _WARNING = re.compile(
     r"""
     ^\W*(?:rank\W?\d+\W+)?(?:
@@ -77,7 +79,7 @@ _WARNING = re.compile(
 
 def is_benign(line: str) -> bool:
     """Whether healthy programs print this line."""
-    return _BENIGN.search(line) is not None
+    return _BENIGN.search(line) is not None and _ERROR.search(line) is None
 
 
 def is_only_warning(line: str) -> bool:

@@ -8,7 +8,7 @@ with ``error``), one of up to three letters the whole of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from monitor.diagnose.rule import Rule
 
@@ -47,6 +47,15 @@ class RuleIndex:
             return
         for table, edge in ((self._heads, anchor[:_EDGE]), (self._tails, anchor[-_EDGE:])):
             table.setdefault(edge, {}).setdefault(anchor, set()).add(position)
+
+    def suspicious(self, words: Iterable[bytes]) -> list[bytes]:
+        """Those of many words that may lead to a rule; the quick half of ``rules_of``."""
+        heads, tails, whole = self._heads, self._tails, self._whole
+        return [
+            word
+            for word in words
+            if word[:_EDGE] in heads or word[-_EDGE:] in tails or word in whole
+        ]
 
     def rules_of(self, word: bytes) -> frozenset[int]:
         """Positions of the rules with an anchor in ``word``; none for a harmless word."""

@@ -99,21 +99,19 @@ class Prefilter:
 
     def _hot_among(self, words: set[bytes]) -> dict[bytes, frozenset[int]]:
         """Suspicious words among ``words`` and their rules; each word is looked up once."""
+        unseen = words - self._plain_words
         hot: dict[bytes, frozenset[int]] = {}
-        plain: list[bytes] = []
-        for word in words - self._plain_words:
+        for word in self._index.suspicious(unseen):
             rules = self._hot_words.get(word)
             if rules is None:
                 rules = self._index.rules_of(word)
-                if not rules:
-                    plain.append(word)
-                    continue
-                if len(word) <= MAX_WORD:
+                if rules and len(word) <= MAX_WORD:
                     self._hot_words[word] = rules
-            hot[word] = rules
-        if len(self._plain_words) + len(plain) > MAX_WORDS:
+            if rules:
+                hot[word] = rules
+        if len(self._plain_words) + len(unseen) > MAX_WORDS:
             self._plain_words.clear()
-        self._plain_words.update(word for word in plain if len(word) <= MAX_WORD)
+        self._plain_words |= {word for word in unseen if len(word) <= MAX_WORD and word not in hot}
         if len(self._hot_words) > MAX_WORDS:
             self._hot_words.clear()
         return hot

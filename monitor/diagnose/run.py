@@ -6,6 +6,7 @@ who has asked hands over its ``JobInfo``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +58,17 @@ _EXCEPTIONS = {
     "NotFiniteError": F.NAN_LOSS,
 }
 """Our own exceptions (train.errors), whatever their message says."""
-_SIGNALS = {-9: F.HOST_OOM, -11: F.SEGFAULT, -7: F.SEGFAULT, -6: F.SEGFAULT, -4: F.SEGFAULT}
+_SIGNALS = {
+    "SIGKILL": (F.HOST_OOM, Trust.EXIT),
+    "SIGABRT": (F.SEGFAULT, Trust.EXIT),
+    "SIGSEGV": (F.SEGFAULT, Trust.CAUSE),
+    "SIGBUS": (F.SEGFAULT, Trust.CAUSE),
+    "SIGILL": (F.SEGFAULT, Trust.CAUSE),
+    "SIGFPE": (F.SEGFAULT, Trust.CAUSE),
+}
+_KILLED = re.compile(r"\brank \d+ (?:\([^)]*\) )?was killed by (?P<signal>SIG[A-Z]+)")
+_NAMED_RANK = re.compile(r"\brank (\d+) (?:\([^)]*\) )?(?:was killed|raised|exited)")
+_SLURMS_WORD = re.compile(r"^\s*(?:slurm|srun)")
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def diagnose_run(
     notes = [] if chosen.end else [f"attempt {chosen.number} has no recorded end (yet)"]
     findings = [
         *_of_scheduler(chosen, job),
-        *_of_supervisor(run_dir, chosen),
+        *_of_supervisor(chosen),
         *_of_ranks(run_dir, chosen.number),
         *_of_logs(run_dir, chosen),
     ]
@@ -143,25 +154,19 @@ def _of_scheduler(attempt: Attempt, job: JobInfo | None) -> Iterator[Finding]:
         yield Finding(kind, Trust.KERNEL, text, source="attempts.jsonl")
 
 
-def _of_supervisor(run_dir: RunDir, attempt: Attempt) -> Iterator[Finding]:
+def _of_supervisor(attempt: Attempt) -> Iterator[Finding]:
+    """The supervisor's own verdict; of signals the one that it names, the others are its doing."""
     if attempt.end is None:
         return
     text = str(attempt.end.get("explanation") or attempt.cause)
-    meaning = _CAUSES.get(attempt.cause)
-    if meaning is not None:
-        yield Finding(*meaning, text, source="attempts.jsonl")
-    codes = attempt.end.get("exit_codes")
-    for rank, code in (codes if isinstance(codes, dict) else {}).items():
-        if code in _SIGNALS and str(rank).isdigit() and attempt.cause not in _CAUSES:
-            yield Finding(
-                _SIGNALS[code],
-                Trust.EXIT,
-                f"rank {rank} ended with exit code {code}; {text}",
-                source="attempts.jsonl",
-                rank=int(rank),
-            )
-    if meaning is None and not codes:
-        yield Finding(F.PYTHON_EXCEPTION, Trust.EXIT, text, source="attempts.jsonl")
+    named = _KILLED.search(text)
+    rank = int(match[1]) if (match := _NAMED_RANK.search(text)) else None
+    kind, trust = F.PYTHON_EXCEPTION, Trust.EXIT
+    if attempt.cause in _CAUSES:
+        kind, trust = _CAUSES[attempt.cause]
+    elif named:
+        kind, trust = _SIGNALS.get(named["signal"], (kind, trust))
+    yield Finding(kind, trust, text, source="attempts.jsonl", rank=rank)
 
 
 def _of_ranks(run_dir: RunDir, attempt: int) -> Iterator[Finding]:
@@ -223,7 +228,12 @@ def _scan(path: Path, run_dir: RunDir) -> list[Finding]:
 
 
 def _belongs(finding: Finding, attempt: Attempt) -> bool:
-    """Whether a line of the job's own log is about this attempt: all attempts of a job share it."""
+    """Whether a line of the job's own log is Slurm's word about this attempt.
+
+    All attempts of a job share that log, and our supervisor repeats in it what ranks said.
+    """
+    if finding.trust < Trust.KERNEL and not _SLURMS_WORD.match(finding.text):
+        return False
     if finding.moment is None or finding.moment.clock != "wall":
         return attempt.is_first
     return finding.moment.seconds >= attempt.started_at - 1.0

@@ -29,8 +29,8 @@ MB = 1_000_000
 FAILURE = b"[rank3]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
 KINDS = ("steps", "warnings", "bars", "words")
 NAIVE = re.compile(
-    r"CUDA out of memory|oom.kill|Out of memory|Watchdog caught|NCCL WARN|Node failure|DUE TO TIME|"
-    r"DUE TO PREEMPTION|No space left|Segmentation fault|Xid|Stale file handle|401 Client|loss.*nan|"
+    r"CUDA out of memory|oom.kill|Out of memory|Watchdog caught|NCCL WARN|Node failure|DUE TO|"
+    r"PREEMPTION|No space left|Segmentation fault|Xid|Stale file handle|401 Client|loss.*nan|"
     r"ModuleNotFoundError|unrecognized arguments|Max retries|DataLoader worker"
 )
 """What people write first: eighteen patterns, one expression."""

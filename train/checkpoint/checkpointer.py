@@ -198,10 +198,13 @@ class Checkpointer:
 
     def _start(self, task: SaveTask, snapshot: Snapshot) -> None:
         flight = _Flight(task)
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
         def run() -> None:
             # Whatever happens in here must reach the main thread as a text and not be lost.
             try:
+                if device is not None:
+                    torch.cuda.set_device(device)  # a thread's own, and it begins at 0
                 flight.published = write_checkpoint(task, snapshot, self._agreement)
             except (Exception, CheckpointException) as error:
                 flight.problem = f"{type(error).__name__}: {error}"

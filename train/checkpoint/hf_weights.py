@@ -198,12 +198,19 @@ def adapter_names(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict
     marks = {name: torch.empty(0) for name in tensors}
     named = get_peft_model_state_dict(model, state_dict=dict(marks), save_embedding_layers=False)
     by_mark = {id(mark): name for name, mark in marks.items()}
-    return {by_mark[id(mark)]: name for name, mark in named.items()}
+    return {by_mark[id(mark)]: _peft_name(name) for name, mark in named.items()}
+
+
+def _peft_name(name: str) -> str:
+    """The name under which PeftModel looks for it; those of an injected adapter lack its prefix."""
+    prefix = "base_model.model."
+    return name if name.startswith(prefix) else prefix + name
 
 
 def adapter_config(model: Any) -> Any:
     """Copy of the active adapter's configuration, marked for inference."""
-    config = copy.deepcopy(model.peft_config[model.active_adapter])
+    name = getattr(model, "active_adapter", None)  # an injected adapter has no PeftModel around it
+    config = copy.deepcopy(model.peft_config[name if isinstance(name, str) else "default"])
     config.inference_mode = True
     return config
 

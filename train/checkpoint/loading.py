@@ -81,7 +81,10 @@ def verify_together(path: Path, agreement: Agreement) -> tuple[Manifest | None, 
     for name, record in mine:
         problems += verify_file(path, name, record, contents=True)
     if agreement.rank == 0:
-        problems += stray_files(path, manifest)
+        try:
+            problems += stray_files(path, manifest)
+        except OSError as error:
+            problems.append(f"cannot be listed: {error}")
     return manifest, [problem for share in agreement.gather(problems) for problem in share]
 
 

@@ -76,7 +76,11 @@ class SlurmConfig(Section):
     comment: OptionalStr = Field(None, description="Comment of the job.")
     requeue: bool = Field(True, description="Let Slurm requeue the job after preemption.")
     signal_lead_s: int = Field(
-        120, ge=1, le=65535, description="Seconds before the limit at which Slurm warns the ranks."
+        120,
+        ge=1,
+        le=65535,
+        description="Seconds before the limit at which Slurm warns the ranks; they are asked to "
+        "save that early, too, until a save was measured.",
     )
     additional_parameters: dict[str, Any] = Field(
         default={}, description="Any other sbatch option by its long name."

@@ -32,6 +32,26 @@ def job_problems(slurm: SlurmConfig) -> Iterator[str]:
             )
 
 
+_OWN_FLAGS = frozenset(
+    {
+        *(
+            "--kill-on-bad-exit",
+            "-K",
+            "--wait",
+            "-W",
+            "--overlap",
+            "--nodes",
+            "-N",
+            "--ntasks",
+            "-n",
+        ),
+        *("--ntasks-per-node", "--job-name", "-J", "--input", "-i", "--output", "-o", "--error"),
+        *("-e", "--export", "--container-image"),
+    }
+)
+"""Options of srun on which supervision rests."""
+
+
 def _texts(slurm: SlurmConfig) -> Iterator[str]:
     """A line break would end the ``#SBATCH`` line and start a shell command."""
     for key in type(slurm).model_fields:
@@ -41,6 +61,8 @@ def _texts(slurm: SlurmConfig) -> Iterator[str]:
     for index, line in enumerate(slurm.srun_args):
         if _CONTROL.search(line):
             yield f"slurm.srun_args.{index}: expected one option of srun, got {line!r}"
+        if (flag := line.partition("=")[0]) in _OWN_FLAGS:
+            yield f"slurm.srun_args.{index}: {flag} is set by submitrain itself: remove it"
 
 
 def _memory(slurm: SlurmConfig) -> Iterator[str]:

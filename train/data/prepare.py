@@ -54,6 +54,8 @@ class Place:
     cache: Path
     poll: Callable[[], None] = nothing
     barrier: Callable[[], None] = nothing
+    same: Callable[[str], str] = str
+    """Rank 0's value on every rank: hosts may see another path or time of the same file."""
 
     @property
     def builds(self) -> bool:
@@ -70,7 +72,7 @@ def prepare_tokenizer(config: RunConfig, place: Place) -> PreTrainedTokenizerBas
     size = config.model.train_tokenizer_vocab_size
     if size is None:
         return load_tokenizer(config.model, None, place.cache)
-    key = _digest([FORMAT, "bpe", size, _selection(config.dataset)])
+    key = place.same(_digest([FORMAT, "bpe", size, _selection(config.dataset)]))
     folder = _root(config.dataset, place) / f"tokenizer-{key}"
     saved = build_once(
         folder,
@@ -92,7 +94,7 @@ def prepare_store(
     """
     template = read_template(cfg.chat_template)
     key = _digest([FORMAT, *_selection(cfg), cfg.max_length, cfg.answer_only_loss_mask, template])
-    key = _digest([key, fingerprint(tokenizer)])
+    key = place.same(_digest([key, fingerprint(tokenizer)]))
     encoder = Encoder(
         tokenizer, Renderer(tokenizer, template), cfg.max_length, cfg.answer_only_loss_mask
     )

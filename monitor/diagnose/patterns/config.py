@@ -23,6 +23,12 @@ RULES = (
     rule(
         F.CONFIG_ERROR,
         Trust.CAUSE,
+        "error: |parser key",
+        r"^[\w./-]+\.py: error: |parser key \S+: ",
+    ),
+    rule(
+        F.CONFIG_ERROR,
+        Trust.CAUSE,
         "unrecognized argument|the following arguments are required|invalid choice|"
         "no such option|expected one argument|expected at least one argument|not allowed with arg|"
         "unrecognized option|unknown option|invalid option|missing option|missing argument|"

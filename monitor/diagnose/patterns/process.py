@@ -21,8 +21,9 @@ RULES = (
     rule(
         F.SEGFAULT,
         Trust.CAUSE,
-        "segmentation fault|sigsegv|segfault at|general protection|signal 11|signal: 11",
-        r"segmentation fault|sigsegv|segfault at [0-9a-f]+ ip|general protection (?:fault|ip)|"
+        "segmentation fault|sigsegv|segfault|general protection|signal 11|signal: 11",
+        r"segmentation fault|sigsegv|\bsegfault (?:at [0-9a-f]+ ip|encountered|in\b)|"
+        r"general protection (?:fault|ip)|"
         r"signal:? ?11\b",
     ),
     rule(
@@ -58,6 +59,13 @@ RULES = (
         Trust.EXCEPTION,
         "error|exception|failure|timeout|notfound|interrupted|expired",
         EXCEPTION_LINE,
+        exact_case=True,
+    ),
+    rule(
+        F.PYTHON_EXCEPTION,
+        Trust.EXCEPTION,
+        "exc.|exceptions.|errors.|runtime.|dynamo.|inductor.|compiler.",
+        r"^(?:[a-z_]\w*\.){2,}[A-Z][A-Za-z]+: ",
         exact_case=True,
     ),
     rule(

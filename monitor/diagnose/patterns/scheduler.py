@@ -11,6 +11,8 @@ from monitor.diagnose.model import Trust
 from monitor.diagnose.rule import rule
 
 _STATE = r"(?:state|status|jobstate|ended,.*?,)[\"'\s:=(]*"
+_ROW = r"^(?:\w+:)?\s*\d+(?:_\d+)?(?:\.\w+)?[\s|].*[\s|]"
+"""A line of sacct or squeue up to the state."""
 
 RULES = (
     rule(F.TIME_LIMIT, Trust.KERNEL, "due to time limit", any_level=True),
@@ -30,7 +32,7 @@ RULES = (
         F.TIME_LIMIT,
         Trust.SCHEDULER,
         "timeout",
-        r"^\s*\d+(?:_\d+)?(?:\.\w+)?\s.*\sTIMEOUT\s",
+        _ROW + r"TIMEOUT(?:[\s|]|$)",
         any_level=True,
         exact_case=True,
     ),
@@ -38,7 +40,7 @@ RULES = (
         F.PREEMPTED,
         Trust.SCHEDULER,
         "preempted",
-        r"^\s*\d+(?:_\d+)?(?:\.\w+)?[\s|].*[\s|]PREEMPTED(?:[\s|]|$)",
+        _ROW + r"PREEMPTED(?:[\s|]|$)",
         any_level=True,
         exact_case=True,
     ),
@@ -52,8 +54,9 @@ RULES = (
     rule(
         F.NODE_FAIL,
         Trust.KERNEL,
-        "not respond|setting down|set to state down",
-        r"nodes? \S+ (?:is |are )?not respond|not responding, setting down|set to state down",
+        "not respond|setting down|set to state down|missing from batch node",
+        r"nodes? \S+ (?:is |are )?not respond|not responding, setting down|"
+        r"set to state down|missing from batch node",
         any_level=True,
     ),
     rule(
