@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from launcher.evidence import AttemptEvidence
 from launcher.outcome import Action, Cause, Decision
+from monitor.diagnose import Diagnosis
 from train.events import EventWriter, Kind, read_events
 from train.rundir import RunDir
 
@@ -145,15 +146,21 @@ def _member(kind: type[_Word], text: object, otherwise: _Word) -> _Word:
         return otherwise
 
 
+def _in_short(diagnosis: Diagnosis) -> dict[str, Any]:
+    lines = ("evidence", "victims", "notes")
+    return {key: value for key, value in diagnosis.as_json().items() if key not in lines}
+
+
 def _facts(evidence: AttemptEvidence) -> dict[str, Any]:
     """What the decision rests on, small enough for one line at any world size."""
-    job = evidence.job
+    job, diagnosis = evidence.job, evidence.diagnosis
     return {
         "world_size": evidence.world_size,
         "started": len(evidence.started),
         "finished": len(evidence.finished),
         "stopped": len(evidence.stopped),
         "failures": [asdict(failure) for failure in evidence.failures[:8]],
+        "diagnosis": _in_short(diagnosis) if diagnosis else None,
         "launcher_code": evidence.launcher_code,
         "terminated": evidence.terminated,
         "ended_for": evidence.ended_for,

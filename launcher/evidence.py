@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from monitor.diagnose import Diagnosis, FailureClass, Trust, kind_of_exception
 from monitor.slurm import JobInfo
 
 
@@ -40,6 +41,11 @@ class RankFailure:
     def kind(self) -> str:
         """Name of the exception's class without its module."""
         return self.exception.rpartition(".")[2]
+
+    @property
+    def reason(self) -> FailureClass:
+        """What kind of failure its words speak of."""
+        return kind_of_exception(self.exception, self.message)
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any], host: str = "") -> RankFailure:
@@ -104,6 +110,8 @@ class AttemptEvidence:
     cancel_requested: bool = False
     job: JobInfo | None = None
     """The scheduler's view after the attempt; None without a scheduler."""
+    diagnosis: Diagnosis | None = None
+    """What logs and records of the attempt say; None where it ended as it should."""
     has_queue: bool = False
     """A scheduler owns the job; without its view (``job``) it did not answer."""
     restarts_before: int = 0
@@ -112,6 +120,13 @@ class AttemptEvidence:
     """Seconds to the job's time limit; None when there is none."""
     lead_s: float = 0.0
     """Seconds before the limit at which ranks are asked to stop."""
+
+    @property
+    def host_memory_ran_out(self) -> bool:
+        """Whether the kernel or slurmstepd says that it killed a process for want of memory."""
+        if self.diagnosis is None or self.diagnosis.kind is not FailureClass.HOST_OOM:
+            return False
+        return self.diagnosis.evidence[0].trust >= Trust.KERNEL
 
     @property
     def all_finished(self) -> bool:

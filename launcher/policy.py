@@ -21,6 +21,7 @@ from launcher.attempts import AttemptRecord
 from launcher.describe import describe_exit, describe_failure
 from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause
 from launcher.outcome import Action, Cause, Decision
+from monitor.diagnose import FailureClass as F
 from train.config.sections import ResilienceConfig
 
 NEUTRAL = frozenset({Cause.PREEMPTED, Cause.REQUEUED, Cause.TERMINATED, Cause.CANCELLED})
@@ -30,22 +31,12 @@ RESUME_HINT = "`python -m launcher resume` goes on from the newest checkpoint"
 _SAID = {"PREEMPTION": Cause.PREEMPTED, "JOB REQUEUE": Cause.REQUEUED}
 """slurmstepd's words for why it ended a step."""
 _USER_ERRORS = frozenset({"UserError", "ConfigError", "DataError", "ClusterError"})
-_MEMORY_ERRORS = frozenset({"OutOfMemoryError", "MemoryError"})
-_HOST_SIGNS = (
-    "uncorrectable ecc",
-    "nvlink error",
-    "gpu is lost",
-    "fallen off the bus",
-    "all cuda-capable devices are busy or unavailable",
-    "cuda-capable device(s) is/are busy or unavailable",
-    "unspecified launch failure",
-    "ncclsystemerror",
-    "nccl error: unhandled system error",
-    "stale file handle",
-    "input/output error",
-    "transport endpoint is not connected",
+_HOST_REASONS = frozenset(
+    {F.GPU_XID, F.NCCL_ERROR, F.NETWORK_ERROR, F.FILESYSTEM, F.DATALOADER_WORKER}
 )
-"""Messages of exceptions for which a host, a device or the network is to blame, in lower case."""
+"""Kinds of exceptions for which a host, a device or the network is to blame."""
+_DETERMINISTIC = frozenset({"PermissionError", "FileNotFoundError", "NotADirectoryError"})
+"""Exceptions that come again however often a rank is started."""
 
 
 def decide(
@@ -73,6 +64,9 @@ def _verdict(evidence: AttemptEvidence, history: Sequence[AttemptRecord]) -> Dec
         return Decision(Cause.CANCELLED, Action.STOP, f"cancelled by the user; {_saved(evidence)}")
     if evidence.terminated:
         return _ended_from_outside(evidence)
+    if evidence.host_memory_ran_out and evidence.diagnosis is not None:
+        words = evidence.diagnosis.summary
+        return _out_of_memory(Cause.HOST_OUT_OF_MEMORY, words, evidence, history)
     culprit = next((one for one in evidence.failures if not one.victim), None)
     if culprit is not None:
         return _of_exception(culprit, evidence, history)
@@ -149,27 +143,42 @@ def _of_exception(
         return Decision(Cause.NOT_FINITE, Action.STOP, text)
     if failure.kind == "FencedError":
         return Decision(Cause.FENCED, Action.STOP, text)
-    if failure.kind in _MEMORY_ERRORS or "out of memory" in failure.message.lower():
-        return _out_of_memory(text, evidence, history)
-    if any(sign in failure.message.lower() for sign in _HOST_SIGNS):
+    if failure.reason is F.HOST_OOM:
+        return _out_of_memory(Cause.HOST_OUT_OF_MEMORY, text, evidence, history)
+    if failure.reason is F.CUDA_OOM or failure.kind == "OutOfMemoryError":
+        return _out_of_memory(Cause.OUT_OF_MEMORY, text, evidence, history)
+    if _blames_host(failure):
         return Decision(Cause.RANK_DIED, Action.RESTART, text)
     return Decision(Cause.PROGRAM_ERROR, Action.STOP, text)
 
 
+def _blames_host(failure: RankFailure) -> bool:
+    """Whether a rank started again may fare better: not where the program itself raised."""
+    raised_in_worker = failure.message.startswith("Caught ")  # torch's prefix: not the worker died
+    again = failure.kind in _DETERMINISTIC or raised_in_worker
+    return failure.reason in _HOST_REASONS and not again
+
+
 def _out_of_memory(
-    text: str, evidence: AttemptEvidence, history: Sequence[AttemptRecord]
+    cause: Cause, text: str, evidence: AttemptEvidence, history: Sequence[AttemptRecord]
 ) -> Decision:
     """Memory may run out by chance (fragmentation, a neighbour); twice at one step it does not."""
     before = history[-1] if history else None
-    again = before is not None and before.cause is Cause.OUT_OF_MEMORY
-    if again and before is not None and before.last_step == evidence.last_step:
-        return Decision(
-            Cause.OUT_OF_MEMORY,
-            Action.STOP,
-            f"{text}; twice at the same step: lower dataloader.batch_size or sequence length, "
-            "or turn on training_optimizations.activation_checkpointing",
-        )
-    return Decision(Cause.OUT_OF_MEMORY, Action.RESTART, text)
+    if before is not None and before.cause is cause and before.last_step == evidence.last_step:
+        advice = f"{text}; twice at the same step: {_MEMORY_ADVICE[cause]}"
+        return Decision(cause, Action.STOP, advice)
+    return Decision(cause, Action.RESTART, text)
+
+
+_MEMORY_ADVICE = {
+    Cause.OUT_OF_MEMORY: (
+        "lower dataloader.batch_size or sequence length, "
+        "or turn on training_optimizations.activation_checkpointing"
+    ),
+    Cause.HOST_OUT_OF_MEMORY: (
+        "ask for more memory (slurm.mem), or use fewer loader workers (dataloader.num_workers)"
+    ),
+}
 
 
 def _of_process(evidence: AttemptEvidence) -> Decision:

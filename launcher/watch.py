@@ -20,7 +20,9 @@ from launcher.records import RankRecords
 from launcher.signals import SignalNotes
 from launcher.spawn import RankGroup
 from launcher.srun import step_ended_for
+from monitor.diagnose import Diagnosis, diagnose_run
 from train.config import RunConfig
+from train.errors import UserError
 from train.rundir import RunDir, write_json_atomically
 
 POLL_S = 0.1
@@ -31,6 +33,8 @@ READ_EVERY_S = 1.0
 PROGRESS_EVERY_S = 60.0
 SETTLE_S = 5.0
 """Seconds to wait for the last events of ranks whose processes ended well (shared file systems)."""
+DIAGNOSED_BYTES = 64 * 2**20
+"""How much of the ends of all logs together is read for a diagnosis: less than a second's work."""
 LAST_CALL_S = 10.0
 """Seconds before the time limit at which ranks that did not stop are killed, so that we requeue."""
 
@@ -191,11 +195,18 @@ class AttemptWatch:
         """slurmstepd writes why it ends a step where the first rank of a node writes its errors."""
         return step_ended_for("\n".join(log_tail(self.run_dir, self.attempt, 0, streams=("err",))))
 
+    def _diagnosis(self) -> Diagnosis | None:
+        """What records and logs say; training must not depend on it."""
+        with suppress(OSError, UserError):
+            return diagnose_run(self.run_dir.root, attempt=self.attempt, log_bytes=DIAGNOSED_BYTES)
+        return None
+
     def _evidence(self, group: RankGroup) -> AttemptEvidence:
         records, terminated = self.records, self.signals.terminated
         with suppress(OSError):
             self._cancelled = self._cancelled or self.run_dir.cancel_request.exists()
         everyone_finished = len(records.finished) >= records.world_size
+        ended_well = len(records.finished | records.stopped) >= records.world_size
         return AttemptEvidence(
             attempt=self.attempt,
             world_size=records.world_size,
@@ -213,6 +224,7 @@ class AttemptWatch:
             stop_asked=self.stop_asked,
             cancel_requested=self._cancelled,
             job=None if everyone_finished else self.allocation.job(),
+            diagnosis=None if ended_well or terminated else self._diagnosis(),
             has_queue=self.allocation.has_queue,
             restarts_before=self.allocation.restarts,
             remaining_s=self.allocation.ends_at() - time.time(),

@@ -16,6 +16,7 @@ from train.events import Kind, read_events
 from train.rundir import RunDir
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+RANK = ("-m", "launcher.rank")
 
 
 @dataclass
@@ -56,8 +57,14 @@ class Ranks:
             time.sleep(0.05)
 
 
-def start(folder: Path, config: dict[str, Any], world_size: int, **environment: str) -> Ranks:
-    """Start the ranks of the next attempt in run folder ``folder``."""
+def start(
+    folder: Path,
+    config: dict[str, Any],
+    world_size: int,
+    program: tuple[str, ...] = RANK,
+    **environment: str,
+) -> Ranks:
+    """Start the ranks of the next attempt in run folder ``folder``; ``program``: Python's own."""
     folder.mkdir(parents=True, exist_ok=True)
     run_dir = RunDir(folder)
     run_dir.config.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -82,7 +89,7 @@ def start(folder: Path, config: dict[str, Any], world_size: int, **environment: 
             run_dir.log(attempt, rank, "out").open("wb") as out,
             run_dir.log(attempt, rank, "err").open("wb") as err,
         ):
-            command = [sys.executable, "-m", "launcher.rank"]
+            command = [sys.executable, *program]
             ranks.processes.append(subprocess.Popen(command, env=env, stdout=out, stderr=err))
     return ranks
 

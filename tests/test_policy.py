@@ -13,6 +13,7 @@ from launcher.attempts import AttemptRecord
 from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause
 from launcher.outcome import Action, Cause, Decision
 from launcher.policy import attempts_without_progress, decide, stop_lead_s
+from monitor.diagnose import diagnose_text
 from monitor.slurm import UNKNOWN, JobInfo
 from train.config.sections import ResilienceConfig
 
@@ -181,10 +182,70 @@ def test_our_own_exceptions_have_causes_of_their_own(exception: str, cause: Caus
     assert outcome(evidence(failures=(failure(exception),))) == (cause, Action.STOP)
 
 
-@pytest.mark.parametrize("message", ["CUDA error: uncorrectable ECC error", "Stale file handle"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: unspecified launch failure",
+        "CUDA error: all CUDA-capable devices are busy or unavailable",
+        "NCCL error: unhandled system error",
+        "[Errno 116] Stale file handle: '/shared/x'",
+        "[Errno 5] Input/output error",
+        "[Errno 107] Transport endpoint is not connected",
+        "DataLoader worker (pid 12) is killed by signal: Killed.",
+        "HTTPSConnectionPool(host='hub'): Max retries exceeded with url: /x",
+    ],
+)
 def test_an_exception_that_blames_the_host_is_restarted(message: str) -> None:
     found = evidence(failures=(failure("RuntimeError", message=message),))
     assert outcome(found) == (Cause.RANK_DIED, Action.RESTART)
+
+
+@pytest.mark.parametrize(
+    ("exception", "message"),
+    [
+        ("PermissionError", "[Errno 13] Permission denied: '/shared/x'"),
+        ("FileNotFoundError", "[Errno 2] No such file or directory: '/shared/x'"),
+        ("OSError", "[Errno 28] No space left on device"),
+        ("ModuleNotFoundError", "No module named 'flash_attn'"),
+        ("ValueError", "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback"),
+        ("AssertionError", "no NCCL here"),
+    ],
+)
+def test_an_exception_that_comes_again_stops_at_once(exception: str, message: str) -> None:
+    found = evidence(failures=(failure(exception, message=message),))
+    assert outcome(found) == (Cause.PROGRAM_ERROR, Action.STOP)
+
+
+HOST_MEMORY = {
+    "slurmstepd": "slurmstepd-node2: error: Detected 1 oom_kill event in StepId=12.0. Some of the "
+    "step tasks have been OOM Killed.",
+    "over limit": "slurmstepd: error: StepId=12.0 exceeded memory limit (2306867 > 2097152), "
+    "being killed",
+    "kernel": "Out of memory: Killed process 4321 (python) total-vm:9999999kB, anon-rss:888888kB",
+}
+
+
+@pytest.mark.parametrize("line", HOST_MEMORY.values(), ids=HOST_MEMORY)
+def test_a_rank_that_the_kernel_killed_for_memory_is_tried_once_more(line: str) -> None:
+    killed = (RankExit(1, -9, host="node2"), RankExit(0, 1))
+    victim = failure("RuntimeError", rank=0, message="Connection closed by peer", victim=True)
+    found = evidence(exits=killed, failures=(victim,), diagnosis=diagnose_text(line))
+    assert outcome(found) == (Cause.HOST_OUT_OF_MEMORY, Action.RESTART)
+    before = record(Cause.HOST_OUT_OF_MEMORY, Action.RESTART, 0, 10)
+    stop = decide(found, (before,), LIMITS)
+    assert (stop.cause, stop.action) == (Cause.HOST_OUT_OF_MEMORY, Action.STOP)
+    assert "slurm.mem" in stop.explanation
+
+
+def test_a_kill_without_the_kernels_word_is_a_dead_rank() -> None:
+    found = evidence(exits=(RankExit(1, -9),), diagnosis=diagnose_text("Killed"))
+    assert outcome(found) == (Cause.RANK_DIED, Action.RESTART)
+
+
+def test_a_memory_error_of_python_is_the_hosts_memory() -> None:
+    found = evidence(failures=(failure("builtins.MemoryError", message=""),))
+    assert outcome(found) == (Cause.HOST_OUT_OF_MEMORY, Action.RESTART)
 
 
 def test_memory_that_runs_out_once_is_tried_again() -> None:

@@ -139,13 +139,14 @@ def test_only_rank_0_tracks_and_only_where_asked(tmp_path: Path) -> None:
     assert isinstance(tracker(WandbConfig(enabled=False), 0), NoTracker)
 
 
-@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
-def test_missing_wandb_is_refused_with_what_to_install(tmp_path: Path) -> None:
+def test_missing_wandb_is_refused_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.tracking.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'submitrain\[wandb\]'"):
         open_tracker(WandbConfig(), rank=0, run_id="r", folder=tmp_path, config={})
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="the wandb extra is not installed")
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_keeps_one_run_id_over_attempts(tmp_path: Path) -> None:
     settings = WandbConfig(project="test", mode="offline")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from monitor.diagnose.cause import diagnose
 from monitor.diagnose.model import Diagnosis, FailureClass, Finding, Moment, Remedy, Trust
-from monitor.diagnose.run import diagnose_run
+from monitor.diagnose.run import diagnose_run, kind_of_exception
 from monitor.diagnose.tail import scan_file, scan_text
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "diagnose_files",
     "diagnose_run",
     "diagnose_text",
+    "kind_of_exception",
     "scan_file",
     "scan_text",
 ]

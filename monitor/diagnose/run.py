@@ -87,9 +87,15 @@ class Attempt:
 
 
 def diagnose_run(
-    folder: Path, *, attempt: int | None = None, job: JobInfo | None = None
+    folder: Path,
+    *,
+    attempt: int | None = None,
+    job: JobInfo | None = None,
+    log_bytes: int | None = None,
 ) -> Diagnosis:
     """The verdict on the newest attempt of a run, or on ``attempt``.
+
+    ``log_bytes`` bounds what is read of all logs together: the last bytes of each.
 
     Raises:
         UserError: the folder holds no attempt (of that number).
@@ -103,7 +109,7 @@ def diagnose_run(
         *_of_scheduler(chosen, job),
         *_of_supervisor(chosen),
         *_of_ranks(run_dir, chosen.number),
-        *_of_logs(run_dir, chosen),
+        *_of_logs(run_dir, chosen, log_bytes),
     ]
     verdict = diagnose(findings, notes)
     return replace(verdict, node=verdict.node or _host_of(run_dir, chosen.number, verdict.rank))
@@ -187,9 +193,7 @@ def _of_failure(event: dict[str, Any], source: str, host: str | None, number: in
     exception, message = str(event.get("exception", "")), str(event.get("message", ""))
     first_line = message.strip().partition("\n")[0]
     where = f" ({event['where']})" if event.get("where") else ""
-    kind = _EXCEPTIONS.get(exception.rpartition(".")[2]) or _kind_of_text(
-        f"{exception}: {message}", str(event.get("traceback", ""))
-    )
+    kind = kind_of_exception(exception, message, str(event.get("traceback", "")))
     return Finding(
         kind=kind,
         trust=Trust.VICTIM if event.get("victim") else Trust.RECORD,
@@ -202,27 +206,32 @@ def _of_failure(event: dict[str, Any], source: str, host: str | None, number: in
     )
 
 
-def _kind_of_text(*texts: str) -> FailureClass:
-    for text in texts:
+def kind_of_exception(exception: str, message: str, traceback: str = "") -> FailureClass:
+    """What kind of failure an exception (``module.Class``) speaks of."""
+    ours = _EXCEPTIONS.get(exception.rpartition(".")[2])
+    if ours is not None:
+        return ours
+    for text in (f"{exception}: {message}", traceback):
         kind = diagnose(scan_text(text)).kind
         if kind not in (F.BENIGN, F.PYTHON_EXCEPTION):
             return kind
     return F.PYTHON_EXCEPTION
 
 
-def _of_logs(run_dir: RunDir, attempt: Attempt) -> Iterator[Finding]:
-    for path in sorted(run_dir.logs(attempt.number).glob("*")):
-        yield from _scan(path, run_dir)
-    if not run_dir.submitit.is_dir():
-        return
-    for path in sorted(run_dir.submitit.iterdir()):
-        if path.suffix in (".out", ".err", ".log"):
-            yield from (one for one in _scan(path, run_dir) if _belongs(one, attempt))
+def _of_logs(run_dir: RunDir, attempt: Attempt, log_bytes: int | None) -> Iterator[Finding]:
+    ranks = sorted(run_dir.logs(attempt.number).glob("*"))
+    found = run_dir.submitit.iterdir() if run_dir.submitit.is_dir() else ()
+    jobs = sorted(path for path in found if path.suffix in (".out", ".err", ".log"))
+    share = None if log_bytes is None else log_bytes // max(1, len(ranks) + len(jobs))
+    for path in ranks:
+        yield from _scan(path, run_dir, share)
+    for path in jobs:
+        yield from (one for one in _scan(path, run_dir, share) if _belongs(one, attempt))
 
 
-def _scan(path: Path, run_dir: RunDir) -> list[Finding]:
+def _scan(path: Path, run_dir: RunDir, last_bytes: int | None) -> list[Finding]:
     try:
-        return scan_file(path, name=str(path.relative_to(run_dir.root)))
+        return scan_file(path, name=str(path.relative_to(run_dir.root)), last_bytes=last_bytes)
     except OSError:
         return []
 

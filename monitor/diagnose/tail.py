@@ -96,15 +96,21 @@ def dump_positions(tails: dict[str, Tail]) -> dict[str, Any]:
     return {path: asdict(tail.position) for path, tail in tails.items() if tail.position}
 
 
-def scan_file(path: Path, *, name: str | None = None) -> list[Finding]:
-    """Findings of a whole log, marked where training went on.
+def scan_file(
+    path: Path, *, name: str | None = None, last_bytes: int | None = None
+) -> list[Finding]:
+    """Findings of a log, marked where training went on; ``last_bytes``: of its end only.
+
+    Line numbers then count from there.
 
     Raises:
         OSError: the file cannot be read.
     """
     scan = LogScan(name or str(path))
     with path.open("rb", buffering=0) as file:
-        for block, offset in blocks(file, 0, to_end=True):
+        size = os.fstat(file.fileno()).st_size
+        start = 0 if last_bytes is None else max(0, size - last_bytes)
+        for block, offset in blocks(file, start, to_end=True):
             scan.feed(block, offset)
 
         def read_at(offset: int, size: int) -> bytes:
