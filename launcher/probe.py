@@ -14,6 +14,9 @@ import sys
 from difflib import get_close_matches
 from typing import Any
 
+from train.component import load_component
+from train.errors import ConfigError
+
 
 def main() -> int:
     """Check what standard input asks for; always exits 0, the answer says what is wrong."""
@@ -24,42 +27,13 @@ def main() -> int:
             notes.append(f"{where} ({slot['path']}): not checked here, torch is not installed")
             continue
         try:
-            found = _load(slot["path"])
-        except _ProbeError as error:
-            problems.append(f"{where}: {error}")
+            found = load_component(slot["path"], where)
+        except ConfigError as error:
+            problems.append(str(error))
             continue
         problems += _optimizer(slot, found) if slot["kind"] == "optimizer" else _call(slot, found)
     sys.stdout.write("\n@probe " + json.dumps({"problems": problems, "notes": notes}))
     return 0
-
-
-class _ProbeError(Exception):
-    """A path that names nothing."""
-
-
-def _load(path: str) -> Any:
-    parts = path.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:end])
-        try:
-            found: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and (name == error.name or name.startswith(error.name + ".")):
-                continue
-            raise _ProbeError(f"importing {name} fails: {error}; install what it needs") from error
-        except Exception as error:
-            raise _ProbeError(f"importing {name} fails: {type(error).__name__}: {error}") from error
-        for index, attribute in enumerate(parts[end:], start=end):
-            if not hasattr(found, attribute):
-                near = get_close_matches(attribute, dir(found), n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise _ProbeError(f"{'.'.join(parts[:index])} has no {attribute!r}{hint}")
-            found = getattr(found, attribute)
-        return found
-    raise _ProbeError(
-        f"expected an import path, got {path!r}: no module {parts[0]!r} is installed here or lies "
-        "in this folder; install it or correct the path"
-    )
 
 
 def _optimizer(slot: dict[str, Any], found: Any) -> list[str]:

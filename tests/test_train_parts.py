@@ -50,7 +50,7 @@ def test_any_torch_optimizer_can_be_named() -> None:
     [
         ({"momentum": 0.9}, r"optimizer\.momentum: torch\.optim\.AdamW takes no such argument"),
         ({"_target_": "torch.optim.Adamw"}, r"torch\.optim has no 'Adamw'"),
-        ({"_target_": "no_such_package.X"}, r"cannot import 'no_such_package\.X'"),
+        ({"_target_": "no_such_package.X"}, r"got 'no_such_package\.X'"),
         ({"betas": [1.5, 0.9]}, r"optimizer: torch\.optim\.AdamW: Invalid beta"),
         ({"_target_": "torch.nn.Identity"}, r"is no torch\.optim\.Optimizer"),
     ],
@@ -65,7 +65,7 @@ def test_component_with_a_broken_import_names_what_it_needs(
 ) -> None:
     (tmp_path / "needs_more.py").write_text("import a_package_that_is_not_here\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="needs a_package_that_is_not_here"):
+    with pytest.raises(ConfigError, match="No module named .a_package_that_is_not_here"):
         load_component("needs_more.Thing", "model._target_")
 
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.errors import ConfigError
+from train.short_attention import is_short, short_attention
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -170,19 +171,36 @@ def per_document_attention(
     if dtype != torch.float32 and not fast_16_bit(query.device):
         query, key, value = query.float(), key.float(), value.float()
     documents = [
-        F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=_window_mask(q, window),
-            is_causal=window is None or window >= q.shape[2],
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        for q, k, v in zip(*(torch.split(t, lengths, 2) for t in (query, key, value)), strict=True)
+        _attend(*parts, window=window, dropout=dropout, scaling=scaling)
+        for parts in zip(*(torch.split(t, lengths, 2) for t in (query, key, value)), strict=True)
     ]
     return torch.cat(documents, 2).transpose(1, 2).to(dtype).contiguous(), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    window: int | None,
+    dropout: float,
+    scaling: float | None,
+) -> Tensor:
+    """Causal attention within one document: [1, heads, length, head_dim]."""
+    length, size = query.shape[2:]
+    everything = window is None or window >= length
+    if everything and not dropout and is_short(query):
+        return short_attention(query, key, value, size**-0.5 if scaling is None else scaling)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=_window_mask(query, window),
+        is_causal=everything,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
 
 
 def torch_varlen_attention(

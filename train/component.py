@@ -1,8 +1,9 @@
-"""Components named by import path (``_target_``)."""
+"""Components named by import path (``_target_``). Imports no torch by itself."""
 
 from __future__ import annotations
 
 import importlib
+from difflib import get_close_matches
 from typing import Any
 
 from train.errors import ConfigError
@@ -22,16 +23,25 @@ def load_component(path: str, key: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name and (name == error.name or name.startswith(error.name + ".")):
                 continue
-            raise ConfigError(f"{key}: importing {name} needs {error.name}: {error}") from error
-        for attribute in parts[end:]:
-            if not hasattr(found, attribute):
-                raise ConfigError(
-                    f"{key}: {path}: {name} has no {attribute!r}; expected an import path such as "
-                    "torch.optim.AdamW or my_package.module.Name"
-                )
-            found = getattr(found, attribute)
-        return found
+            raise ConfigError(
+                f"{key}: importing {name} fails: {error}; install what it needs"
+            ) from error
+        except Exception as error:  # a module may raise anything while it is imported
+            raise ConfigError(
+                f"{key}: importing {name} fails: {type(error).__name__}: {error}"
+            ) from error
+        return _attribute(found, parts, end, key)
     raise ConfigError(
-        f"{key}: cannot import {path!r}; expected an import path such as torch.optim.AdamW, of a "
-        "package that is installed or in the folder you launch from"
+        f"{key}: expected an import path such as torch.optim.AdamW, got {path!r}: no module "
+        f"{parts[0]!r} is installed here or lies in this folder; install it or correct the path"
     )
+
+
+def _attribute(found: Any, parts: list[str], start: int, key: str) -> Any:
+    for index, attribute in enumerate(parts[start:], start=start):
+        if not hasattr(found, attribute):
+            near = get_close_matches(attribute, dir(found), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{key}: {'.'.join(parts[:index])} has no {attribute!r}{hint}")
+        found = getattr(found, attribute)
+    return found

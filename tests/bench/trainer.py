@@ -32,6 +32,7 @@ WORLD_SIZE = 2
 TIMEOUT_S = 3600.0
 COMPARISONS: tuple[tuple[str, str, Aim], ...] = (
     ("ours packed", "Trainer padded", at_least(2.5)),
+    ("ours packed bf16", "Trainer padded bf16", at_least(2.5)),
     ("ours packed", "Trainer flattened", at_least(1.2)),
     ("ours packed bf16", "Trainer concatenated bf16", at_least(1.1)),
     ("ours packed", "Trainer concatenated", at_least(1.1)),

@@ -88,6 +88,7 @@ def enlist(
         half = config.model.model_copy(update={"torch_dtype": "bfloat16"})
         bf16 = config.model_copy(update={"model": half})
         contestants["ours packed bf16"] = Ours(context, bf16, world, place)
+        contestants["Trainer padded bf16"] = theirs(documents(store), padded(tokenizer), bf16=True)
         contestants["Trainer concatenated bf16"] = theirs(
             chunks(store, config.sequence_length, config.seed), as_they_are(), bf16=True
         )
