@@ -65,7 +65,7 @@ def test_component_with_a_broken_import_names_what_it_needs(
 ) -> None:
     (tmp_path / "needs_more.py").write_text("import a_package_that_is_not_here\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="No module named .a_package_that_is_not_here"):
+    with pytest.raises(ConfigError, match=r"No module named .a_package_that_is_not_here"):
         load_component("needs_more.Thing", "model._target_")
 
 
