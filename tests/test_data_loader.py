@@ -208,6 +208,34 @@ def test_loader_processes_end_when_their_rank_is_killed(store: TokenStore) -> No
     assert not any(map(runs, workers))
 
 
+FORKSERVER_PROGRAM = """
+import multiprocessing, sys
+from pathlib import Path
+from tests.test_data_loader import loader_config, rank_batches
+from train.data.loader import StepParts, step_batches
+from train.data.store import TokenStore
+multiprocessing.set_start_method("forkserver")
+store = TokenStore(Path(sys.argv[1]))
+stream = step_batches(rank_batches(store), StepParts(0, None, 4, 2), loader_config(2))
+print([batch.doc_ids for batch in next(stream)], flush=True)
+"""
+
+
+def test_loader_processes_are_the_ranks_own_children_whatever_pythons_default(
+    store: TokenStore,
+) -> None:
+    """Python 3.14's default is a forkserver: its children would take their rank for dead."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKSERVER_PROGRAM, str(store.folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    expected = step_batches(rank_batches(store), StepParts(0, None, 4, 2), loader_config())
+    assert done.stdout.strip() == str([batch.doc_ids for batch in next(expected)]), done.stderr
+
+
 def test_starting_far_into_the_data_reads_no_other_document(
     store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

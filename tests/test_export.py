@@ -209,6 +209,49 @@ def test_a_sample_is_the_models_own_greedy_continuation(tmp_path: Path) -> None:
     assert generate_sample(tmp_path / "export", "w3 w1 w4", 8) == expected
 
 
+CUSTOM_CONFIG = """
+from transformers import LlamaConfig
+
+class OwnConfig(LlamaConfig):
+    model_type = "own-llama"
+"""
+CUSTOM_MODEL = """
+from transformers import LlamaForCausalLM
+from .configuration_own import OwnConfig
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_model_with_code_of_its_own_writes_a_sample_where_that_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "export"
+    export_pretrained(llama(), make_tokenizer(), folder, consolidated=True)
+    expected = generate_sample(folder, "w3 w1 w4", 8)
+    (folder / "configuration_own.py").write_text(CUSTOM_CONFIG)
+    (folder / "modeling_own.py").write_text(CUSTOM_MODEL)
+    config = json.loads((folder / "config.json").read_text())
+    classes = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
+    }
+    own = {"model_type": "own-llama", "architectures": ["OwnForCausalLM"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    assert generate_sample(folder, "w3 w1 w4", 8, trust_remote_code=True) == expected
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        generate_sample(folder, "w3 w1 w4", 8)
+
+
+def test_a_sample_draws_no_progress_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export_pretrained(llama(), make_tokenizer(), tmp_path / "export", consolidated=True)
+    capfd.readouterr()
+    generate_sample(tmp_path / "export", "w3 w1 w4", 8)
+    assert "".join(capfd.readouterr()) == ""
+
+
 def save_with_pretrained(rank: Rank, options: dict[str, Any]) -> dict[str, Any] | None:
     model = shard(options.get("build", llama)(), rank.world_size)
     optimizer = adamw(model)

@@ -6,8 +6,8 @@ Whole tensors are gathered one after another; at no time does a rank hold more t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -144,16 +144,21 @@ def _publish(layout: Layout, files: Sequence[WeightFile], temporary: Path, folde
     return total
 
 
-def generate_sample(folder: Path, prompt: str, max_new_tokens: int) -> str:
+def generate_sample(
+    folder: Path, prompt: str, max_new_tokens: int, *, trust_remote_code: bool = False
+) -> str:
     """What the exported model in ``folder`` writes after ``prompt``; greedy, so always the same.
+
+    ``trust_remote_code``: run code that comes with the model or the tokenizer.
 
     Raises:
         RunError: ``folder`` holds a LoRA adapter whose base model has no name or path.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    model = _load(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    with _no_progress_bars():
+        model = _load(folder, trust_remote_code).eval()
     inputs = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():
         tokens = model.generate(
@@ -168,11 +173,13 @@ def generate_sample(folder: Path, prompt: str, max_new_tokens: int) -> str:
     return str(tokenizer.decode(new, skip_special_tokens=True))
 
 
-def _load(folder: Path) -> Any:
+def _load(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     if not (folder / "adapter_config.json").exists():
-        return AutoModelForCausalLM.from_pretrained(str(folder))
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code
+        )
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
@@ -181,4 +188,19 @@ def _load(folder: Path) -> Any:
             f"{folder}: a LoRA adapter without its base model's name; load the base model and "
             "use peft.PeftModel.from_pretrained"
         )
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
+    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=trust_remote_code)
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """transformers draws one over the weights of the smallest model, in the middle of a log."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

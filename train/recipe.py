@@ -284,7 +284,12 @@ def _export(training: Training, tokenizer: PreTrainedTokenizerBase) -> None:
     if (sample := config.sample) is None:
         return
     try:
-        text = generate_sample(folder, sample.prompt, sample.max_new_tokens)
+        text = generate_sample(
+            folder,
+            sample.prompt,
+            sample.max_new_tokens,
+            trust_remote_code=config.model.trust_remote_code,
+        )
     except Exception as error:  # trained and exported already: a missing sample is no failure
         log.warning("no_sample", why=f"{type(error).__name__}: {error}")
         return

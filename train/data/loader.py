@@ -125,6 +125,8 @@ def open_loader(batches: RankBatches, parts: Iterable[Part], cfg: DataLoaderConf
             persistent_workers=cfg.persistent_workers,
             worker_init_fn=_start_worker,
             generator=torch.Generator(),
+            # With Python 3.14's forkserver a loader process would not be its rank's own child.
+            multiprocessing_context="fork" if cfg.num_workers else None,
             snapshot_every_n_steps=0,
         )
 
