@@ -19,6 +19,7 @@ from launcher.spawn import JOB_ID_VARIABLE, PARENT_VARIABLE
 from train.config.load import load_resolved
 from train.context import RankContext, background_beat
 from train.events import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, Kind
+from train.imports import uncollected
 from train.rundir import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, RunDir
 from train.stop import StopFlag
 
@@ -52,7 +53,8 @@ def run_entry(context: RankContext) -> int:
     """
     config = load_resolved(context.run_dir.config, os.environ)
     with background_beat(context, config.logging.heartbeat_s):
-        entry = importlib.import_module(os.environ.get(ENTRY_VARIABLE, DEFAULT_ENTRY))
+        with uncollected():
+            entry = importlib.import_module(os.environ.get(ENTRY_VARIABLE, DEFAULT_ENTRY))
         code = entry.main(context, config)
     if code not in (EXIT_FINISHED, EXIT_STOPPED):
         raise RuntimeError(

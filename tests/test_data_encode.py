@@ -13,11 +13,17 @@ from hypothesis import strategies as st
 
 from tests.data_parts import CHATML, CHATML_MARKED, LAST_TURN_DIFFERS, TEXTS, make_tokenizer
 from train.config.sections import ModelConfig
-from train.data.encode import Encoder
+from train.data.encode import Encoder, _token_at
 from train.data.render import Renderer, read_template
 from train.data.samples import Chat, Message, Pair, Sample, Text, Tokens
 from train.data.tokenize import tokenize
-from train.data.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, train_tokenizer
+from train.data.tokenizer import (
+    END_OF_TEXT,
+    _spread,
+    fingerprint,
+    load_tokenizer,
+    train_tokenizer,
+)
 from train.errors import DataError
 
 CHAT = Chat(
@@ -139,6 +145,15 @@ def test_any_text_is_learned_exactly(prompt: str, response: str) -> None:
     assert (decode(question), decode(answer)) == (prompt, response + END_OF_TEXT)
 
 
+@settings(max_examples=200, deadline=None)
+@given(texts, st.integers(0, 40))
+def test_border_is_found_as_among_all_offsets(text: str, border: int) -> None:
+    encoding = make_tokenizer().backend_tokenizer.encode(text, add_special_tokens=False)
+    first = sum(start < border for start, _ in encoding.offsets)
+    crossed = any(start < border < stop for start, stop in encoding.offsets)
+    assert _token_at(encoding, border) == (None if crossed else first)
+
+
 def test_long_sample_is_cut_and_marked() -> None:
     (document,) = make_encoder(max_length=48).encode([Pair("p", "long " * 50)])
     assert (len(document.ids), document.truncated, document.learns) == (48, True, True)
@@ -202,6 +217,22 @@ def test_encoder_survives_pickling() -> None:
     encoder = make_encoder(CHATML)
     copy = pickle.loads(pickle.dumps(encoder))
     assert whole(copy, CHAT) == whole(encoder, CHAT)
+
+
+@pytest.mark.parametrize(
+    ("count", "chars", "numbers"),
+    [
+        (4, 1000, [0, 1, 2, 3]),
+        (4, 40, [0, 1, 2, 3]),
+        (9, 30, [0, 3, 6]),
+        (10, 1, [0]),
+    ],
+)
+def test_vocabulary_is_learned_from_texts_all_over_the_data(
+    count: int, chars: int, numbers: Sequence[int]
+) -> None:
+    texts = [f"number {number:03}" for number in range(count)]
+    assert _spread(texts, chars) == [texts[number] for number in numbers]
 
 
 def test_training_a_tokenizer_is_deterministic() -> None:

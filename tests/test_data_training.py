@@ -151,6 +151,17 @@ def test_one_rank_tokenizes_and_all_agree(tmp_path: Path) -> None:
     assert sorted(doc for _, docs in answers for doc in json.loads(docs)) == list(range(90))
 
 
+def test_trained_tokenizer_knows_prompts_and_answers_of_large_data(tmp_path: Path) -> None:
+    """Only a part is learned from, but of every sample in that part all of it."""
+    row = {"instruction": "question " * 9, "output": "solution " * 9}
+    rows = [{key: f"{text}{i}" for key, text in row.items()} for i in range(2500)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    config = make_config(tmp_path)
+    tokenizer = prepare_tokenizer(config, Place(0, 1, tmp_path / "cache"))
+    for word in ("question", "solution"):
+        assert len(tokenizer(word)["input_ids"]) == 1
+
+
 def test_dropped_samples_are_reported(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [*ROWS, {"instruction": "long " * 99, "output": "x"}])
     with structlog.testing.capture_logs() as logs:

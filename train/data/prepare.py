@@ -17,14 +17,17 @@ import structlog
 
 from train.config import RunConfig
 from train.config.sections import DatasetConfig
+from train.config.targets import STDLIB
 from train.data.encode import Document, Encoder
 from train.data.publish import build_once
 from train.data.render import Renderer, read_template
 from train.data.samples import Chat, Pair, Sample, Text
 from train.data.sources import read_samples, source_key
+from train.data.stdlib import read_ahead
 from train.data.store import FORMAT, TokenStore, open_store, write_store
 from train.data.tokenize import tokenize
 from train.data.tokenizer import fingerprint, load_tokenizer, saved_tokenizer
+from train.imports import uncollected
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,8 +75,13 @@ def prepare_tokenizer(config: RunConfig, place: Place) -> PreTrainedTokenizerBas
     size = config.model.train_tokenizer_vocab_size
     if size is None:
         return load_tokenizer(config.model, None, place.cache)
-    key = place.same(_digest([FORMAT, "bpe", size, _selection(config.dataset)]))
+    key = place.same(_digest([FORMAT, "bpe-2", size, _selection(config.dataset)]))
     folder = _root(config.dataset, place) / f"tokenizer-{key}"
+    if place.builds and config.dataset.target == STDLIB and saved_tokenizer(folder) is None:
+        read_ahead()
+    # On all ranks now, while the library is being read, and not after waiting for rank 0.
+    with uncollected():
+        from transformers import AutoTokenizer  # noqa: F401
     saved = build_once(
         folder,
         builder=place.builds,
@@ -144,12 +152,13 @@ def _train_tokenizer(config: RunConfig, folder: Path) -> None:
 
 
 def _texts(samples: Iterable[Sample]) -> Iterator[str]:
+    """One text for every sample."""
     for sample in samples:
         if isinstance(sample, Pair):
-            yield "\n".join(part for part in (sample.prompt, sample.context) if part)
-            yield sample.response
+            parts = (sample.prompt, sample.context, sample.response)
+            yield "\n".join(part for part in parts if part)
         elif isinstance(sample, Chat):
-            yield from (message.content for message in sample.messages)
+            yield "\n".join(message.content for message in sample.messages)
         elif isinstance(sample, Text):
             yield sample.text
 

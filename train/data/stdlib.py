@@ -6,31 +6,29 @@ network; the same Python version always gives the same samples in the same order
 
 from __future__ import annotations
 
-import ast
 import hashlib
+import marshal
 import os
+import subprocess
+import sys
 import sysconfig
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, zip_longest
 from pathlib import Path
 
+from train.data.functions import Function, modules
 from train.data.samples import Row
-from train.errors import DataError
+from train.data.signals import stop_signals_blocked
+from train.errors import DataError, RunError
 
 VALIDATION_SHARE = 0.05
 """Share of the modules that only the ``validation`` split sees."""
 
 SPLITS = ("train", "validation")
-_SKIPPED = frozenset(
-    {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
-)
-_MAX_CHARS = 6000
-"""Longest function taken: the few longer ones would only be cut."""
-
-Function = tuple[str, str]
-"""Signature with docstring, and the code that follows."""
+_MAX_READERS = 4
+"""Processes that read; with more, starting them takes longer than what they do."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def open_library(split: str) -> StandardLibrary:
             f"dataset.split: python_stdlib has {' and '.join(SPLITS)}, got {split!r}; slices such "
             "as train[:50%] are allowed"
         )
-    if not next(_modules(library_folder()), None):
+    if not next(modules(library_folder()), None):
         raise DataError(
             f"dataset: python_stdlib: no Python sources in {library_folder()}; next: use a "
             "Python that ships its sources, or your own data with dataset.dataset_name"
@@ -78,15 +76,9 @@ def library_folder() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def functions(source: str) -> list[Function]:
-    """Every function in ``source`` that has a docstring and code, in order of appearance."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return []
-    lines = source.splitlines(keepends=True)
-    pairs = (_pair(node, lines) for node in _definitions(tree))
-    return [pair for pair in pairs if pair is not None]
+def read_ahead() -> None:
+    """Begin to read the library in other processes, and return at once."""
+    _readers()
 
 
 @cache
@@ -94,40 +86,38 @@ def _library() -> dict[str, tuple[Function, ...]]:
     """Functions by split. A module belongs to one split, and so does a function's text."""
     found: dict[str, dict[Function, None]] = {split: {} for split in SPLITS}
     folder = library_folder()
-    for path in _modules(folder):
+    for path, functions in zip(modules(folder), _functions(), strict=True):
         split = "validation" if _is_held_out(path.relative_to(folder)) else "train"
-        found[split] |= dict.fromkeys(functions(path.read_text("utf-8", errors="replace")))
+        found[split] |= dict.fromkeys(functions)
     copies = found["validation"].keys() & found["train"].keys()
     kept = [function for function in found["validation"] if function not in copies]
     return {"train": tuple(found["train"]), "validation": tuple(kept)}
 
 
-def _definitions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Functions among the statements below ``node``; expressions hold none and are not visited."""
-    for block in ("body", "orelse", "handlers", "finalbody"):
-        for child in getattr(node, block, ()):
-            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield child
-            yield from _definitions(child)
+def _functions() -> Iterator[list[Function]]:
+    """The functions of every module, in the modules' order, however many processes read them."""
+    outputs = [reader.communicate()[0] for reader in _readers()]
+    for reader in _readers():
+        if reader.returncode:
+            raise RunError(
+                f"dataset: python_stdlib: a process that read {library_folder()} ended with exit "
+                f"code {reader.returncode}; next: its own message is in this rank's error log"
+            )
+    in_turn = chain.from_iterable(zip_longest(*map(marshal.loads, outputs)))
+    return (functions for functions in in_turn if functions is not None)
 
 
-def _pair(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> Function | None:
-    docstring, *code = node.body
-    end = docstring.end_lineno
-    if ast.get_docstring(node, clean=False) is None or not code or end is None:
-        return None
-    text = textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
-    if len(text) > _MAX_CHARS or code[0].lineno == end:
-        return None
-    whole = text.splitlines(keepends=True)
-    split_at = end - node.lineno + 1
-    return "".join(whole[:split_at]).rstrip("\n"), "\n" + "".join(whole[split_at:]).strip("\n")
-
-
-def _modules(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(set(folders) - _SKIPPED)
-        yield from (Path(parent, name) for name in sorted(names) if name.endswith(".py"))
+@cache
+def _readers() -> tuple[subprocess.Popen[bytes], ...]:
+    """The processes that read: parsing holds Python's lock, so threads would take turns."""
+    program = Path(__file__).with_name("functions.py")
+    command = [sys.executable, "-I", "-S", "-W", "ignore", str(program), str(library_folder())]
+    count = min(len(os.sched_getaffinity(0)), _MAX_READERS)
+    with stop_signals_blocked():
+        return tuple(
+            subprocess.Popen([*command, str(share), str(count)], stdout=subprocess.PIPE)
+            for share in range(count)
+        )
 
 
 def _is_held_out(module: Path) -> bool:

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
-_TRAINING_CHARS = 8_000_000
-"""Text that a new vocabulary is learned from; more changes it little and takes longer."""
+_READ_CHARS = 8_000_000
+"""Text, from the data's beginning, that a new vocabulary is learned from a part of."""
+_CHARS_PER_TOKEN = 500
+"""That part's size: four times as much made texts 0.5 % shorter in tokens, in four times the time.
+"""
 
 Texts = Callable[[], Iterable[str]]
 
@@ -53,9 +56,10 @@ def saved_tokenizer(folder: Path) -> Path | None:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer with an end-of-text token, learned from ``texts``.
+    """A byte-level BPE tokenizer with an end-of-text token, learned from some of ``texts``.
 
-    It can express any text: its alphabet are the 256 bytes.
+    It can express any text: its alphabet are the 256 bytes. Every n-th text is learned from, as
+    many as a vocabulary of that size needs, so that all kinds of text have their share.
 
     Raises:
         DataError: the texts are too few for a vocabulary of that size.
@@ -72,7 +76,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    core.train_from_iterator(_limited(texts), trainer)
+    core.train_from_iterator(_spread(texts, _CHARS_PER_TOKEN * vocab_size), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=END_OF_TEXT, pad_token=PADDING, padding_side="right"
     )
@@ -111,10 +115,12 @@ def _open(name: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _limited(texts: Iterable[str]) -> Iterable[str]:
-    room = _TRAINING_CHARS
+def _spread(texts: Iterable[str], chars: int) -> list[str]:
+    """Every n-th of the first texts: about ``chars`` characters, or all there are if fewer."""
+    read, total = [], 0
     for text in texts:
-        if room <= 0:
-            return
-        room -= len(text)
-        yield text
+        read.append(text)
+        total += len(text)
+        if total >= _READ_CHARS:
+            break
+    return read[:: max(1, round(total / chars))]
