@@ -50,7 +50,7 @@ def main() -> None:
 
     A list for each module, marshalled: reader and writer are the same Python.
     """
-    # A syntax tree is tens of thousands of objects and no cycle: collecting takes 40 % of the time.
+    # A syntax tree is tens of thousands of objects and no cycle: collecting takes much of the time.
     gc.disable()
     folder, share, shares = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     paths = list(modules(folder))[share::shares]
