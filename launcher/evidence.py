@@ -9,6 +9,7 @@ from typing import Any
 
 from monitor.diagnose import Diagnosis, FailureClass, Trust, kind_of_exception
 from monitor.slurm import JobInfo
+from train.rollback import Rollback
 
 
 class StopCause(StrEnum):
@@ -118,6 +119,8 @@ class AttemptEvidence:
     """The job's restart count when this attempt began."""
     remaining_s: float | None = None
     """Seconds to the job's time limit; None when there is none."""
+    rollback: Rollback | None = None
+    """What the ranks asked to be undone and left out, if they did."""
     lead_s: float = 0.0
     """Seconds before the limit at which ranks are asked to stop."""
 

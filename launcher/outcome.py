@@ -37,6 +37,8 @@ class Cause(StrEnum):
     """No verified checkpoint where one is needed, or none can be written."""
     NOT_FINITE = "not_finite"
     """Loss or gradient norm became NaN or infinite."""
+    LOSS_SPIKE = "loss_spike"
+    """The loss rose far above the usual, and ``resilience.loss_spike`` asks to go back then."""
     CRASH_LOOP = "crash_loop"
     """Several attempts in a row ended without a new step."""
     FENCED = "fenced"

@@ -8,6 +8,8 @@ makes a new job and so starts with fresh budgets):
 
 - ``max_restarts``: restarts in place, whether or not steps advanced between them;
 - ``max_requeues``: returns to the queue by our hand;
+- ``max_rollbacks``: restarts that go back and leave data out (``launcher.rollback``); they have to
+  come to where the earlier attempts were, so that they are no attempts without progress;
 - ``max_attempts_without_progress``: attempts in a row that reached no step beyond all earlier ones.
   Attempts that others ended (preemption, an administrator, TERM) prove nothing about the run: they
   neither count nor reset.
@@ -21,6 +23,7 @@ from launcher.attempts import AttemptRecord
 from launcher.describe import describe_exit, describe_failure
 from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause
 from launcher.outcome import Action, Cause, Decision
+from launcher.rollback import ANOMALIES, GOES_BACK, of_anomaly, without_budget
 from monitor.diagnose import FailureClass as F
 from train.config.sections import ResilienceConfig
 
@@ -139,8 +142,8 @@ def _of_exception(
         return Decision(Cause.USER_ERROR, Action.STOP, text)
     if failure.kind == "CheckpointError":
         return Decision(Cause.CHECKPOINT_ERROR, Action.STOP, text)
-    if failure.kind == "NotFiniteError":
-        return Decision(Cause.NOT_FINITE, Action.STOP, text)
+    if failure.kind in ANOMALIES:
+        return of_anomaly(failure.kind, text, evidence)
     if failure.kind == "FencedError":
         return Decision(Cause.FENCED, Action.STOP, text)
     if failure.reason is F.HOST_OOM:
@@ -223,6 +226,8 @@ def _within_budgets(
     history: Sequence[AttemptRecord],
     limits: ResilienceConfig,
 ) -> Decision:
+    if (stop := without_budget(decision, evidence, history, limits)) is not None:
+        return stop
     idle = attempts_without_progress(evidence, history, decision.cause)
     if idle >= limits.max_attempts_without_progress:
         return Decision(
@@ -259,7 +264,7 @@ def attempts_without_progress(
         best = max(best, last if last is not None else 0)
         if advanced:
             idle = 0
-        elif what not in NEUTRAL:
+        elif what not in NEUTRAL | GOES_BACK:
             idle += 1
     return idle
 

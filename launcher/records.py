@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.evidence import RankFailure
 from train.events import Kind, parse_event, read_events
+from train.rollback import Rollback
 from train.rundir import RunDir
 
 RECENT_STEPS = 20
@@ -77,6 +78,8 @@ class RankRecords:
     last_step: int | None = None
     steps_s: list[float] = field(default_factory=list)
     slowest_save_s: float | None = None
+    rollback: Rollback | None = None
+    """What the ranks ask to be undone."""
     warnings: int = 0
     """How often ranks passed on Slurm's warning signal."""
 
@@ -177,6 +180,11 @@ def _finish(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
     records.finished.add(rank)
 
 
+def _anomaly(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
+    if event.get("action") == "rollback":
+        records.rollback = Rollback.from_event(event)
+
+
 def _failure(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
     failure = RankFailure.from_event(event, records.started.get(rank, ""))
     records.failures = sorted([*records.failures, failure], key=lambda one: one.t)
@@ -191,5 +199,6 @@ _TAKERS: dict[str, Callable[[RankRecords, int, dict[str, Any]], None]] = {
     Kind.WARNED: _warned,
     Kind.STOPPED: _stopped,
     Kind.FINISH: _finish,
+    Kind.ANOMALY: _anomaly,
     Kind.FAILURE: _failure,
 }

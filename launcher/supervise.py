@@ -20,6 +20,7 @@ from launcher.evidence import AttemptEvidence
 from launcher.logs import log_tail
 from launcher.outcome import Action, Cause, Decision
 from launcher.policy import RESUME_HINT, attempts_without_progress, decide
+from launcher.rollback import note_rollback
 from launcher.signals import SignalNotes
 from launcher.watch import AttemptWatch
 from monitor.slurm import JobInfo
@@ -104,6 +105,7 @@ class Supervisor:
         watch = AttemptWatch(self.run_dir, self.config, self.allocation, self.signals, attempt)
         evidence = watch.run()
         decision = decide(evidence, history, self.config.resilience)
+        decision = note_rollback(self.run_dir, evidence, decision, job_id)
         self._record(evidence, decision)
         return evidence, decision
 

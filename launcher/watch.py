@@ -229,6 +229,7 @@ class AttemptWatch:
             restarts_before=self.allocation.restarts,
             remaining_s=self.allocation.ends_at() - time.time(),
             lead_s=self.lead_s(),
+            rollback=records.rollback,
         )
 
 

@@ -8,7 +8,8 @@
     └── RunError             the run failed: exit code 1
         ├── CheckpointError      no verified checkpoint where one is needed
         ├── FencedError          a newer attempt owns the run folder; this one must not write
-        └── NotFiniteError       loss or gradient norm is not finite
+        ├── NotFiniteError       loss or gradient norm is not finite
+        └── LossSpikeError       the loss rose far above the usual
 
 May import nothing of this project.
 """
@@ -58,3 +59,7 @@ class FencedError(RunError):
 
 class NotFiniteError(RunError):
     """Loss or gradient norm became NaN or infinite on at least one rank."""
+
+
+class LossSpikeError(RunError):
+    """The loss rose far above the usual, and the configuration asks to go back then."""

@@ -43,6 +43,13 @@ class Kind(StrEnum):
     """step, ids: dataset ids consumed by this rank in that step (only with log_sample_ids)"""
     VALIDATION = "validation"
     """step, loss, label_tokens, samples, val_s; loss_hex: exact value"""
+    ANOMALY = "anomaly"
+    """step, what (not_finite, weights_not_finite, loss_spike), action (warned, skipped, rollback),
+    loss, grad_norm, z, position and end (the step's data: first position, and the one after the
+    last), samples (ids of some samples); with rollback: first_step, last_step, windows"""
+    ROLLBACK = "rollback"
+    """what, first_step, last_step, windows (positions left out from now on), samples: the run goes
+    back to a checkpoint from before first_step (supervisor, skips.jsonl)"""
     WARNED = "warned"
     """step: Slurm sent its warning signal; the supervisor finds out what it means"""
     CHECKPOINT = "checkpoint"

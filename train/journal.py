@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 import torch
 
+from train.anomaly import Judgement, Observed
 from train.checkpoint.state import TrainState
 from train.config.sections import LoggingConfig
 from train.context import RankContext
@@ -92,6 +94,36 @@ class Journal:
             grad_norm=round(result.grad_norm, 3),
             lr=float(f"{rate:.3g}"),
             tokens_per_s=round(metrics["tokens_per_s"]),
+        )
+
+    def anomaly(self, judgement: Judgement, seen: Observed, samples: Sequence[int]) -> None:
+        """Record a step that went wrong, and what becomes of it (rank 0)."""
+        if self.context.rank != 0:
+            return
+        fields: dict[str, Any] = {
+            "step": seen.place.step,
+            "what": judgement.what,
+            "action": str(judgement.verdict),
+            "loss": seen.loss,
+            "grad_norm": seen.grad_norm,
+            "z": judgement.z,
+            "position": seen.place.start,
+            "end": seen.place.stop,
+            "samples": list(samples),
+        }
+        if judgement.undone:
+            fields["first_step"] = min(place.step for place in judgement.undone)
+            fields["last_step"] = seen.place.step
+            fields["windows"] = judgement.skips.windows
+        self.context.events.write(Kind.ANOMALY, **fields)
+        self.tracker.log(seen.place.step, {"train/anomaly": 1})
+        log.warning(
+            "anomaly",
+            step=seen.place.step,
+            what=judgement.what,
+            action=str(judgement.verdict),
+            loss=seen.loss,
+            grad_norm=seen.grad_norm,
         )
 
     def samples(self, step: int, batches: Sequence[MicroBatch]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
 
+from train.anomaly import MEMORY_KEY, Memory, Place
 from train.checkpoint.checkpointer import Checkpointer
 from train.checkpoint.state import TrainState
 from train.config import RunConfig
@@ -17,6 +18,7 @@ from train.data.batch import MicroBatch
 from train.data.training import TrainingData
 from train.dist import World
 from train.events import Kind, Phase
+from train.guard import StepGuard
 from train.journal import Journal, StepTimes
 from train.optim import LearningRate
 from train.step import Agreement, Stepper, agree, reseed
@@ -38,6 +40,8 @@ class Training:
     checkpointer: Checkpointer | None
     """None when the configuration turned checkpoints off."""
     state: TrainState
+    memory: Memory = field(default_factory=Memory)
+    """What is remembered of earlier steps' losses and of steps without an update."""
     validated: int = -1
     """Step of the newest validation in this attempt."""
 
@@ -48,7 +52,8 @@ def run(training: Training) -> StopReason:
     Either way the last finished step is saved when this returns.
 
     Raises:
-        NotFiniteError: loss or gradient are not finite; nothing of that step was applied.
+        NotFiniteError: too many steps were not finite; nothing of them was applied.
+        LossSpikeError: the loss rose far above the usual, and the run is to go back.
         FencedError: a newer attempt owns the run folder.
     """
     reason = StopReason.NONE
@@ -90,21 +95,34 @@ def _advance(
     before = training.state
     reseed(training.config.seed, before.step, training.world.rank)
     rate = training.schedule.set(training.stepper.optimizer, before.step)
-    result = training.stepper.compute(batches, agreed.label_tokens, before.step + 1)
-    training.state = _after(training, agreed)
+    after = _after(training, agreed)
+    guard = _guard(training, after, batches)
+    result = training.stepper.compute(batches, agreed.label_tokens, guard.admits)
+    training.state, training.memory = after, guard.judgement.memory
     training.context.step = training.state.step
     times = StepTimes(step_s=waited_s + time.monotonic() - began, data_wait_s=waited_s)
-    training.journal.step(training.state, result, agreed, rate=rate, times=times)
+    if guard.applied:
+        training.journal.step(training.state, result, agreed, rate=rate, times=times)
     training.journal.samples(training.state.step, batches)
 
 
+def _guard(training: Training, after: TrainState, batches: list[MicroBatch]) -> StepGuard:
+    return StepGuard(
+        training.config,
+        training.stepper,
+        training.journal,
+        training.memory,
+        Place(after.step, training.state.position, after.position),
+        batches,
+    )
+
+
 def _after(training: Training, agreed: Agreement) -> TrainState:
-    before, end = training.state, training.data.end_position
-    position = before.position + before.global_batch_size
+    before = training.state
     return replace(
         before,
         step=before.step + 1,
-        position=position if end is None else min(position, end),
+        position=training.data.next_position(before.position),
         tokens=before.tokens + agreed.tokens,
         label_tokens=before.label_tokens + agreed.label_tokens,
     )
@@ -121,8 +139,10 @@ def _save(training: Training, *, wait: bool) -> None:
     if training.checkpointer is None or training.state.step == 0:
         return
     training.context.enter(Phase.SAVE)
+    extra = {**training.state.extra, MEMORY_KEY: training.memory.text()}
+    state = replace(training.state, extra=extra)
     training.checkpointer.save(
-        training.stepper.model.module, training.stepper.optimizer, training.state, wait=wait
+        training.stepper.model.module, training.stepper.optimizer, state, wait=wait
     )
 
 

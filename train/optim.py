@@ -116,6 +116,12 @@ def local_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
 
 
+def local_parameters(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """This rank's shards of all parameters, detached."""
+    found = [p.detach() for p in parameters]
+    return [p.to_local() if isinstance(p, DTensor) else p for p in found]
+
+
 def sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:
     """Squared 2-norm of all ``tensors`` together, as a float64 scalar."""
     if not tensors:

@@ -1,9 +1,10 @@
 """The order of the data: pure functions of (seed, epoch, position), so nothing has to be saved.
 
 A *unit* is one row of a micro-batch: a packed sequence, or one document without packing. A
-*position* counts units consumed since the start of the run, over all epochs. World size and number
+*position* counts units since the start of the run, over all epochs; a rollback may take windows of
+positions out of the stream (train.skips). World size and number
 of loader processes only decide who takes which unit, never which units a step has; so both may
-change at any step. May import numpy only.
+change at any step. May import numpy and train.skips only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from train.skips import NO_SKIPS, Skips
 
 Indices = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -42,6 +45,7 @@ class UnitOrder:
     count: int
     seed: int
     shuffle: bool
+    skips: Skips = NO_SKIPS
     _epoch: int = field(default=-1, init=False, repr=False, compare=False)
     _order: Indices | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -49,17 +53,22 @@ class UnitOrder:
         if self.count < 1:
             raise ValueError(f"count: expected at least one unit, got {self.count}")
 
-    def __getstate__(self) -> dict[str, int | bool | None]:
+    def __getstate__(self) -> dict[str, int | bool | Skips | None]:
         """Travel to loader processes without the cached permutation."""
-        fields: dict[str, int | bool | None] = {
+        fields: dict[str, int | bool | Skips | None] = {
             "count": self.count,
             "seed": self.seed,
             "shuffle": self.shuffle,
+            "skips": self.skips,
         }
         return {**fields, "_epoch": -1, "_order": None}
 
     def units(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """(epoch, unit) at the positions ``start`` to ``stop`` (not included)."""
+        """(epoch, unit) at the positions ``start`` to ``stop`` (not included) but the skipped."""
+        ranges = self.skips.ranges(start, stop)
+        return [found for first, end in ranges for found in self._units(first, end)]
+
+    def _units(self, start: int, stop: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
         while start < stop:
             epoch, offset = divmod(start, self.count)

@@ -15,6 +15,7 @@ import structlog
 import torch
 import torch.distributed as dist
 
+from train.anomaly import remembered
 from train.checkpoint.checkpointer import Checkpointer
 from train.checkpoint.hf_weights import Pretrained
 from train.checkpoint.state import TrainState
@@ -30,6 +31,8 @@ from train.journal import Journal
 from train.loop import Training, record_stop, run
 from train.model import Built, build_model, fill_weights
 from train.optim import LearningRate, build_optimizer
+from train.rollback import read_rollbacks, skips_of, with_skips
+from train.skips import Skips
 from train.step import Stepper
 from train.tracking import Tracker, open_tracker
 
@@ -103,7 +106,9 @@ def _data(
     )
     tokenizer = prepare_tokenizer(config, place)
     fixed = world.device.type == "cuda" or config.use_compile
-    return tokenizer, prepare_data(config, tokenizer, place, pad_to_fixed=fixed)
+    # Rank 0's reading counts: all ranks must leave the same data out.
+    skips = Skips.parse(place.same(skips_of(read_rollbacks(context.run_dir)).text))
+    return tokenizer, prepare_data(config, tokenizer, place, pad_to_fixed=fixed, skips=skips)
 
 
 def _prepare(
@@ -140,7 +145,7 @@ def _prepare(
         world=world,
         data=data,
         stepper=stepper,
-        schedule=LearningRate.of(config, data.total_steps),
+        schedule=LearningRate.of(config, data.planned_steps),
         journal=Journal(
             context=context,
             settings=config.logging,
@@ -151,6 +156,7 @@ def _prepare(
         ),
         checkpointer=checkpointer,
         state=state,
+        memory=remembered(state.extra),
     )
 
 
@@ -204,7 +210,8 @@ def _checked(
     """The state to go on from; a position in other data would mean nothing.
 
     Raises:
-        DataError: the checkpoint was made with other data, another order or other packing.
+        DataError: the checkpoint was made with other data, another order or other packing, or
+            the record of what was left out is gone.
     """
     if state.step and state.data_fingerprint != data.fingerprint:
         raise DataError(
@@ -218,6 +225,7 @@ def _checked(
             "global_batch_size": config.batch(world.size).global_size,
             "units_per_epoch": data.units_per_epoch,
             "data_fingerprint": data.fingerprint,
+            "extra": with_skips(state.extra, data.skips),
             "wandb_id": tracker.run_id or state.wandb_id,
         }  # type: ignore[arg-type]
     )

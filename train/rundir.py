@@ -1,7 +1,7 @@
 """The run folder: every path in it is named here and nowhere else. Imports no torch.
 
 <runs>/<name>-<utc>-<hash8>/
-  config.yaml  record.json  submissions.jsonl  attempts.jsonl  summary.json
+  config.yaml  record.json  submissions.jsonl  attempts.jsonl  skips.jsonl  summary.json
   attempts/003/               made with mkdir: whoever makes it owns attempt 3
     rendezvous.json  stop.json  stacks/
   events/rank00000.jsonl
@@ -54,6 +54,11 @@ class RunDir:
     def attempts(self) -> Path:
         """One line at the start and one at the end of every attempt; the supervisor writes it."""
         return self.root / "attempts.jsonl"
+
+    @property
+    def skips(self) -> Path:
+        """One line for every rollback: the data left out since; the supervisor writes it."""
+        return self.root / "skips.jsonl"
 
     @property
     def summary(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,8 @@ from torch.optim import Optimizer
 
 from train.data.batch import MicroBatch
 from train.dist import World
-from train.errors import NotFiniteError
 from train.loss import LanguageModel
-from train.optim import local_gradients, scale, sum_of_squares
+from train.optim import local_gradients, local_parameters, scale, sum_of_squares
 from train.shard import ShardPolicy, sharded_units
 from train.stop import StopReason
 from train.weights import seed_of
@@ -79,27 +78,37 @@ class Stepper:
     world: World
     max_grad_norm: float | None
 
-    def compute(self, batches: Sequence[MicroBatch], label_tokens: int, step: int) -> StepResult:
-        """One optimizer step on this rank's micro-batches; ``step`` names it in an error.
+    def compute(
+        self,
+        batches: Sequence[MicroBatch],
+        label_tokens: int,
+        admits: Callable[[StepResult], bool],
+    ) -> StepResult:
+        """One optimizer step on this rank's micro-batches.
 
-        Raises:
-            NotFiniteError: on all ranks alike, and before the optimizer has changed anything.
+        ``admits`` sees the result before the optimizer runs, on all ranks the same; unless it says
+        yes (or when it raises), parameters and optimizer state stay as they are.
         """
         loss_sum = self._accumulate(batches, max(1, label_tokens))
         gradients = local_gradients(self.model.module.parameters())
         loss, grad_norm = self._totals(loss_sum, gradients)
         loss /= max(1, label_tokens)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            self.optimizer.zero_grad()
-            raise NotFiniteError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm} over {label_tokens} label "
-                "tokens; the optimizer was not run. A smaller learning rate, warm-up, gradient "
-                "clipping or float32 may help; logging.log_sample_ids shows the samples"
-            )
-        scale(gradients, norm=grad_norm, max_norm=self.max_grad_norm)
-        self.optimizer.step()
+        result = StepResult(loss, grad_norm)
+        if admits(result):
+            scale(gradients, norm=grad_norm, max_norm=self.max_grad_norm)
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return StepResult(loss, grad_norm)
+        return result
+
+    def weights_finite(self) -> bool:
+        """Whether all parameters of all ranks are finite; asks everyone, the same answer for all.
+
+        Only for steps that went wrong already: it reads the whole model.
+        """
+        parameters = local_parameters(self.model.module.parameters())
+        squares = sum_of_squares(parameters, self.world.device)
+        dist.all_reduce(squares)
+        return math.isfinite(squares.item())
 
     def _accumulate(self, batches: Sequence[MicroBatch], label_tokens: int) -> Tensor:
         """Forward and backward of every micro-batch; returns this rank's summed loss (float64)."""

@@ -44,6 +44,7 @@ _CAUSES: dict[str, tuple[FailureClass, Trust]] = {
     "cancelled": (F.PREEMPTED, Trust.SCHEDULER),
     "terminated": (F.PREEMPTED, Trust.KERNEL),
     "not_finite": (F.NAN_LOSS, Trust.RECORD),
+    "loss_spike": (F.NAN_LOSS, Trust.RECORD),
     "user_error": (F.CONFIG_ERROR, Trust.CAUSE),
     "checkpoint_error": (F.FILESYSTEM, Trust.EXCEPTION),
     "launch_failed": (F.CONFIG_ERROR, Trust.EXIT),

@@ -32,6 +32,7 @@ from train.checkpoint.tensors import (
     model_tensors,
     optimizer_state,
 )
+from train.checkpoint.undo import undone_checkpoints
 from train.checkpoint.writing import Published, SaveTask, Snapshot, write_checkpoint
 from train.config.sections import CheckpointConfig
 from train.context import RankContext
@@ -92,6 +93,9 @@ class Checkpointer:
         """
         self.wait()
         started = time.monotonic()
+        undone = undone_checkpoints(self._folders, self._context.run_dir, self._agreement)
+        for path, reason in undone.items():
+            self._reject(path, reason)
         if self._configured is None:
             self._configured = group_values(optimizer)
         loaded = load_newest(
@@ -101,6 +105,7 @@ class Checkpointer:
             configured=self._configured,
             agreement=self._agreement,
             reject=self._reject,
+            undone=undone,
         )
         if loaded is None:
             return None

@@ -3,6 +3,7 @@
 step-00000500/            published: whole, hashed, never written into again
 step-00000600.tmp-3/      attempt 3 is writing it
 step-00000500.old-3/      attempt 3 has taken it out of use and is deleting it
+step-00000500.undone-3/   a rollback undid it; gone once a newer one is published
 latest -> step-00000500   for people; loading looks at the folders themselves
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from train.checkpoint.manifest import MANIFEST, list_checkpoints, step_of, verify
 from train.rundir import fsync_dir, write_text_atomically
 
-_SCRATCH = re.compile(r"step-\d{8,}\.(tmp|old)-(\d+)")
+_SCRATCH = re.compile(r"step-\d{8,}\.(tmp|old|undone)-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,29 @@ class CheckpointFolders:
         """Remove this attempt's temporary folder of ``step``, as far as the disk lets us."""
         shutil.rmtree(self.temporary(step), ignore_errors=True)
 
-    def prune(self, keep: int, *, verified: Path, rejected: Collection[Path]) -> list[Path]:
+    def undo(self, path: Path) -> None:
+        """Take a checkpoint out of use that a rollback undid; ``prune`` deletes it later.
+
+        Raises:
+            OSError: it could not be renamed.
+        """
+        path.rename(path.with_name(f"{path.name}.undone-{self.attempt}"))
+        fsync_dir(self.root)
+
+    def prune(
+        self,
+        keep: int,
+        *,
+        verified: Path,
+        rejected: Collection[Path],
+        suspect: int | None = None,
+    ) -> list[Path]:
         """Delete all but the ``keep`` newest healthy checkpoints; returns what was deleted.
 
         ``verified`` was verified in full just now and always stays. ``rejected`` ones failed
         verification and count for nothing; they go once a newer one is verified. The others are
-        compared by presence and size here, which is enough to decide what is spare.
+        compared by presence and size here, which is enough to decide what is spare. The newest one
+        from before step ``suspect`` stays, too: a rollback would need it.
         """
         checkpoints = list_checkpoints(self.root)
         healthy = [
@@ -104,15 +122,22 @@ class CheckpointFolders:
         ]
         kept = {verified, *healthy[-keep:]}
         newest = step_of(verified) or 0
+        if suspect is not None:
+            kept |= set([path for path in healthy if (step_of(path) or 0) < suspect][-1:])
         spare = [path for path in checkpoints if path not in kept and (step_of(path) or 0) < newest]
         for path in spare:
             self._retire(path)
         self.remove_scratch()
+        for path, kind, _ in self._scratch():
+            if kind == "undone":
+                shutil.rmtree(path, ignore_errors=True)
         return spare
 
     def remove_scratch(self) -> None:
         """Delete temporary folders of older attempts and half-deleted checkpoints of this one."""
         for path, kind, attempt in self._scratch():
+            if kind == "undone":
+                continue
             if attempt < self.attempt or (kind == "old" and attempt == self.attempt):
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,15 +36,19 @@ def load_newest(
     configured: Sequence[Scalars],
     agreement: Agreement,
     reject: Reject,
+    undone: Collection[Path] = (),
 ) -> Loaded | None:
     """Load the newest checkpoint in ``root`` that verifies; None if there is no checkpoint at all.
 
-    ``configured`` are the optimizer's group values that hold where the checkpoint has none.
+    ``undone`` ones are as if they were not there: a rollback undid what they hold. ``configured``
+    are the optimizer's group values that hold where the checkpoint has none.
 
     Raises:
         CheckpointError: none verifies, or the verified one does not fit model or optimizer.
     """
-    names = agreement.on_rank0(lambda: [path.name for path in list_checkpoints(root)])
+    names = agreement.on_rank0(
+        lambda: [path.name for path in list_checkpoints(root) if path not in undone]
+    )
     for name in reversed(names):
         path = root / name
         manifest, problems = verify_together(path, agreement)

@@ -19,7 +19,7 @@ class TrainState:
     step: int
     """Finished optimizer steps."""
     position: int = 0
-    """Units of data consumed since the run began, over all epochs."""
+    """Units of data consumed or left out since the run began, over all epochs."""
     tokens: int = 0
     """Real tokens (no padding) that went through the model."""
     label_tokens: int = 0

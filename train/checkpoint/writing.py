@@ -10,7 +10,9 @@ from pathlib import Path
 
 import structlog
 import torch
+from torch.distributed.tensor import DTensor
 
+from train.anomaly import remembered
 from train.checkpoint.agreement import AgreedError, Agreement
 from train.checkpoint.folders import CheckpointFolders
 from train.checkpoint.hf_weights import Layout
@@ -28,6 +30,7 @@ from train.checkpoint.storage import (
 from train.checkpoint.tensors import Scalars
 from train.config.sections import CheckpointConfig
 from train.context import RankContext
+from train.errors import CheckpointError
 from train.events import Kind
 
 log = structlog.get_logger()
@@ -123,6 +126,7 @@ def _is_there(task: SaveTask) -> bool:
 def _write_share(task: SaveTask, snapshot: Snapshot, agreement: Agreement) -> dict[str, FileRecord]:
     """Write, flush and hash this rank's files."""
     assert agreement.group is not None
+    _expect_finite({**snapshot.model, **snapshot.optimizer})
     folder = task.folders.temporary(task.state.step)
     write_tensors(
         folder / MODEL, snapshot.model, safetensors=task.safetensors, group=agreement.group
@@ -131,6 +135,23 @@ def _write_share(task: SaveTask, snapshot: Snapshot, agreement: Agreement) -> di
     if agreement.rank == 0:
         write_scalars(folder / OPTIMIZER, snapshot.scalars)
     return record_own_files(folder, agreement.rank)
+
+
+def _expect_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """A checkpoint is what a rollback trusts: no NaN and no infinity may get into one.
+
+    Reads this rank's shards once, in the saving thread; hashing them takes longer.
+
+    Raises:
+        CheckpointError: it names a tensor with such a value.
+    """
+    for name, tensor in tensors.items():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if local.is_floating_point() and not bool(torch.isfinite(local.sum(dtype=torch.float64))):
+            raise CheckpointError(
+                f"{name} is not finite: the last update broke it; lower optimizer.lr, lengthen "
+                "the warm-up or clip gradients"
+            )
 
 
 def _finish(task: SaveTask, snapshot: Snapshot, shares: list[dict[str, FileRecord]]) -> Published:
@@ -167,7 +188,8 @@ def _prune(task: SaveTask, verified: Path) -> None:
         return
     keep = task.settings.keep_last_n_checkpoints
     try:
-        task.folders.prune(keep, verified=verified, rejected=task.rejected)
+        suspect = remembered(task.state.extra).first_suspect
+        task.folders.prune(keep, verified=verified, rejected=task.rejected, suspect=suspect)
     except OSError as error:
         log.warning("checkpoint_not_pruned", path=str(task.folders.root), reason=str(error))
 

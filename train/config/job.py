@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from train.config.base import Section
-from train.config.types import DurationS, OptionalInt, OptionalStr, Secret
+from train.config.types import DurationS, OptionalInt, OptionalStr, Secret, SpikeAction
 
 
 class ResilienceConfig(Section):
@@ -24,6 +24,38 @@ class ResilienceConfig(Section):
     )
     max_attempts_without_progress: int = Field(
         3, ge=1, description="Attempts in a row without a new step before a crash loop is called."
+    )
+    max_skipped_steps: int = Field(
+        3,
+        ge=0,
+        description="Steps among the last anomaly_window_steps whose update is left out, because "
+        "loss or gradient norm is not finite (or loss_spike: skip), before the run rolls back.",
+    )
+    max_rollbacks: int = Field(
+        2,
+        ge=0,
+        description="Rollbacks to the newest verified checkpoint from before the bad steps, "
+        "leaving their data out, before the run stops.",
+    )
+    loss_spike: SpikeAction = Field(
+        "warn",
+        description="What a loss spike brings: off, warn (recorded), skip (updates left out), or "
+        "rollback.",
+    )
+    loss_spike_z: float = Field(
+        6.0,
+        gt=0,
+        description="Robust standard deviations above the median of the last "
+        "anomaly_window_steps losses from which on a loss counts as high.",
+    )
+    loss_spike_steps: int = Field(
+        3, ge=1, description="Steps in a row with a high loss that make a spike."
+    )
+    anomaly_window_steps: int = Field(
+        128,
+        ge=8,
+        description="Steps looked back on for skipped steps and for the usual loss (only steps "
+        "after the warm-up; no spike is called before there are so many).",
     )
     stop_lead_s: OptionalInt = Field(
         None,

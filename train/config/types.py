@@ -113,6 +113,11 @@ def parse_consolidated(value: Any) -> Any:
     return none_word(value) or "never"
 
 
+def parse_off(value: Any) -> Any:
+    """YAML 1.1 reads an unquoted ``off`` as false."""
+    return "off" if value is False else value
+
+
 DurationS = Annotated[
     int,
     BeforeValidator(parse_duration_s),
@@ -149,6 +154,11 @@ Consolidated = Annotated[
     Literal["never", "final", "every"],
     BeforeValidator(parse_consolidated),
     WithJsonSchema({"enum": ["never", "final", "every", True, False]}),
+]
+SpikeAction = Annotated[
+    Literal["off", "warn", "skip", "rollback"],
+    BeforeValidator(parse_off),
+    WithJsonSchema({"enum": ["off", "warn", "skip", "rollback", False]}),
 ]
 OptionalInt = Annotated[int | None, BeforeValidator(none_word)]
 OptionalStr = Annotated[str | None, BeforeValidator(none_word)]

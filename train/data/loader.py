@@ -22,6 +22,7 @@ from train.data.packing import Units
 from train.data.signals import die_with_parent, ignore_stop_signals, stop_signals_blocked
 from train.data.store import TokenStore
 from train.order import UnitOrder, rank_share
+from train.skips import NO_SKIPS, Skips
 
 
 class Part(NamedTuple):
@@ -80,11 +81,12 @@ class StepParts:
     end: int | None
     global_size: int
     accumulation: int
+    skips: Skips = NO_SKIPS
 
     def __iter__(self) -> Iterator[Part]:
         start = self.position
-        while self.end is None or start < self.end:
-            stop = start + self.global_size
+        while self.end is None or self.skips.kept(start, self.end):
+            stop = self.skips.advance(start, self.global_size)
             if self.end is not None:
                 stop = min(stop, self.end)
             for number in range(self.accumulation):

@@ -20,6 +20,7 @@ from train.data.prepare import Place, counts, prepare_store
 from train.data.store import TokenStore
 from train.errors import DataError
 from train.order import UnitOrder
+from train.skips import NO_SKIPS, Skips
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,12 +68,17 @@ class TrainingData:
     train: PreparedData
     validation: ValidationPasses | None
     pad_to_fixed: bool = False
+    skips: Skips = NO_SKIPS
+    """What rollbacks took out of the stream."""
     _order: UnitOrder = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         config = self.config
         self._order = UnitOrder(
-            self.units_per_epoch, seed=config.seed, shuffle=config.dataloader.shuffle
+            self.units_per_epoch,
+            seed=config.seed,
+            shuffle=config.dataloader.shuffle,
+            skips=self.skips,
         )
 
     @property
@@ -103,12 +109,26 @@ class TrainingData:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
+        return self._steps(self.skips)
+
+    @property
+    def planned_steps(self) -> int:
+        """The same as if no data were left out: the learning rate of a step must not change."""
+        return self._steps(NO_SKIPS)
+
+    def _steps(self, skips: Skips) -> int:
         most, end = self.config.step_scheduler.max_steps, self.end_position
         if end is None:
             assert most is not None
             return most
-        steps = math.ceil(end / self.config.batch(self.world_size).global_size)
+        units = skips.kept(0, end)
+        steps = math.ceil(units / self.config.batch(self.world_size).global_size)
         return steps if most is None else min(most, steps)
+
+    def next_position(self, position: int) -> int:
+        """Where the stream stands after the step that begins at ``position``."""
+        stop = self.skips.advance(position, self.config.batch(self.world_size).global_size)
+        return stop if self.end_position is None else min(stop, self.end_position)
 
     def step_batches(self, position: int) -> Iterator[list[MicroBatch]]:
         """This rank's micro-batches of every step from ``position`` on, ``accumulation`` each."""
@@ -122,7 +142,9 @@ class TrainingData:
             local_size=batch.local_size,
             padding=_padding(self.train, batch.local_size, self.pad_to_fixed),
         )
-        parts = StepParts(position, self.end_position, batch.global_size, batch.accumulation)
+        parts = StepParts(
+            position, self.end_position, batch.global_size, batch.accumulation, self.skips
+        )
         return step_batches(batches, parts, self.config.dataloader)
 
 
@@ -132,10 +154,12 @@ def prepare_data(
     place: Place,
     *,
     pad_to_fixed: bool = False,
+    skips: Skips = Skips(),  # noqa: B008 - frozen
 ) -> TrainingData:
     """Tokenize, pack and lay out the data; rank 0 works, the others wait.
 
-    ``pad_to_fixed`` gives every micro-batch the same length (compiled graphs, GPUs).
+    ``pad_to_fixed`` gives every micro-batch the same length (compiled graphs, GPUs); ``skips`` is
+    what rollbacks took out of the training data.
 
     Raises:
         DataError: a data set is missing, empty or malformed.
@@ -148,7 +172,9 @@ def prepare_data(
         _warn_if_equal(train, held_out)
         validation = _validation(config, held_out, place, pad_to_fixed)
     place.barrier()
-    return TrainingData(config, place.rank, place.world_size, train, validation, pad_to_fixed)
+    return TrainingData(
+        config, place.rank, place.world_size, train, validation, pad_to_fixed, skips
+    )
 
 
 def _prepare(
