@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 
 class PacedAdamW(torch.optim.AdamW):
@@ -20,3 +21,41 @@ class PacedAdamW(torch.optim.AdamW):
         """Sleep, then step."""
         time.sleep(self._pause_s)
         return super().step(closure)
+
+
+class BreakingAdamW(torch.optim.AdamW):
+    """AdamW whose update number ``break_at`` puts an infinity into the first parameter."""
+
+    def __init__(self, params: Any, *, break_at: int, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        self._break_at = break_at
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step, and break the weights if it is time."""
+        loss = super().step(closure)
+        first = self.param_groups[0]["params"][0]
+        if int(self.state[first]["step"]) == self._break_at:
+            first.data.mul_(float("inf"))
+        return loss
+
+
+def poisoned_llama(
+    config: dict[str, Any], poison: list[int], factor: str, **_: Any
+) -> PreTrainedModel:
+    """A Llama whose logits are multiplied by ``factor`` for micro-batches with a poison token."""
+    values = dict(config)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(values.pop("model_type"), **values), dtype=torch.float32
+    )
+    poisoned = False
+
+    def look(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal poisoned
+        poisoned = bool(torch.isin(inputs[0], torch.tensor(poison)).any())
+
+    def spoil(_module: torch.nn.Module, _inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        return logits * float(factor) if poisoned else logits
+
+    model.get_input_embeddings().register_forward_pre_hook(look)
+    model.get_output_embeddings().register_forward_hook(spoil)
+    return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ from launcher.attempts import AttemptRecord
 from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause
 from launcher.outcome import Action, Cause, Decision
 from launcher.policy import attempts_without_progress, decide, stop_lead_s
+from launcher.rollback import note_rollback
 from monitor.diagnose import diagnose_text
 from monitor.slurm import UNKNOWN, JobInfo
 from train.config.sections import ResilienceConfig
+from train.rollback import Rollback, read_rollbacks
+from train.rundir import RunDir
 
 ALL = frozenset({0, 1})
 LIMITS = ResilienceConfig()
@@ -175,11 +179,59 @@ def test_the_first_failure_that_is_no_victim_is_the_cause() -> None:
         ("train.errors.DataError", Cause.USER_ERROR),
         ("train.errors.CheckpointError", Cause.CHECKPOINT_ERROR),
         ("train.errors.NotFiniteError", Cause.NOT_FINITE),
+        ("train.errors.LossSpikeError", Cause.LOSS_SPIKE),
         ("train.errors.FencedError", Cause.FENCED),
     ],
 )
 def test_our_own_exceptions_have_causes_of_their_own(exception: str, cause: Cause) -> None:
     assert outcome(evidence(failures=(failure(exception),))) == (cause, Action.STOP)
+
+
+BAD = failure("train.errors.NotFiniteError", message="step 8: loss nan", step=7)
+BACK = evidence(failures=(BAD,), rollback=Rollback(1, "not_finite", 7, 8, ((48, 64),), (5, 6)))
+
+
+def test_too_many_bad_steps_go_back_and_name_what_is_left_out() -> None:
+    assert outcome(BACK) == (Cause.NOT_FINITE, Action.RESTART)
+    explanation = decide(BACK, (), LIMITS).explanation
+    assert explanation.endswith("going back to before step 7, without the positions [48, 64)")
+
+
+def test_rollbacks_have_a_budget_and_then_words_of_advice() -> None:
+    before = record(Cause.NOT_FINITE, Action.RESTART, 5, 7)
+    assert outcome(BACK, (before,)) == (Cause.NOT_FINITE, Action.RESTART)
+    assert outcome(BACK, (before, before)) == (Cause.NOT_FINITE, Action.STOP)
+    explanation = decide(BACK, (before, before), LIMITS).explanation
+    assert "gone back 2 times already, resilience.max_rollbacks (2) is spent" in explanation
+    assert "Look at the samples 5, 6 (step 8). Lower optimizer.lr" in explanation
+    assert "going back to before" not in explanation
+
+
+def test_rollbacks_are_no_attempts_without_progress() -> None:
+    limits = ResilienceConfig(max_rollbacks=9)
+    history = [record(Cause.NOT_FINITE, Action.RESTART, 5, 7)] * 5
+    assert decide(replace(BACK, last_step=7), history, limits).action is Action.RESTART
+
+
+def test_a_rollback_close_to_the_limit_is_requeued() -> None:
+    found = replace(BACK, remaining_s=30.0, lead_s=60.0)
+    assert outcome(found) == (Cause.NOT_FINITE, Action.REQUEUE)
+
+
+@pytest.mark.parametrize("action", list(Action))
+def test_only_a_decision_to_go_back_is_written_down(tmp_path: Path, action: Action) -> None:
+    decision = Decision(Cause.NOT_FINITE, action, "")
+    assert note_rollback(RunDir(tmp_path), BACK, decision, "7") is decision
+    written = read_rollbacks(RunDir(tmp_path)) == [BACK.rollback]
+    assert written == (action in (Action.RESTART, Action.REQUEUE))
+
+
+def test_a_rollback_that_cannot_be_written_down_does_not_happen(tmp_path: Path) -> None:
+    RunDir(tmp_path).skips.mkdir()
+    decision = Decision(Cause.NOT_FINITE, Action.RESTART, "bad")
+    found = note_rollback(RunDir(tmp_path), BACK, decision, "7")
+    assert found.action is Action.STOP
+    assert "skips.jsonl cannot be written" in found.explanation
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from train.context import RankContext
 from train.data.batch import MicroBatch
 from train.data.training import TrainingData
 from train.dist import World
+from train.errors import LossSpikeError, NotFiniteError
 from train.events import Kind, Phase
 from train.guard import StepGuard
 from train.journal import Journal, StepTimes
@@ -56,6 +57,21 @@ def run(training: Training) -> StopReason:
         LossSpikeError: the loss rose far above the usual, and the run is to go back.
         FencedError: a newer attempt owns the run folder.
     """
+    try:
+        reason = _steps(training)
+    except (NotFiniteError, LossSpikeError):
+        if training.checkpointer is not None:
+            training.checkpointer.wait()  # the run may be about to go back to this one
+        raise
+    if not reason:
+        _save(training, wait=False)
+        _validate(training)
+    _save(training, wait=True)
+    return reason
+
+
+def _steps(training: Training) -> StopReason:
+    """Every step that is left, or those up to an agreed stop."""
     reason = StopReason.NONE
     for batches, waited_s in _steps_to_do(training):
         agreed = agree(batches, training.context.stop.reason, training.world)
@@ -66,10 +82,6 @@ def run(training: Training) -> StopReason:
             _save(training, wait=False)
         if _due(training, training.config.step_scheduler.val_every_steps):
             _validate(training)
-    if not reason:
-        _save(training, wait=False)
-        _validate(training)
-    _save(training, wait=True)
     return reason
 
 
