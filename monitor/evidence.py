@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from train.events import Kind, parse_event, read_events
+from train.rollback import read_rollbacks
 from train.rundir import RunDir
 
 TAIL_BYTES = 256 * 1024
@@ -37,6 +38,7 @@ class RunEvidence:
     failures: tuple[Event, ...]
     finished_ranks: int
     checkpoints: tuple[int, ...]
+    rollbacks: int = 0
 
     @property
     def submission(self) -> Event | None:
@@ -62,6 +64,7 @@ def read_evidence(folder: Path) -> RunEvidence:
         failures=failures,
         finished_ranks=finished,
         checkpoints=list_checkpoint_steps(run_dir.checkpoints),
+        rollbacks=len(read_rollbacks(run_dir)),
     )
 
 

@@ -79,6 +79,10 @@ class RunStatus:
     last_activity_at: float | None
     checkpoints: tuple[int, ...]
     user_error: bool
+    rollbacks: int = 0
+    """How often the run went back and left data out."""
+    skipped_steps: int = 0
+    """Steps without an update among the events at the end of rank 0's file."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -111,7 +115,21 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
         last_activity_at=_time(evidence.tail[-1]) if evidence.tail else None,
         checkpoints=evidence.checkpoints,
         user_error=state is RunState.FAILED and _is_user_error(evidence),
+        rollbacks=evidence.rollbacks,
+        skipped_steps=_skipped(evidence),
     )
+
+
+def _skipped(evidence: RunEvidence) -> int:
+    """Steps whose update was left out; what a later attempt computed again counts as it ended."""
+    skipped: dict[int, bool] = {}
+    for event in evidence.tail:
+        step = event.get("step")
+        if isinstance(step, int) and event["kind"] == Kind.STEP:
+            skipped[step] = False
+        elif isinstance(step, int) and event["kind"] == Kind.ANOMALY:
+            skipped[step] = event.get("action") == "skipped"
+    return sum(skipped.values())
 
 
 def _is_user_error(evidence: RunEvidence) -> bool:

@@ -21,15 +21,9 @@ def limits(**changes: Any) -> ResilienceConfig:
     return ResilienceConfig.model_validate({**usual, **changes})
 
 
-def run(
-    losses: list[float],
-    settings: ResilienceConfig,
-    *,
-    memory: Memory | None = None,
-    warmup: int = 0,
-) -> list[Judgement]:
+def run(losses: list[float], settings: ResilienceConfig, *, warmup: int = 0) -> list[Judgement]:
     """Judge one loss after the other; step n consumes the positions 4n - 4 to 4n."""
-    memory, found = memory or Memory(), []
+    memory, found = Memory(), []
     for number, loss in enumerate(losses, start=1):
         place = Place(number, 4 * number - 4, 4 * number)
         norm = NAN if math.isnan(loss) else 1.0

@@ -15,6 +15,7 @@ from monitor.evidence import list_checkpoint_steps, read_evidence, read_tail
 from monitor.process import ProcessRef
 from monitor.status import JobState, JobView, RunState, RunStatus, status_of
 from train.events import append_line
+from train.rollback import Rollback, record_rollback
 from train.rundir import RunDir, write_json_atomically
 
 RUNNING, PENDING = JobView(JobState.RUNNING), JobView(JobState.PENDING, "Priority")
@@ -75,6 +76,17 @@ def test_a_run_with_steps_reports_its_numbers_and_the_time_left(run_dir: RunDir)
     found = status(run_dir, RUNNING)
     assert (found.state, found.step, found.total_steps) == (RunState.RUNNING, 4, 10)
     assert (found.loss, found.validation_loss, found.eta_s) == (1.0, 1.5, 3.0)
+
+
+def test_skipped_steps_and_rollbacks_are_counted_as_they_ended(run_dir: RunDir) -> None:
+    begin_attempt(run_dir)
+    for number in (2, 5):
+        say(run_dir.events(0), "anomaly", attempt=1, step=number, action="skipped")
+    say(run_dir.events(0), "anomaly", attempt=1, step=6, action="rollback")
+    record_rollback(run_dir, Rollback(1, "not_finite", 5, 6, ((16, 24),)), "17")
+    step(run_dir, 5, attempt=2)
+    found = status(run_dir, RUNNING)
+    assert (found.skipped_steps, found.rollbacks) == (1, 1)
 
 
 def test_old_steps_do_not_make_a_resubmitted_run_look_running(run_dir: RunDir) -> None:
