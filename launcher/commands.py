@@ -298,9 +298,17 @@ def _status_rows(found: RunStatus) -> list[tuple[str, str]]:
         ("time left", _duration(found.eta_s)),
         ("last activity", f"{_duration(time.time() - activity)} ago" if activity else ""),
         ("checkpoints", ", ".join(str(step) for step in found.checkpoints)),
+        ("left out", _left_out(found)),
         ("folder", found.folder),
     ]
     return [(label, text) for label, text in rows if text]
+
+
+def _left_out(found: RunStatus) -> str:
+    """Steps without an update and rollbacks, if there were any."""
+    if not found.skipped_steps and not found.rollbacks:
+        return ""
+    return f"{found.skipped_steps} skipped steps, {found.rollbacks} rollbacks"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -24,6 +24,8 @@ from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 WAIT_S = 240.0
+MARK = "\u2603"
+"""A character whose tokens are in no other sample."""
 
 
 def poisoned(folder: Path, bad: range, factor: str = "nan", **sections: Any) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def poisoned(folder: Path, bad: range, factor: str = "nan", **sections: Any) -> 
     samples = write_samples(folder / "samples.jsonl")
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     for index in bad:
-        rows[index]["output"] += " \u2603"
+        rows[index]["output"] += MARK
     samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = tiny_config(
         folder,
@@ -44,9 +46,8 @@ def poisoned(folder: Path, bad: range, factor: str = "nan", **sections: Any) -> 
     )
     config["model"]["config"]["vocab_size"] = 400
     tokenizer = prepare_tokenizer(RunConfig.model_validate(config), Place(0, 1, folder / ".cache"))
-    texts = [row["instruction"] + row["output"] for row in rows]
-    clean = {i for n, text in enumerate(texts) if n not in bad for i in tokenizer.encode(text)}
-    poison = {i for n in bad for i in tokenizer.encode(texts[n])} - clean
+    texts = [row["instruction"] + row["output"] for n, row in enumerate(rows) if n not in bad]
+    poison = set(tokenizer.encode(MARK)) - {i for text in texts for i in tokenizer.encode(text)}
     assert poison
     config["model"] |= {
         "_target_": "tests.components.poisoned_llama",

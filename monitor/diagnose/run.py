@@ -57,6 +57,7 @@ _EXCEPTIONS = {
     "DataError": F.CONFIG_ERROR,
     "ClusterError": F.CONFIG_ERROR,
     "NotFiniteError": F.NAN_LOSS,
+    "LossSpikeError": F.NAN_LOSS,
 }
 """Our own exceptions (train.errors), whatever their message says."""
 _SIGNALS = {
