@@ -230,4 +230,4 @@ def _last_signs(events: Sequence[Event]) -> dict[int, int]:
 
 def _positive(value: object, otherwise: int) -> int:
     valid = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return int(value) if valid else otherwise  # type: ignore[call-overload, no-any-return]
+    return int(value) if valid else otherwise  # type: ignore[call-overload]
