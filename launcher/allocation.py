@@ -52,6 +52,14 @@ class Allocation(Protocol):
         """Seconds that ranks have for saving after TERM."""
 
     @property
+    def num_nodes(self) -> int:
+        """Nodes that this job holds, used or spare."""
+
+    @property
+    def job_started_at(self) -> float:
+        """When this allocation began (UTC seconds)."""
+
+    @property
     def restarts(self) -> int:
         """How often the scheduler had restarted the job when this process began."""
 
@@ -93,6 +101,16 @@ class LocalAllocation:
         """``resilience.kill_wait_s``."""
         return float(self.config.resilience.kill_wait_s)
 
+    @property
+    def num_nodes(self) -> int:
+        """``slurm.nodes``: all of them on this machine."""
+        return self.config.slurm.nodes
+
+    @property
+    def job_started_at(self) -> float:
+        """Start of this stretch."""
+        return self.started_at
+
     def prepare(self) -> None:
         """This machine does not shrink."""
 
@@ -131,6 +149,16 @@ class SlurmAllocation:
     def limit_s(self) -> float:
         """The job's limit as Slurm granted it, else as configured."""
         return float(self.last.time_limit_s or self.config.slurm.time)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes as Slurm said last, else those that the ranks get."""
+        return len(self.last.nodes) or self.spawner.shape.num_nodes
+
+    @property
+    def job_started_at(self) -> float:
+        """StartTime as Slurm said last, else when this process began."""
+        return self.last.started_at or self.started_at
 
     def prepare(self) -> None:
         """With ``--no-kill`` a lost node leaves a smaller job: go on with the nodes that live."""

@@ -18,6 +18,8 @@ from rich.text import Text
 
 from launcher.jobs import look
 from launcher.run import Run, list_run_folders
+from monitor.goodput import Goodput
+from monitor.goodput_text import headline, rows
 from monitor.status import RunState, RunStatus
 from train.errors import UserError
 
@@ -77,13 +79,14 @@ def status(options: argparse.Namespace) -> int:
     """Everything about one run."""
     opened = _open(options)
     found = opened.status()
+    goodput = opened.goodput()
     if options.json:
-        _print_json(found.as_json())
+        _print_json({**found.as_json(), "goodput": goodput.as_json()})
         return 0
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in _status_rows(found):
+    for label, text in [*_status_rows(found), *_time_rows(goodput, whole=found.state.ended)]:
         table.add_row(label, text)
     console().print(table, markup=False)
     return 0
@@ -309,6 +312,13 @@ def _left_out(found: RunStatus) -> str:
     if not found.skipped_steps and not found.rollbacks:
         return ""
     return f"{found.skipped_steps} skipped steps, {found.rollbacks} rollbacks"
+
+
+def _time_rows(goodput: Goodput, *, whole: bool) -> list[tuple[str, str]]:
+    """The effective share in one line, and where the rest went once the run has ended."""
+    line = headline(goodput)
+    parts = [("", f"{text}  {name}") for name, text in rows(goodput)] if whole else []
+    return [("time", line), *parts] if line else []
 
 
 def _number(value: float | None, form: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from launcher.explain import RunResult, read_result
 from launcher.jobs import cancel_job, job_views, look, terminate_job
 from monitor.evidence import read_evidence
+from monitor.goodput import Goodput
 from monitor.status import RunState, RunStatus, status_of
 from train.errors import RunError, UserError
 from train.events import curve
@@ -66,6 +67,14 @@ class Run:
     def status(self) -> RunStatus:
         """How it is doing now; asks the scheduler once."""
         return look([self.folder])[0]
+
+    def goodput(self) -> Goodput:
+        """What its allocations were spent on; asks sacct for their exact times where it answers."""
+        from monitor.goodput_read import read_goodput
+
+        status = self.status()
+        pending = status.state is RunState.QUEUED
+        return read_goodput(self.folder, ended=status.state.ended, pending=pending)
 
     def wait(self, timeout: float | None = None) -> RunStatus:
         """Wait until it has ended, through restarts and requeues; returns its last status.

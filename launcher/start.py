@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,20 @@ def prepare(
     else:
         chosen = choose_cluster(wanted)
         plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus_available(chosen))
-    return Prepared(loaded, chosen, plan, workdir)
+    return Prepared(loaded, chosen, _with_deadlines(plan, loaded.config, chosen), workdir)
+
+
+def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:
+    """The plan with what its deadlines mean; refuses those that cannot be met."""
+    from launcher.deadlines import deadline_cautions, deadline_problems
+    from monitor.slurm import kill_wait_s
+
+    size = plan.estimates.checkpoint_bytes
+    if problems := list(deadline_problems(config, size)):
+        raise UserError("\n".join(problems))
+    granted = kill_wait_s() if cluster.name == "slurm" else None
+    cautions = deadline_cautions(config, size, granted)
+    return replace(plan, warnings=(*plan.warnings, *cautions))
 
 
 def gpus_available(cluster: Cluster) -> bool:

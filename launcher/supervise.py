@@ -23,6 +23,7 @@ from launcher.policy import RESUME_HINT, attempts_without_progress, decide
 from launcher.rollback import note_rollback
 from launcher.signals import SignalNotes
 from launcher.watch import AttemptWatch
+from monitor.goodput_read import read_goodput
 from monitor.slurm import JobInfo
 from train.config import RunConfig
 from train.rundir import RunDir, write_json_atomically
@@ -100,6 +101,8 @@ class Supervisor:
             world_size=spawner.world_size,
             restart_count=self.allocation.restarts,
             ends_at=self.allocation.ends_at(),
+            allocated_nodes=self.allocation.num_nodes,
+            job_started_at=self.allocation.job_started_at,
         )
         log.info("attempt", attempt=attempt, ranks=spawner.world_size, nodes=spawner.nodes)
         watch = AttemptWatch(self.run_dir, self.config, self.allocation, self.signals, attempt)
@@ -142,8 +145,19 @@ class Supervisor:
 
     def _conclude(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
         if decision.action is not Action.LEAVE and decision.cause is not Cause.FENCED:
-            write_json_atomically(self.run_dir.summary, summary_of(evidence, decision))
+            summary = summary_of(evidence, decision)
+            write_json_atomically(self.run_dir.summary, summary)
+            self._add_goodput(summary)
         return decision
+
+    def _add_goodput(self, summary: dict[str, Any]) -> None:
+        """Second, since it reads all events: whoever kills us meanwhile leaves a summary behind."""
+        try:
+            # The scheduler is not asked: it does not know this job's end yet.
+            goodput = read_goodput(self.run_dir.root, ended=True, run=None).as_json()
+            write_json_atomically(self.run_dir.summary, {**summary, "goodput": goodput})
+        except Exception as error:  # an account must not change how the run ended
+            log.warning("no_goodput", why=f"{type(error).__name__}: {error}")
 
 
 def summary_of(evidence: AttemptEvidence, decision: Decision) -> dict[str, Any]:

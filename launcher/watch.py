@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import structlog
 
 from launcher.allocation import Allocation
+from launcher.deadlines import LAST_CALL_S, Fit, lead_of
 from launcher.evidence import AttemptEvidence, StopCause
 from launcher.logs import log_tail
-from launcher.policy import stop_lead_s
 from launcher.records import RankRecords
 from launcher.signals import SignalNotes
 from launcher.spawn import RankGroup
@@ -23,6 +23,7 @@ from launcher.srun import step_ended_for
 from monitor.diagnose import Diagnosis, diagnose_run
 from train.config import RunConfig
 from train.errors import UserError
+from train.events import EventWriter, Kind
 from train.rundir import RunDir, write_json_atomically
 
 POLL_S = 0.1
@@ -35,8 +36,6 @@ SETTLE_S = 5.0
 """Seconds to wait for the last events of ranks whose processes ended well (shared file systems)."""
 DIAGNOSED_BYTES = 64 * 2**20
 """How much of the ends of all logs together is read for a diagnosis: less than a second's work."""
-LAST_CALL_S = 10.0
-"""Seconds before the time limit at which ranks that did not stop are killed, so that we requeue."""
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +62,7 @@ class AttemptWatch:
         self._next_progress = 0.0
         self._warnings_weighed = 0
         self._preempted = False
+        self._lead_told = Fit.FITS
 
     def run(self) -> AttemptEvidence:
         """Start the ranks, watch them to their end, and say what was seen."""
@@ -82,13 +82,24 @@ class AttemptWatch:
 
     def lead_s(self) -> float:
         """Seconds before the time limit at which the ranks are asked to stop, as of now."""
-        return stop_lead_s(
+        lead = lead_of(
             configured=self.config.resilience.stop_lead_s,
             limit_s=self.allocation.limit_s,
             step_s=self.records.step_s,
             save_s=self.records.slowest_save_s,
             unmeasured_s=self.config.slurm.signal_lead_s,
         )
+        if lead.fit is not self._lead_told:
+            self._lead_told = lead.fit
+            if lead.why:
+                log.warning("lead", attempt=self.attempt, fit=str(lead.fit), why=lead.why)
+                writer = EventWriter(
+                    self.run_dir.attempts, -1, self.attempt, self.allocation.job_id
+                )
+                writer.write(
+                    Kind.LEAD, fit=str(lead.fit), lead_s=round(lead.seconds, 1), why=lead.why
+                )
+        return lead.seconds
 
     def _look(self) -> None:
         now = time.monotonic()

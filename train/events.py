@@ -74,6 +74,8 @@ class Kind(StrEnum):
     """attempt, job_id, nodes, world_size, restart_count (supervisor)"""
     ATTEMPT_END = "attempt_end"
     """attempt, cause, action, evidence, first_step, last_step, exit_codes, nodes (supervisor)"""
+    LEAD = "lead"
+    """fit, lead_s, why: the lead before the time limit is not the configured one (supervisor)"""
     SUBMITTED = "submitted"
     """job_id, cluster, user, host, via (client)"""
 
