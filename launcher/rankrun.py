@@ -16,6 +16,7 @@ from typing import TextIO
 
 from launcher.blame import class_name, is_victim, where
 from launcher.spawn import JOB_ID_VARIABLE, PARENT_VARIABLE
+from train import faults
 from train.config.load import load_resolved
 from train.context import RankContext, background_beat
 from train.events import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, Kind
@@ -39,6 +40,8 @@ def run_rank(flag: StopFlag) -> int:
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
         announce(context)
         try:
+            faults.arm(context)
+            faults.at(faults.Moment.START)
             return run_entry(context)
         except BaseException as error:  # the user's code may raise anything, SystemExit included
             record_failure(context, error)

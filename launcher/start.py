@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from launcher.config import LoadedConfig
     from launcher.plan import Plan
     from train.config import RunConfig
+    from train.faults import Fault
 
 log = structlog.get_logger()
 
@@ -128,8 +129,8 @@ def gpus_available(cluster: Cluster) -> bool:
     return "gpu" in answer.out
 
 
-def start(prepared: Prepared) -> RunDir:
-    """Make the run folder and submit the run.
+def start(prepared: Prepared, *, faults: Sequence[Fault] = ()) -> RunDir:
+    """Make the run folder and submit the run; ``faults`` is for drills and tests.
 
     Raises:
         UserError: the folder cannot be written, or the cluster refuses the job.
@@ -140,6 +141,8 @@ def start(prepared: Prepared) -> RunDir:
     with _folders_of(prepared.runs_dir):
         with _temporary_folder(prepared.runs_dir) as temporary:
             _fill(temporary, prepared, redactor)
+            if faults:
+                _plan_faults(temporary, faults)
             run_dir = _publish(temporary, prepared)
         try:
             _place_checkpoints(run_dir, prepared)
@@ -150,6 +153,12 @@ def start(prepared: Prepared) -> RunDir:
             _remove(run_dir)
             raise
     return run_dir
+
+
+def _plan_faults(run_dir: RunDir, faults: Sequence[Fault]) -> None:
+    from train.faults import write_faults
+
+    write_faults(run_dir, faults)
 
 
 def _place_checkpoints(run_dir: RunDir, prepared: Prepared) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.distributed as dist
 
+from train import faults
 from train.anomaly import MEMORY_KEY, Memory, Place
 from train.checkpoint.checkpointer import Checkpointer
 from train.checkpoint.state import TrainState
@@ -91,6 +92,7 @@ def _steps_to_do(training: Training) -> Iterator[tuple[list[MicroBatch], float]]
     if left <= 0:
         return
     training.context.enter(Phase.FIRST_STEP)
+    faults.at(faults.Moment.FIRST_STEP)
     stream = training.data.step_batches(training.state.position)
     for _ in range(left):
         began = time.monotonic()
@@ -116,6 +118,8 @@ def _advance(
     if guard.applied:
         training.journal.step(training.state, result, agreed, rate=rate, times=times)
     training.journal.samples(training.state.step, batches)
+    if training.state.epochs_done > before.epochs_done:
+        faults.at(faults.Moment.EPOCH_END)
 
 
 def _guard(training: Training, after: TrainState, batches: list[MicroBatch]) -> StepGuard:
@@ -164,6 +168,7 @@ def _validate(training: Training) -> None:
     if passes is None or training.validated == step:
         return
     training.context.enter(Phase.VALIDATE)
+    faults.at(faults.Moment.VALIDATE)
     began = time.monotonic()
     result = validate(
         training.stepper.model,

@@ -15,6 +15,7 @@ import structlog
 import torch
 import torch.distributed as dist
 
+from train import faults
 from train.anomaly import remembered
 from train.checkpoint.checkpointer import Checkpointer
 from train.checkpoint.hf_weights import Pretrained
@@ -57,6 +58,7 @@ def main(context: RankContext, config: RunConfig) -> int:
     """
     threads = set_threads(context.local_world_size)
     context.enter(Phase.RENDEZVOUS)
+    faults.at(faults.Moment.RENDEZVOUS)
     world = join(context, config.distributed)
     context.enter(Phase.DATA)
     try:
@@ -123,6 +125,7 @@ def _prepare(
     """Model, optimizer and checkpoints, brought to where the run stands."""
     batch = config.batch(world.size)
     context.enter(Phase.BUILD)
+    faults.at(faults.Moment.BUILD)
     built = build_model(
         config, tokenizer, world, local_rank=context.local_rank, accumulation=batch.accumulation
     )
@@ -263,10 +266,12 @@ def _train(training: Training, tokenizer: PreTrainedTokenizerBase) -> int:
         return EXIT_STOPPED
     if training.config.checkpoint.save_consolidated != "never":
         context.enter(Phase.EXPORT)
+        faults.at(faults.Moment.EXPORT)
         _export(training, tokenizer)
     training.world.barrier()
     context.enter(Phase.EXIT)
     context.events.write(Kind.FINISH, step=training.state.step)
+    faults.at(faults.Moment.EXIT)
     training.world.barrier()
     return EXIT_FINISHED
 

@@ -9,6 +9,7 @@
   checkpoints/step-00000500/{...,manifest.json}   + latest
   export/                     the trained model, for from_pretrained
   submitit/  code/  reports/
+  faults.json  faults/<id>/   planned faults and those that struck; drills and tests only
 """
 
 from __future__ import annotations
@@ -94,6 +95,16 @@ class RunDir:
     def reports(self) -> Path:
         """Reports written at the end of a run."""
         return self.root / "reports"
+
+    @property
+    def faults(self) -> Path:
+        """Faults planned for this run by a drill or a test (``train.faults``); usually absent."""
+        return self.root / "faults.json"
+
+    @property
+    def fired(self) -> Path:
+        """One folder for every fault that has struck."""
+        return self.root / "faults"
 
     @property
     def events_dir(self) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
+from train import faults
 from train.data.batch import MicroBatch
 from train.dist import World
 from train.loss import LanguageModel
@@ -96,6 +97,7 @@ class Stepper:
         result = StepResult(loss, grad_norm)
         if admits(result):
             scale(gradients, norm=grad_norm, max_norm=self.max_grad_norm)
+            faults.at(faults.Moment.OPTIMIZER)
             self.optimizer.step()
         self.optimizer.zero_grad()
         return result
@@ -114,8 +116,12 @@ class Stepper:
         """Forward and backward of every micro-batch; returns this rank's summed loss (float64)."""
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for index, batch in enumerate(batches):
+            if index:
+                faults.at(faults.Moment.ACCUMULATION, micro_batch=index)
             self._announce(last=index == len(batches) - 1)
             loss = self.model.loss_sum(batch.to(self.world.device, non_blocking=True))
+            if faults.at(faults.Moment.STEP, micro_batch=index):
+                loss = loss * math.nan
             torch.autograd.backward(loss / label_tokens)
             total += loss.detach()
         return total

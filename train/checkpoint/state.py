@@ -35,6 +35,11 @@ class TrainState:
     extra: Mapping[str, Json] = field(default_factory=dict)
     """Whatever else the training function wants back."""
 
+    @property
+    def epochs_done(self) -> int:
+        """Whole passes over the data so far."""
+        return self.position // self.units_per_epoch if self.units_per_epoch else 0
+
     def as_json(self) -> dict[str, object]:
         """Plain values, ready for ``json.dumps``."""
         return {**asdict(self), "extra": dict(self.extra)}

@@ -12,6 +12,7 @@ import structlog
 import torch
 from torch.distributed.tensor import DTensor
 
+from train import faults
 from train.anomaly import remembered
 from train.checkpoint.agreement import AgreedError, Agreement
 from train.checkpoint.folders import CheckpointFolders
@@ -131,6 +132,7 @@ def _write_share(task: SaveTask, snapshot: Snapshot, agreement: Agreement) -> di
     write_tensors(
         folder / MODEL, snapshot.model, safetensors=task.safetensors, group=agreement.group
     )
+    faults.at(faults.Moment.SAVE, step=task.state.step)
     write_tensors(folder / OPTIMIZER, snapshot.optimizer, safetensors=False, group=agreement.group)
     if agreement.rank == 0:
         write_scalars(folder / OPTIMIZER, snapshot.scalars)
@@ -174,7 +176,9 @@ def _finish(task: SaveTask, snapshot: Snapshot, shares: list[dict[str, FileRecor
     if task.context.fenced():
         task.folders.discard(task.state.step)
         return Published.FENCED
+    faults.at(faults.Moment.PUBLISH, step=task.state.step)
     path = task.folders.publish(task.state.step)
+    faults.at(faults.Moment.LATEST, step=task.state.step)
     task.folders.point_latest(path)
     _report(task, manifest)
     _prune(task, path)
