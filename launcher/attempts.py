@@ -72,6 +72,7 @@ class AttemptLog:
             explanation=decision.explanation,
             first_step=evidence.first_step,
             last_step=evidence.last_step,
+            noticed_at=evidence.noticed_at,
             exit_codes={str(one.rank): one.code for one in evidence.exits},
             evidence=_facts(evidence),
             **more,

@@ -108,6 +108,8 @@ class AttemptEvidence:
     ``NODE FAILURE``; nothing for scancel); None when it did not say that it ended it."""
     stop_asked: StopCause | None = None
     """Why the supervisor asked the ranks to stop, if it did."""
+    noticed_at: float | None = None
+    """When the first rank had left or the ranks were asked to (UTC seconds)."""
     cancel_requested: bool = False
     job: JobInfo | None = None
     """The scheduler's view after the attempt; None without a scheduler."""

@@ -54,6 +54,7 @@ class AttemptWatch:
         world_size = self.allocation.spawner.world_size
         self.records = RankRecords(self.run_dir, self.attempt, world_size)
         self.stop_asked: StopCause | None = None
+        self.noticed_at: float | None = None
         self._kill_at: float | None = None
         self._next_read = 0.0
         self._next_launch_check = time.monotonic() + LAUNCH_CHECK_S
@@ -69,6 +70,7 @@ class AttemptWatch:
         group = self.allocation.spawner.start(self.attempt)
         try:
             while not group.poll():
+                self._notice(group)
                 self._look()
                 self._ask_to_stop(group)
                 if self._is_over(group) or self._cannot_start(group):
@@ -77,8 +79,14 @@ class AttemptWatch:
         except BaseException:
             group.kill()
             raise
+        self._notice(group)
         self._settle(group)
         return self._evidence(group)
+
+    def _notice(self, group: RankGroup) -> None:
+        """Note when the end of the attempt began to show: a rank left, or ranks shall leave."""
+        if self.noticed_at is None and (self.stop_asked is not None or group.exits()):
+            self.noticed_at = round(time.time(), 6)
 
     def lead_s(self) -> float:
         """Seconds before the time limit at which the ranks are asked to stop, as of now."""
@@ -233,6 +241,7 @@ class AttemptWatch:
             terminated=terminated,
             ended_for=self._ended_for(),
             stop_asked=self.stop_asked,
+            noticed_at=self.noticed_at,
             cancel_requested=self._cancelled,
             job=None if everyone_finished else self.allocation.job(),
             diagnosis=None if ended_well or terminated else self._diagnosis(),

@@ -6,12 +6,21 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from launcher import Run
+from launcher.start import prepare, start
+from monitor.compare import compare_runs, read_curve
+from monitor.compare import read_consumed as consumed
 from train.events import Kind, read_events
+from train.faults import plan_of
 from train.rundir import RunDir
+
+__all__ = [
+    "assert_same_run", "attempts", "consumed", "curve", "launch_faulty", "losses", "tiny_config",
+    "write_samples",
+]  # fmt: skip
 
 
 def write_samples(path: Path, count: int = 120) -> Path:
@@ -67,39 +76,25 @@ def tiny_config(folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def launch_faulty(config: dict[str, Any], *faults: dict[str, Any], cluster: str = "local") -> Run:
+    """Launch with faults planned inside the ranks (``train.faults``): fault-1, fault-2, ..."""
+    return Run(start(prepare(config, cluster=cluster), faults=plan_of(*faults)).root)
+
+
 def curve(folder: Path) -> dict[int, tuple[str, str]]:
     """Loss and gradient norm of every step as hex floats.
 
     A step that was computed again after a restart must have given the same numbers both times.
     """
-    steps: dict[int, tuple[str, str]] = {}
-    for event in read_events(RunDir(folder).events(0), kinds=frozenset({Kind.STEP})):
-        values = (event["loss_hex"], event["grad_norm_hex"])
-        assert steps.setdefault(event["step"], values) == values, (
-            f"step {event['step']} differs between attempts: {steps[event['step']]} and {values}"
-        )
-    return steps
+    found = read_curve(folder)
+    assert not found.contradictory, f"steps {found.contradictory} differ between attempts"
+    return {step: (one.loss_hex, one.grad_norm_hex) for step, one in found.steps.items()}
 
 
 def losses(folder: Path) -> dict[int, float]:
     """Loss of every step as a float; the last computation holds."""
     events = read_events(RunDir(folder).events(0), kinds=frozenset({Kind.STEP}))
     return {event["step"]: float.fromhex(event["loss_hex"]) for event in events}
-
-
-def consumed(folder: Path) -> dict[int, list[int]]:
-    """Sorted ids of the samples that all ranks together consumed in each step."""
-    by_step_rank: dict[int, dict[tuple[int, int], list[int]]] = defaultdict(dict)
-    for path in sorted(RunDir(folder).events_dir.glob("rank*.jsonl")):
-        for event in read_events(path, kinds=frozenset({Kind.SAMPLES})):
-            by_step_rank[event["step"]][(event["attempt"], event["rank"])] = event["ids"]
-    newest: dict[int, list[int]] = {}
-    for step, shares in by_step_rank.items():
-        last = max(attempt for attempt, _ in shares)
-        newest[step] = sorted(
-            i for (attempt, _), ids in shares.items() if attempt == last for i in ids
-        )
-    return newest
 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
@@ -109,9 +104,6 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
 
 def assert_same_run(disturbed: Path, undisturbed: Path) -> None:
     """Every step's loss, gradient norm and samples are those of the undisturbed run."""
-    expected, got = curve(undisturbed), curve(disturbed)
-    assert expected, f"no steps recorded in {undisturbed}"
-    assert sorted(got) == sorted(expected)
-    different = [step for step in expected if got[step] != expected[step]]
-    assert not different, f"steps {different} differ: {got[different[0]]}"
-    assert consumed(disturbed) == consumed(undisturbed)
+    comparison = compare_runs(disturbed, undisturbed)
+    assert comparison.identical, comparison.text
+    assert set(consumed(disturbed)) == set(consumed(undisturbed))

@@ -1,0 +1,193 @@
+"""Whether two runs computed the same thing: step by step, to the last bit. Reads run folders only.
+
+Losses and gradient norms are compared as the hex floats that rank 0 recorded; consumed samples as
+the union over ranks. A step that was computed again after a restart must have given the same
+numbers both times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.events import Kind, read_events
+from train.rundir import RunDir
+
+MANY = 6
+"""So many steps are named in a sentence."""
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """What rank 0 recorded of one step."""
+
+    loss_hex: str
+    grad_norm_hex: str
+    world_size: int
+    """Ranks that computed it; 0 when no supervisor recorded it."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per label token."""
+        return float.fromhex(self.loss_hex)
+
+    @property
+    def grad_norm(self) -> float:
+        """2-norm of the whole gradient before clipping."""
+        return float.fromhex(self.grad_norm_hex)
+
+    def same(self, other: StepValues) -> bool:
+        """Whether both numbers are those of ``other``, bit for bit."""
+        return (self.loss_hex, self.grad_norm_hex) == (other.loss_hex, other.grad_norm_hex)
+
+    def distance(self, other: StepValues) -> float:
+        """The larger relative difference of loss and gradient norm."""
+        pairs = [(self.loss, other.loss), (self.grad_norm, other.grad_norm)]
+        return max(_relative(a, b) for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """All steps of a run; of a step computed several times, the last computation holds."""
+
+    steps: Mapping[int, StepValues]
+    recomputed: int
+    """How many computations were repetitions."""
+    contradictory: tuple[int, ...]
+    """Steps that gave other numbers when they were computed again by as many ranks."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a run differs from another one; the empty one does not."""
+
+    steps: int
+    """Steps of the other run."""
+    missing: tuple[int, ...] = ()
+    surplus: tuple[int, ...] = ()
+    different: tuple[int, ...] = ()
+    """Steps with another loss or gradient norm, computed by as many ranks."""
+    rescaled: tuple[int, ...] = ()
+    """Steps with other numbers, computed by another number of ranks: another order of summation."""
+    contradictory: tuple[int, ...] = ()
+    samples: tuple[int, ...] = ()
+    """Steps that consumed other samples."""
+    largest_relative: float = 0.0
+    """Largest relative difference of a loss or gradient norm."""
+
+    @property
+    def identical(self) -> bool:
+        """Same steps, same samples, and the same numbers to the last bit."""
+        return self.alike and not self.rescaled
+
+    @property
+    def alike(self) -> bool:
+        """Identical, or different only where the number of ranks was another one."""
+        return self.steps > 0 and not (
+            self.missing or self.surplus or self.different or self.contradictory or self.samples
+        )
+
+    @property
+    def text(self) -> str:
+        """One sentence."""
+        if not self.steps:
+            return "there is nothing to compare with"
+        if self.identical:
+            return f"identical in all {self.steps} steps, bit for bit"
+        parts = [
+            f"{words} {_named(steps)}"
+            for words, steps in (
+                ("missing", self.missing),
+                ("surplus", self.surplus),
+                ("other numbers in", self.different),
+                ("other numbers at another number of ranks in", self.rescaled),
+                ("other numbers when computed again in", self.contradictory),
+                ("other samples in", self.samples),
+            )
+            if steps
+        ]
+        largest = f"; largest relative difference {self.largest_relative:.1e}"
+        return "; ".join(parts) + (largest if self.largest_relative else "")
+
+
+def compare_runs(folder: Path, reference: Path) -> Comparison:
+    """How the run in ``folder`` differs from the one in ``reference``."""
+    return compare_curves(read_curve(folder), read_curve(reference), _samples(folder, reference))
+
+
+def compare_curves(got: Curve, expected: Curve, samples: tuple[int, ...] = ()) -> Comparison:
+    """The same from what was read; ``samples`` are steps that consumed other samples."""
+    both = sorted(set(got.steps) & set(expected.steps))
+    pairs = {step: (got.steps[step], expected.steps[step]) for step in both}
+    unequal = [step for step, (a, b) in pairs.items() if not a.same(b)]
+    same_world = {step: a.world_size == b.world_size for step, (a, b) in pairs.items()}
+    return Comparison(
+        steps=len(expected.steps),
+        missing=tuple(sorted(set(expected.steps) - set(got.steps))),
+        surplus=tuple(sorted(set(got.steps) - set(expected.steps))),
+        different=tuple(step for step in unequal if same_world[step]),
+        rescaled=tuple(step for step in unequal if not same_world[step]),
+        contradictory=got.contradictory,
+        samples=samples,
+        largest_relative=max((a.distance(b) for a, b in pairs.values()), default=0.0),
+    )
+
+
+def read_curve(folder: Path) -> Curve:
+    """The curve of the run in ``folder``; empty when it recorded no step."""
+    run_dir = RunDir(folder)
+    starts = read_events(run_dir.attempts, kinds=frozenset({Kind.ATTEMPT_START}))
+    worlds = {event.get("attempt"): int(event.get("world_size") or 0) for event in starts}
+    steps: dict[int, StepValues] = {}
+    recomputed, contradictory = 0, set()
+    for event in read_events(run_dir.events(0), kinds=frozenset({Kind.STEP})):
+        step, world = event["step"], worlds.get(event.get("attempt"), 0)
+        values = StepValues(event["loss_hex"], event["grad_norm_hex"], world)
+        before = steps.get(step)
+        if before is not None:
+            recomputed += 1
+            if before.world_size == world and not before.same(values):
+                contradictory.add(step)
+        steps[step] = values
+    return Curve(steps, recomputed, tuple(sorted(contradictory)))
+
+
+def read_consumed(folder: Path) -> dict[int, list[int]]:
+    """Sorted ids of the samples that all ranks together consumed in each step.
+
+    Only runs with ``logging.log_sample_ids`` record them. Of a step computed again, the newest
+    attempt's samples count.
+    """
+    shares: dict[int, dict[tuple[int, int], list[int]]] = defaultdict(dict)
+    for path in sorted(RunDir(folder).events_dir.glob("rank*.jsonl")):
+        for event in read_events(path, kinds=frozenset({Kind.SAMPLES})):
+            shares[event["step"]][(event["attempt"], event["rank"])] = event["ids"]
+    return {step: _of_newest_attempt(of_step) for step, of_step in shares.items()}
+
+
+def _of_newest_attempt(shares: Mapping[tuple[int, int], list[int]]) -> list[int]:
+    newest = max(attempt for attempt, _ in shares)
+    return sorted(i for (attempt, _), ids in shares.items() if attempt == newest for i in ids)
+
+
+def _samples(folder: Path, reference: Path) -> tuple[int, ...]:
+    got, expected = read_consumed(folder), read_consumed(reference)
+    both = set(got) & set(expected)
+    return tuple(sorted(step for step in both if got[step] != expected[step]))
+
+
+def _relative(a: float, b: float) -> float:
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return math.inf
+    return abs(a - b) / max(abs(a), abs(b))
+
+
+def _named(steps: tuple[int, ...]) -> str:
+    shown = ", ".join(str(step) for step in steps[:MANY])
+    more = f" and {len(steps) - MANY} more" if len(steps) > MANY else ""
+    return f"step{'s' if len(steps) > 1 else ''} {shown}{more}"
