@@ -1,0 +1,128 @@
+"""Parts of report pages: well-formed, escaped, self-contained; charts map numbers to places."""
+
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor.html.axis import tick_text, ticks
+from monitor.html.line_chart import HEIGHT, WIDTH, Series, line_chart
+from monitor.html.page import badge, details, page, section, table
+from monitor.html.stacked_bars import Bar, stacked_bars
+
+HOSTILE = "<script>alert('&')</script>"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def parsed(svg: str) -> ElementTree.Element:
+    """The chart as a tree; HTML gives inline SVG its namespace by itself."""
+    return ElementTree.fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '))
+
+
+def _first_y(line: ElementTree.Element) -> float:
+    return float(line.attrib["points"].split()[0].split(",")[1])
+
+
+def test_a_page_needs_nothing_from_elsewhere_and_runs_nothing() -> None:
+    text = page(HOSTILE, [section(HOSTILE, "<p>body</p>"), details(HOSTILE, badge("x", good=True))])
+    assert "<script" not in text
+    assert not re.search(r"https?://|src=|@import|url\(", text)
+    assert text.startswith("<!doctype html>")
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_a_table_sets_its_numbers_to_the_right() -> None:
+    text = table(["<name>", "seconds"], [["a", "1.0"]], numbers=[1])
+    assert "<th>&lt;name&gt;</th>" in text
+    assert '<td>a</td><td class="number">1.0</td>' in text
+    assert badge("bad", good=False) == '<span class="badge bad">&#10007; bad</span>'
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-2, 1e9))
+def test_ticks_are_round_enclose_the_range_and_are_not_too_many(low: float, width: float) -> None:
+    high = low + width
+    found = ticks(low, high)
+    assert found[0] <= low + width * 1e-6
+    assert found[-1] >= high - width * 1e-6
+    assert 2 <= len(found) <= 16
+    assert found == sorted(set(found))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 10, [0, 2, 4, 6, 8, 10]),
+        (1, 20, [0, 5, 10, 15, 20]),
+        (2.31, 2.39, [2.3, 2.32, 2.34, 2.36, 2.38, 2.4]),
+        (3, 3, [2.4, 2.6, 2.8, 3.0, 3.2, 3.4, 3.6]),
+        (math.nan, math.inf, [0, 1]),
+    ],
+)
+def test_ticks_of_known_ranges(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1, 20, [0, 5, 10, 15, 20]),
+        (1, 4, [1, 2, 3, 4]),
+        (1, 2, [1, 2]),
+        (0, 200, [0, 25, 50, 75, 100, 125, 150, 175, 200]),
+    ],
+)
+def test_ticks_of_steps_are_whole(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high, about=9, whole=True) == expected
+
+
+def test_a_tick_has_no_needless_digits() -> None:
+    assert [tick_text(value) for value in (0.0, 2.5, 1000.0, 0.1)] == ["0", "2.5", "1000", "0.1"]
+
+
+def test_a_line_runs_from_corner_to_corner_of_the_plot() -> None:
+    chart = line_chart(
+        [Series("a & b", [(0, 0), (10, 5)])], x_label="step", y_label="loss", title=HOSTILE
+    )
+    tree = parsed(chart)
+    line = next(e for e in tree.iter(f"{SVG}polyline") if "stroke-dasharray" not in e.attrib)
+    (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in line.attrib["points"].split())
+    assert (x0, x1) == (64, WIDTH - 16)
+    assert (y0, y1) == (HEIGHT - 46, 14)
+    assert "a & b" in [element.text for element in tree.iter(f"{SVG}text")]
+
+
+def test_what_is_no_number_interrupts_a_line_and_a_lonely_point_shows() -> None:
+    points = [(0.0, 1.0), (1.0, 2.0), (2.0, math.nan), (3.0, 1.0), (4.0, math.inf), (5.0, 1.0)]
+    points += [(6.0, 2.0)]
+    tree = parsed(line_chart([Series("a", points)], x_label="x", y_label="y", title="t"))
+    in_plot = '[@stroke-width="1.8"]'
+    lines = [e for e in tree.findall(f"{SVG}polyline{in_plot}") if _first_y(e) < HEIGHT]
+    assert [len(line.attrib["points"].split()) for line in lines] == [2, 2]
+    assert len(list(tree.iter(f"{SVG}circle"))) == 1
+    assert line_chart([Series("a", [(0, math.nan)])], x_label="", y_label="", title="") == ""
+
+
+def test_a_mark_says_what_it_is() -> None:
+    series = Series("a", [(0, 0), (1, 1)], marks=[(1, 1, HOSTILE), (2, math.nan, "lost")])
+    tree = parsed(line_chart([series], x_label="x", y_label="y", title="t"))
+    assert [e.text for e in tree.iter(f"{SVG}title")] == ["t", HOSTILE]
+
+
+def test_bars_are_as_long_as_their_seconds() -> None:
+    bars = [Bar("first", {"load": 2.0, "step": 1.0}), Bar("second", {"wait": 4.0, "load": 1.0})]
+    tree = parsed(stacked_bars(bars, title="times"))
+    widths = [
+        float(e.attrib["width"]) for e in tree.iter(f"{SVG}rect") if e.attrib.get("class") == "gap"
+    ]
+    assert [width / widths[1] for width in widths] == pytest.approx([2, 1, 4, 1], rel=0.01)
+    texts = [element.text for element in tree.iter(f"{SVG}text")]
+    assert {"first", "second", "load", "step", "wait", "3.0 s", "5.0 s"} <= set(texts)
+    same = {e.attrib["fill"] for e in tree.iter(f"{SVG}rect") if "load" in "".join(e.itertext())}
+    assert len(same) == 1, "a part has one colour in all bars"
+    assert stacked_bars([], title="t") == ""
