@@ -23,6 +23,7 @@ examples:
   python -m launcher status latest                              one run
   python -m launcher logs latest -f --rank 1                    follow a rank's output
   python -m launcher resume latest                              go on from the last checkpoint
+  python -m launcher drill cfg.yaml                             prove that it survives here
 
 A RUN is a run folder, its name, the unique beginning of its name, or `latest`.
 Exit codes: 0 ok, 1 the run failed or was cancelled, 2 the input is wrong.
@@ -174,6 +175,21 @@ def _resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_lazy("resume"))
 
 
+def _drill_arguments(parser: argparse.ArgumentParser) -> None:
+    _config_arguments(parser)
+    parser.add_argument(
+        "--steps", type=int, default=20, metavar="N", help="steps of each run (default: 20)"
+    )
+    parser.add_argument(
+        "--shrink", action="store_true", help="two layers, width 256 (with an inline model.config)"
+    )
+    parser.add_argument(
+        "--faults", metavar="A,B|all", help="which faults (default: all that runs should survive)"
+    )
+    parser.add_argument("--list", action="store_true", help="say what faults there are, and stop")
+    parser.set_defaults(handler=_lazy("main", "launcher.drill.cli"))
+
+
 def _schema_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_lazy("schema"))
 
@@ -186,15 +202,16 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "logs": ("output of a rank", _logs_arguments),
     "cancel": ("save, stop, and stay stopped", _cancel_arguments),
     "resume": ("go on from the newest verified checkpoint", _resume_arguments),
+    "drill": ("inject faults into a short run, and compare the curves", _drill_arguments),
     "schema": ("JSON Schema of configuration files, for editors", _schema_arguments),
 }
 
 
-def _lazy(name: str) -> Handler:
+def _lazy(name: str, module: str = "launcher.commands") -> Handler:
     def handler(options: argparse.Namespace) -> int:
-        from launcher import commands
+        import importlib
 
-        command: Handler = getattr(commands, name)
+        command: Handler = getattr(importlib.import_module(module), name)
         return command(options)
 
     return handler

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """Start a run, and stay with it where that is asked for or usual."""
     from launcher.start import prepare, start
 
-    _log_to_stderr()
+    log_to_stderr()
     prepared = prepare(
         options.config,
         overrides=options.overrides,
@@ -55,7 +55,7 @@ def plan(options: argparse.Namespace) -> int:
     """Show the plan."""
     from launcher.start import prepare
 
-    _log_to_stderr()
+    log_to_stderr()
     prepared = prepare(
         options.config, overrides=options.overrides, cluster=options.cluster, plan_only=True
     )
@@ -120,7 +120,7 @@ def cancel(options: argparse.Namespace) -> int:
 
 def resume(options: argparse.Namespace) -> int:
     """Submit a run again."""
-    _log_to_stderr()
+    log_to_stderr()
     opened = _open(options).resume(**_resources(options.overrides))
     cluster = opened.status().cluster
     if not options.json:
@@ -333,7 +333,7 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Warnings of the library go to standard error: standard output belongs to the command."""
     structlog.configure(
         processors=[

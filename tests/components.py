@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -59,3 +60,17 @@ def poisoned_llama(
     model.get_input_embeddings().register_forward_pre_hook(look)
     model.get_output_embeddings().register_forward_hook(spoil)
     return model
+
+
+class NoisyAdamW(torch.optim.AdamW):
+    """AdamW with a little noise from the system: no two runs are the same."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step, then move every weight by a tiny amount that nobody can repeat."""
+        loss = super().step(closure)
+        nudge = int.from_bytes(os.urandom(2)) * 1e-9
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.add_(nudge)
+        return loss

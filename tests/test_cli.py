@@ -281,5 +281,9 @@ def test_the_commands_and_their_options_are_frozen() -> None:
         "logs": ["--attempt", "--follow", "--rank", "--runs-dir", "--tail", "-f", "RUN"],
         "cancel": ["--runs-dir", "RUN"],
         "resume": ["--detach", "--json", "--runs-dir", "--wait", "OVERRIDES", "RUN"],
+        "drill": [
+            *("--cluster", "--faults", "--json", "--list", "--shrink", "--steps"),
+            *("CONFIG", "OVERRIDES"),
+        ],
         "schema": [],
     }
