@@ -77,6 +77,8 @@ class Stepper:
     policy: ShardPolicy
     world: World
     max_grad_norm: float | None
+    mark: Callable[[], None] = lambda: None
+    """Called between the parts of a step: forward, backward, totals, optimizer."""
 
     def compute(
         self,
@@ -92,12 +94,14 @@ class Stepper:
         loss_sum = self._accumulate(batches, max(1, label_tokens))
         gradients = local_gradients(self.model.module.parameters())
         loss, grad_norm = self._totals(loss_sum, gradients)
+        self.mark()
         loss /= max(1, label_tokens)
         result = StepResult(loss, grad_norm)
         if admits(result):
             scale(gradients, norm=grad_norm, max_norm=self.max_grad_norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
+        self.mark()
         return result
 
     def weights_finite(self) -> bool:
@@ -116,7 +120,9 @@ class Stepper:
         for index, batch in enumerate(batches):
             self._announce(last=index == len(batches) - 1)
             loss = self.model.loss_sum(batch.to(self.world.device, non_blocking=True))
+            self.mark()
             torch.autograd.backward(loss / label_tokens)
+            self.mark()
             total += loss.detach()
         return total
 
