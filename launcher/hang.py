@@ -93,7 +93,7 @@ def _silent(states: Sequence[RankState], silence: Budget) -> Hang | None:
     others = [one for one in states if one not in quiet]
     first = min(quiet, key=lambda one: (one.passed, one.rank))
     limit = silence(first.phase) or 0.0
-    if any(one.stalled_s < limit / 2 for one in others):
+    if _advance(others, limit):
         return None
     if others or len(states) == 1:
         why = f"no heartbeat for {first.silent_s:.0f} s"
@@ -113,13 +113,17 @@ def _stalled(states: Sequence[RankState], budget: Budget) -> Hang | None:
     if not any(_over(one.stalled_s, budget(one.phase)) for one in states):
         return None
     late = [one for one in states if one.late]
+    if len(late) == len(states):
+        return None  # silence has a limit of its own
     least = min(one.passed for one in states)
     behind = [one for one in states if one.passed == least]
-    suspects = late if 0 < len(late) < len(states) else behind
+    suspects = late or behind
     if not all(_over(one.stalled_s, budget(one.phase)) for one in suspects):
         return None
     first = min(suspects, key=lambda one: one.rank)
     limit = budget(first.phase) or 0.0
+    if _advance(states, limit):
+        return None
     if len(suspects) == len(states) > 1:
         return _unnamed(first, first.stalled_s, limit, "no rank advances")
     if suspects is late:
@@ -132,6 +136,11 @@ def _stalled(states: Sequence[RankState], budget: Budget) -> Hang | None:
     more = [str(one.rank) for one in suspects if one is not first]
     why += f"; so does rank {', '.join(more[:8])}" if more else ""
     return _blame(first, first.stalled_s, limit, why)
+
+
+def _advance(states: Sequence[RankState], limit: float) -> bool:
+    """Whether some rank gets on: then nobody keeps it waiting."""
+    return any(one.stalled_s < limit / 2 for one in states)
 
 
 def _lingering(states: Sequence[RankState], budget: Budget) -> Hang | None:

@@ -215,6 +215,7 @@ _TAKERS: dict[str, Callable[[RankRecords, int, dict[str, Any]], None]] = {
     Kind.RESUME: _resume,
     Kind.STEP: _step,
     Kind.CHECKPOINT: _checkpoint,
+    Kind.PHASE: _heartbeat,
     Kind.HEARTBEAT: _heartbeat,
     Kind.WARNED: _warned,
     Kind.STOPPED: _stopped,

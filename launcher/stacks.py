@@ -19,6 +19,11 @@ _TIMEOUT = "Timeout ("
 _COLLECTIVE = "/torch/distributed/"
 _SAVING = "write_checkpoint"
 _JOINING = "_land"
+_INSTALLED = re.compile(
+    r"/(?:site|dist)-packages/(?!(?:train|launcher|monitor)/)"
+    r"|/lib/python3[^/]*/(?!(?:site|dist)-packages/)"
+)
+"""Libraries by the look of their path: in a container Python lives elsewhere than here."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,13 @@ class Stack:
     @property
     def where(self) -> str:
         """``file:line`` of the innermost frame that is the user's or ours."""
-        own = [frame for frame in self.frames if not is_library(frame.file)]
+        own = [frame for frame in self.frames if not _is_library(frame.file)]
         frame = next(iter([*own, *self.frames]), None)
         return f"{frame.file}:{frame.line}" if frame else ""
+
+
+def _is_library(file: str) -> bool:
+    return is_library(file) or _INSTALLED.search(file) is not None
 
 
 def parse_dump(text: str) -> Stack | None:

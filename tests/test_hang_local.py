@@ -1,4 +1,4 @@
-"""Hangs on this machine: real ranks that stop, sleep or hold their lock, and ranks that are slow."""
+"""Hangs on this machine: ranks that stop, sleep or hold their lock, and ranks that are slow."""
 
 from __future__ import annotations
 

@@ -65,7 +65,13 @@ class RankContext:
             return
         self.phase, self.phase_since = phase, time.monotonic()
         self.mark()
-        self.events.write(Kind.PHASE, phase=str(phase), step=self.step)
+        self.events.write(
+            Kind.PHASE,
+            phase=str(phase),
+            step=self.step,
+            progress=self.progress,
+            save_progress=self.save_progress,
+        )
 
     def beat(self) -> None:
         """Write one heartbeat: where this rank is, and for how long already."""

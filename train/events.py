@@ -34,7 +34,7 @@ class Kind(StrEnum):
     """device, threads, backend, parameters, attention, dtype, batch, total_steps, units_per_epoch,
     documents, fill_rate: what this rank is about to train, and with what"""
     PHASE = "phase"
-    """phase: the rank entered another phase (see Phase)"""
+    """phase, step, progress, save_progress: the rank entered another phase (see Phase)"""
     HEARTBEAT = "heartbeat"
     """step, phase, phase_age_s: the rank's Python runs; step and phase say whether it advances;
     progress, save_progress: points of the program passed, equal on all ranks where they wait for
