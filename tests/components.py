@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from train.rundir import ATTEMPT_VARIABLE
 
 
 class PacedAdamW(torch.optim.AdamW):
@@ -59,3 +62,20 @@ def poisoned_llama(
     model.get_input_embeddings().register_forward_pre_hook(look)
     model.get_output_embeddings().register_forward_hook(spoil)
     return model
+
+
+class HangingAdamW(torch.optim.AdamW):
+    """AdamW that never comes back from one update of one rank, in the run's first attempt."""
+
+    def __init__(self, params: Any, *, rank: int, update: int, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        mine = os.environ["SUBMITRAIN_RANK"] == str(rank)
+        self._hang_at = update if mine and os.environ[ATTEMPT_VARIABLE] == "1" else 0
+        self._updates = 0
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step, or hang."""
+        self._updates += 1
+        if self._updates == self._hang_at:
+            time.sleep(3600)
+        return super().step(closure)
