@@ -28,6 +28,8 @@ from train.rundir import RunDir
 LOOK_EVERY_S = 1.0
 DUMP_WAIT_S = 5.0
 """Seconds for the ranks to write their stacks (a frozen one never does)."""
+DUMP_REST_S = 1.5
+"""Seconds for a rank that does not beat, after all the others have written theirs."""
 DUMP_SETTLE_S = 0.3
 PROBE_S = 5.0
 """Seconds in which the run folder must take a file, or its file system is what hangs."""
@@ -71,7 +73,8 @@ class HangWatch:
         """Have all ranks dump their stacks, wait a moment for them, and name the culprit."""
         before = {rank: _size(self._stacks(rank)) for rank in self.records.started}
         dump_stacks()
-        stacks = self._await_dumps(before)
+        prompt = {one.rank for one in self.states() if not one.late and not one.told}
+        stacks = self._await_dumps(before, prompt & set(before))
         named = name_by_stacks(hang, stacks, self.records.started)
         folder = self._folder / "stacks"
         self.found = replace(named, stacks=str(folder.relative_to(self.run_dir.root)))
@@ -165,15 +168,18 @@ class HangWatch:
     def _stacks(self, rank: int) -> Path:
         return self.run_dir.stacks(self.attempt, rank)
 
-    def _await_dumps(self, before: dict[int, int]) -> dict[int, Stack]:
-        """New dumps of the ranks; whole once a file has stopped growing."""
+    def _await_dumps(self, before: dict[int, int], prompt: set[int]) -> dict[int, Stack]:
+        """New dumps of the ranks, whole once a file has stopped growing; ``prompt`` ones beat."""
         deadline = time.monotonic() + DUMP_WAIT_S
         sizes = before
         while time.monotonic() < deadline:
             time.sleep(DUMP_SETTLE_S)
             grown = {rank: _size(self._stacks(rank)) for rank in before}
-            if grown == sizes and all(grown[rank] > before[rank] for rank in before):
+            dumped = {rank for rank in before if grown[rank] > before[rank]}
+            if grown == sizes and len(dumped) == len(before):
                 break
+            if dumped >= prompt and sizes == before:
+                deadline = min(deadline, time.monotonic() + DUMP_REST_S)
             sizes = grown
         dumps = {rank: parse_dump(read_from(self._stacks(rank), before[rank])) for rank in before}
         return {rank: stack for rank, stack in dumps.items() if stack is not None}

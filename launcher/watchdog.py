@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -55,7 +56,7 @@ class Watchdog:
     def look(self, now: float) -> None:
         """Take note of what advanced; end this process if nothing did for too long."""
         gap_s = self.clock.tick(now)
-        if gap_s > FROZEN_S and self.context.fenced():
+        if gap_s > FROZEN_S and self._replaced():
             os._exit(EXIT_FAILED)
         context = self.context
         before_s, phase = context.idle_s, context.phase
@@ -70,6 +71,11 @@ class Watchdog:
         ceiling_s = self.ceiling_s(phase)
         if ceiling_s is not None and context.idle_s > ceiling_s:
             self._end(ceiling_s)
+
+    def _replaced(self) -> bool:
+        with suppress(OSError):
+            return self.context.fenced()
+        return False
 
     def close(self) -> None:
         """Stop the timer: training is over."""
@@ -102,7 +108,8 @@ class Watchdog:
             return
         self._set_at = now
         timer_s = max(CEILING * silence_s, float(self.config.distributed.timeout_s))
-        faulthandler.dump_traceback_later(timer_s, exit=True, file=self.stacks)
+        with suppress(RuntimeError):  # no thread to be had: go on without the timer
+            faulthandler.dump_traceback_later(timer_s, exit=True, file=self.stacks)
 
     def _end(self, ceiling_s: float) -> None:
         """Say all that is known, within a time limit, and leave for good."""
