@@ -171,15 +171,15 @@ class HangWatch:
     def _await_dumps(self, before: dict[int, int], prompt: set[int]) -> dict[int, Stack]:
         """New dumps of the ranks, whole once a file has stopped growing; ``prompt`` ones beat."""
         deadline = time.monotonic() + DUMP_WAIT_S
-        sizes = before
+        sizes, complete = before, False
         while time.monotonic() < deadline:
             time.sleep(DUMP_SETTLE_S)
             grown = {rank: _size(self._stacks(rank)) for rank in before}
             dumped = {rank for rank in before if grown[rank] > before[rank]}
             if grown == sizes and len(dumped) == len(before):
                 break
-            if dumped >= prompt and sizes == before:
-                deadline = min(deadline, time.monotonic() + DUMP_REST_S)
+            if dumped >= prompt and not complete:
+                complete, deadline = True, min(deadline, time.monotonic() + DUMP_REST_S)
             sizes = grown
         dumps = {rank: parse_dump(read_from(self._stacks(rank), before[rank])) for rank in before}
         return {rank: stack for rank, stack in dumps.items() if stack is not None}
