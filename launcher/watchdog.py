@@ -48,7 +48,7 @@ class Watchdog:
     clock: WatchedClock = field(default_factory=WatchedClock)
     _slowest_s: dict[Phase, float] = field(default_factory=dict)
     _steps_from: int | None = None
-    _set_at: float | None = None
+    _set_for: tuple[Phase | None, float] = (None, 0.0)
 
     def __post_init__(self) -> None:
         self._stall = Stall(self.clock)
@@ -99,14 +99,15 @@ class Watchdog:
         )
 
     def _set_timer(self, now: float) -> None:
-        if self._set_at is not None and now - self._set_at < TIMER_EVERY_S:
+        phase, set_at = self._set_for
+        if phase is self.context.phase and now - set_at < TIMER_EVERY_S:
             return
         limits, beat_s = self.config.resilience.hang, self.config.logging.heartbeat_s
         silence_s = limits.silence_limit_s(self.context.phase, beat_s)
         if silence_s is None:
             faulthandler.cancel_dump_traceback_later()
             return
-        self._set_at = now
+        self._set_for = (self.context.phase, now)
         timer_s = max(CEILING * silence_s, float(self.config.distributed.timeout_s))
         with suppress(RuntimeError):  # no thread to be had: go on without the timer
             faulthandler.dump_traceback_later(timer_s, exit=True, file=self.stacks)

@@ -118,9 +118,9 @@ def test_a_supervisor_that_stood_still_blames_nobody(tmp_path: Path) -> None:
 
 
 def test_a_rank_ends_itself_when_its_supervisor_does_nothing(tmp_path: Path) -> None:
-    plan = {**PLAN, "fail": {"kind": "hang", "rank": 1, "step": 12}}
+    plan = {**PLAN, "fail": {"kind": "hang", "rank": 1, "step": 30}}
     with counting_run(tmp_path / "run", plan=plan, resilience={"hang": BUDGETS}) as run:
-        run.wait_for_step(12)
+        run.wait_for_step(30)
         run.signal(signal.SIGSTOP)
         run.wait_for(lambda: bool(run.events(Kind.FAILURE, 1)), timeout_s=30)
         run.signal(signal.SIGCONT)
@@ -135,10 +135,10 @@ def test_a_rank_ends_itself_when_its_supervisor_does_nothing(tmp_path: Path) -> 
 
 
 def test_a_rank_without_its_lock_is_ended_by_the_interpreters_timer(tmp_path: Path) -> None:
-    plan = {**PLAN, "fail": {"kind": "lock", "rank": 1, "step": 12}}
+    plan = {**PLAN, "fail": {"kind": "lock", "rank": 1, "step": 30}}
     settings: dict[str, Any] = {"resilience": {"hang": BUDGETS}, "distributed": {"timeout_s": 10}}
     with counting_run(tmp_path / "run", plan=plan, **settings) as run:
-        run.wait_for_step(12)
+        run.wait_for_step(30)
         run.signal(signal.SIGSTOP)
         stacks = run.run_dir.stacks(1, 1)
         run.wait_for(lambda: ended_by_timer(stacks.read_text()), timeout_s=40)
