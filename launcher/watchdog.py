@@ -47,6 +47,7 @@ class Watchdog:
     stacks: TextIO
     clock: WatchedClock = field(default_factory=WatchedClock)
     _slowest_s: dict[Phase, float] = field(default_factory=dict)
+    _phase: Phase | None = None
     _steps_from: int | None = None
     _set_for: tuple[Phase | None, float] = (None, 0.0)
 
@@ -63,8 +64,9 @@ class Watchdog:
         saved = context.save_progress if phase is Phase.SAVE else 0
         seen = (phase, context.step, context.progress, context.pulses, saved)
         context.idle_s = self._stall.look(seen)
-        if context.idle_s < before_s:
-            self._slowest_s[phase] = max(self._slowest_s.get(phase, 0.0), before_s)
+        if context.idle_s < before_s and self._phase is not None:
+            self._slowest_s[self._phase] = max(self._slowest_s.get(self._phase, 0.0), before_s)
+        self._phase = phase
         if phase is Phase.STEP and self._steps_from is None:
             self._steps_from = context.step
         self._set_timer(now)
