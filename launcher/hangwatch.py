@@ -33,6 +33,8 @@ DUMP_REST_S = 1.5
 DUMP_SETTLE_S = 0.3
 PROBE_S = 5.0
 """Seconds in which the run folder must take a file, or its file system is what hangs."""
+PROBE_AGAIN_S = 30.0
+"""Seconds until the next such try: one that is blocked may leave its thread behind."""
 LATE_BEATS = 3
 LATE_S = 5.0
 """A rank is late after so many heartbeats, and at least these seconds."""
@@ -65,6 +67,7 @@ class HangWatch:
         self.clock.tick(now)
         hang = find_hang(self.states(), self.budget_s, self.silence_s)
         if hang is not None and hang.everyone and not folder_takes_files(self._folder):
+            self._next = now + PROBE_AGAIN_S
             log.warning("file_system_stalls", attempt=self.attempt, folder=str(self._folder))
             return None
         return hang
@@ -138,11 +141,13 @@ class HangWatch:
         beat = self.records.heartbeats.get(rank)
         told = rank in self.records.finished | self.records.stopped
         told |= any(failure.rank == rank for failure in self.records.failures)
+        phase = beat.phase if beat else "import"
         late_s = max(LATE_S, LATE_BEATS * self.config.logging.heartbeat_s)
+        late_s = min(late_s, (self.silence_s(phase) or late_s) / 2)
         return RankState(
             rank=rank,
             host=self.records.started.get(rank, ""),
-            phase=beat.phase if beat else "import",
+            phase=phase,
             step=beat.step if beat else 0,
             progress=beat.progress if beat else (0, 0),
             stalled_s=silent_s + (beat.idle_s if beat else 0.0),
@@ -195,8 +200,10 @@ def _size(path: Path) -> int:
 def folder_takes_files(folder: Path, *, within_s: float = PROBE_S) -> bool:
     """Whether a file can be written and read back in time; a thread tries, since it may block."""
     done = threading.Event()
+    alive = False
 
     def attempt() -> None:
+        nonlocal alive
         path = folder / f".probe-{os.getpid()}"
         try:
             with path.open("w+b") as file:
@@ -206,9 +213,8 @@ def folder_takes_files(folder: Path, *, within_s: float = PROBE_S) -> bool:
             alive = path.read_bytes() == b"alive"
             path.unlink()
         except OSError:
-            return
-        if alive:
-            done.set()
+            alive = False
+        done.set()
 
     threading.Thread(target=attempt, name="probe", daemon=True).start()
-    return done.wait(within_s)
+    return done.wait(within_s) and alive
