@@ -88,18 +88,18 @@ class HangWatch:
         """The hang for which a rank ended itself: its own watchdog's word, or the interpreter's."""
         if self.found is not None:
             return self.found
-        for failure in self.records.failures:
-            if failure.kind == "HungError":
-                states = [replace(one, told=False) for one in self.states()]
-                stalled = find_hang(states, lambda _: 0.0, self.silence_s)
-                rank = stalled.rank if stalled and stalled.rank is not None else failure.rank
-                return self._own_word(rank, failure.phase, failure.message)
         for one in exits:
             dumped = one.died and not one.ours and ended_by_timer(read_from(self._stacks(one.rank)))
             if dumped:
                 why = "it held the interpreter lock until its own timer ended it"
                 beat = self.records.heartbeats.get(one.rank)
                 return self._own_word(one.rank, beat.phase if beat else "import", why)
+        for failure in self.records.failures:
+            if failure.kind == "HungError":
+                states = self.states()
+                behind = [s for s in states if s.passed == min(one.passed for one in states)]
+                rank = behind[0].rank if len(behind) < len(states) else failure.rank
+                return self._own_word(rank, failure.phase, failure.message)
         return None
 
     def _own_word(self, rank: int, phase: str, why: str) -> Hang:

@@ -16,6 +16,7 @@ import faulthandler
 import os
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class Watchdog:
 
     def __post_init__(self) -> None:
         self._stall = Stall(self.clock)
+        self.clock.tick(time.monotonic())
 
     def look(self, now: float) -> None:
         """Take note of what advanced; end this process if nothing did for too long."""
