@@ -162,6 +162,7 @@ def _facts(evidence: AttemptEvidence) -> dict[str, Any]:
         "stopped": len(evidence.stopped),
         "failures": [asdict(failure) for failure in evidence.failures[:8]],
         "diagnosis": _in_short(diagnosis) if diagnosis else None,
+        "hang": asdict(evidence.hang) if evidence.hang else None,
         "launcher_code": evidence.launcher_code,
         "terminated": evidence.terminated,
         "ended_for": evidence.ended_for,

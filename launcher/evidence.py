@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from launcher.hang import Hang
 from monitor.diagnose import Diagnosis, FailureClass, Trust, kind_of_exception
 from monitor.slurm import JobInfo
 from train.rollback import Rollback
@@ -115,6 +116,8 @@ class AttemptEvidence:
     """The scheduler's view after the attempt; None without a scheduler."""
     diagnosis: Diagnosis | None = None
     """What logs and records of the attempt say; None where it ended as it should."""
+    hang: Hang | None = None
+    """The hang for which the ranks were ended, or for which one ended itself."""
     has_queue: bool = False
     """A scheduler owns the job; without its view (``job``) it did not answer."""
     restarts_before: int = 0

@@ -23,6 +23,8 @@ class Cause(StrEnum):
     """The supervisor got TERM or INT, and nothing says who sent it."""
     RANK_DIED = "rank_died"
     """A rank ended without the program being to blame: signal, network, host."""
+    HUNG = "hung"
+    """A rank made no progress for longer than its phase may take."""
     LAUNCH_FAILED = "launch_failed"
     """Ranks were never started."""
     OUT_OF_MEMORY = "out_of_memory"

@@ -70,6 +70,8 @@ def _verdict(evidence: AttemptEvidence, history: Sequence[AttemptRecord]) -> Dec
     if evidence.host_memory_ran_out and evidence.diagnosis is not None:
         words = evidence.diagnosis.summary
         return _out_of_memory(Cause.HOST_OUT_OF_MEMORY, words, evidence, history)
+    if evidence.hang is not None:
+        return Decision(Cause.HUNG, Action.RESTART, evidence.hang.describe())
     culprit = next((one for one in evidence.failures if not one.victim), None)
     if culprit is not None:
         return _of_exception(culprit, evidence, history)

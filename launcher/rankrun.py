@@ -11,11 +11,13 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TextIO
 
 from launcher.blame import class_name, is_victim, where
 from launcher.spawn import JOB_ID_VARIABLE, PARENT_VARIABLE
+from launcher.watchdog import Watchdog
 from train import faults
 from train.config.load import load_resolved
 from train.context import RankContext, background_beat
@@ -42,20 +44,24 @@ def run_rank(flag: StopFlag) -> int:
         try:
             faults.arm(context)
             faults.at(faults.Moment.START)
-            return run_entry(context)
+            return run_entry(context, stacks)
         except BaseException as error:  # the user's code may raise anything, SystemExit included
             record_failure(context, error)
             return EXIT_FAILED
 
 
-def run_entry(context: RankContext) -> int:
+def run_entry(context: RankContext, stacks: TextIO) -> int:
     """Load the configuration, beat, and call the training entry.
 
     Raises:
         RuntimeError: the entry returned something that is no exit code of ours.
     """
     config = load_resolved(context.run_dir.config, os.environ)
-    with background_beat(context, config.logging.heartbeat_s):
+    watchdog = Watchdog(context, config, stacks)
+    with (
+        closing(watchdog),
+        background_beat(context, config.logging.heartbeat_s, watchdog.look),
+    ):
         with uncollected():
             entry = importlib.import_module(os.environ.get(ENTRY_VARIABLE, DEFAULT_ENTRY))
         code = entry.main(context, config)
@@ -112,9 +118,9 @@ def end_with_parent(environ: Mapping[str, str]) -> None:
 
 def open_stacks(context: RankContext) -> TextIO:
     """File for this rank's stack dumps, on request (SIGUSR1) or after a crash."""
-    folder = context.run_dir.attempt_dir(context.attempt) / "stacks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / f"rank{context.rank:05d}.txt").open("a")
+    path = context.run_dir.stacks(context.attempt, context.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a")
 
 
 def announce(context: RankContext) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.evidence import RankFailure
+from launcher.pace import Pace, read_pace
 from train.events import Kind, parse_event, read_events
 from train.rollback import Rollback
 from train.rundir import RunDir
@@ -26,6 +27,10 @@ class Heartbeat:
     step: int
     phase: str
     phase_age_s: float
+    progress: tuple[int, int] = (0, 0)
+    """Points of the program passed by the main thread, and by the one that saves."""
+    idle_s: float = 0.0
+    """Seconds without any progress."""
 
 
 @dataclass
@@ -34,6 +39,8 @@ class EventTail:
 
     path: Path
     offset: int
+    readable: bool = True
+    """Whether the last look could tell what the file holds."""
 
     @classmethod
     def at_end(cls, path: Path) -> EventTail:
@@ -45,6 +52,7 @@ class EventTail:
 
     def read(self) -> list[dict[str, Any]]:
         """New whole events; nothing when the file cannot be read now."""
+        self.readable = True
         try:
             with self.path.open("rb") as file:
                 # Opened anew each time: that is what makes NFS show other hosts' appends.
@@ -53,7 +61,8 @@ class EventTail:
                     return []
                 file.seek(self.offset)
                 data = file.read()
-        except OSError:
+        except OSError as error:
+            self.readable = isinstance(error, FileNotFoundError)
             return []
         whole, newline, _ = data.rpartition(b"\n")
         self.offset += len(whole) + len(newline)
@@ -74,6 +83,10 @@ class RankRecords:
     stopped: set[int] = field(default_factory=set)
     failures: list[RankFailure] = field(default_factory=list)
     heartbeats: dict[int, Heartbeat] = field(default_factory=dict)
+    looks: dict[int, int] = field(default_factory=dict)
+    """How often each rank's file could be read."""
+    pace: Pace = field(default_factory=Pace)
+    """What steps, saves and validations of this run take."""
     first_step: int | None = None
     last_step: int | None = None
     steps_s: list[float] = field(default_factory=list)
@@ -88,6 +101,7 @@ class RankRecords:
             rank: EventTail.at_end(self.run_dir.events(rank)) for rank in range(self.world_size)
         }
         self._turn = 0
+        self.pace = read_pace(self.run_dir.events(0))
         saves = read_events(self.run_dir.events(0), kinds=frozenset({Kind.CHECKPOINT}))
         for event in saves:  # of earlier attempts: the lead before the limit needs them at once
             _checkpoint(self, 0, event)
@@ -113,7 +127,11 @@ class RankRecords:
 
     def _read(self, ranks: list[int]) -> None:
         for rank in ranks:
-            for event in self._tails[rank].read():
+            events = self._tails[rank].read()
+            self.looks[rank] = self.looks.get(rank, 0) + self._tails[rank].readable
+            if rank == 0:
+                self.pace.take(events)
+            for event in events:
                 if event.get("attempt") == self.attempt:
                     self._take(rank, event)
 
@@ -165,6 +183,8 @@ def _heartbeat(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
         step=int(event.get("step") or 0),
         phase=str(event.get("phase", "")),
         phase_age_s=float(event.get("phase_age_s") or 0.0),
+        progress=(int(event.get("progress") or 0), int(event.get("save_progress") or 0)),
+        idle_s=float(event.get("idle_s") or 0.0),
     )
 
 
@@ -195,6 +215,7 @@ _TAKERS: dict[str, Callable[[RankRecords, int, dict[str, Any]], None]] = {
     Kind.RESUME: _resume,
     Kind.STEP: _step,
     Kind.CHECKPOINT: _checkpoint,
+    Kind.PHASE: _heartbeat,
     Kind.HEARTBEAT: _heartbeat,
     Kind.WARNED: _warned,
     Kind.STOPPED: _stopped,

@@ -51,6 +51,9 @@ class RankGroup(Protocol):
     def request_stop(self, number: signal.Signals) -> None:
         """Signal every rank that can be reached directly; others see the stop request."""
 
+    def dump_stacks(self) -> None:
+        """Ask every living rank for the stacks of its threads (SIGUSR1)."""
+
     def kill(self) -> None:
         """End all ranks now."""
 
@@ -196,6 +199,10 @@ class LocalGroup:
         for process in self._processes.values():
             with suppress(ProcessLookupError):
                 process.send_signal(number)
+
+    def dump_stacks(self) -> None:
+        """SIGUSR1 to every living rank, and to no child of one."""
+        self.request_stop(signal.SIGUSR1)
 
     def kill(self) -> None:
         """Kill every rank with all of its children, and reap it."""

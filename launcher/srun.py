@@ -220,6 +220,12 @@ class SrunGroup:
     def request_stop(self, number: signal.Signals) -> None:
         """Nothing to do: ranks on other nodes see the stop request in the run folder."""
 
+    def dump_stacks(self) -> None:
+        """SIGUSR1 to the step; slurmstepd passes it on to the tasks on every node."""
+        step = find_step(self._job_id, self._step)
+        if step is not None:
+            ask(["scancel", "--signal=USR1", step])
+
     def kill(self) -> None:
         """End the step and wait for srun."""
         if self._process.poll() is not None:

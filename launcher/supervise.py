@@ -176,6 +176,8 @@ def culprit_rank(evidence: AttemptEvidence) -> int | None:
     """The rank whose log is worth showing: the first that failed by itself, else that died."""
     if evidence.all_finished or evidence.all_stopped:
         return None
+    if evidence.hang is not None and evidence.hang.rank is not None:
+        return evidence.hang.rank
     own = [failure.rank for failure in evidence.failures if not failure.victim]
     dead = [one.rank for one in evidence.exits if one.died and not one.ours]
     victims = [failure.rank for failure in evidence.failures]

@@ -15,6 +15,7 @@ import structlog
 from launcher.allocation import Allocation
 from launcher.deadlines import LAST_CALL_S, Fit, lead_of
 from launcher.evidence import AttemptEvidence, StopCause
+from launcher.hangwatch import HangWatch
 from launcher.logs import log_tail
 from launcher.records import RankRecords
 from launcher.signals import SignalNotes
@@ -53,6 +54,9 @@ class AttemptWatch:
     def __post_init__(self) -> None:
         world_size = self.allocation.spawner.world_size
         self.records = RankRecords(self.run_dir, self.attempt, world_size)
+        self.hangs = HangWatch(
+            self.run_dir, self.config, self.attempt, self.records, self.records.pace
+        )
         self.stop_asked: StopCause | None = None
         self.noticed_at: float | None = None
         self._kill_at: float | None = None
@@ -73,7 +77,7 @@ class AttemptWatch:
                 self._notice(group)
                 self._look()
                 self._ask_to_stop(group)
-                if self._is_over(group) or self._cannot_start(group):
+                if self._is_over(group) or self._cannot_start(group) or self._hangs(group):
                     break
                 time.sleep(POLL_S)
         except BaseException:
@@ -198,6 +202,15 @@ class AttemptWatch:
         group.kill()
         return True
 
+    def _hangs(self, group: RankGroup) -> bool:
+        """End the attempt if a rank hangs; after a death the group ends by itself."""
+        hang = self.hangs.look()
+        if hang is None or any(one.died for one in group.exits()):
+            return False
+        self.hangs.examine(hang, group.dump_stacks)
+        group.kill()
+        return True
+
     def _settle(self, group: RankGroup) -> None:
         """Read the last events; those of other hosts may take a moment to become visible."""
         died = any(one.died for one in group.exits())
@@ -236,6 +249,7 @@ class AttemptWatch:
             stopped=frozenset(records.stopped),
             failures=tuple(records.failures),
             exits=group.exits(),
+            hang=self.hangs.self_ended(group.exits()),
             launcher_code=group.launcher_code(),
             launcher_error=group.launcher_error(),
             terminated=terminated,

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from train.rundir import ATTEMPT_VARIABLE
+
 
 class PacedAdamW(torch.optim.AdamW):
     """AdamW that takes its time: gives a tiny model steps of a length that a test can rely on."""
@@ -74,3 +76,20 @@ class NoisyAdamW(torch.optim.AdamW):
                 for parameter in group["params"]:
                     parameter.add_(nudge)
         return loss
+
+
+class HangingAdamW(torch.optim.AdamW):
+    """AdamW that never comes back from one update of one rank, in the run's first attempt."""
+
+    def __init__(self, params: Any, *, rank: int, update: int, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        mine = os.environ["SUBMITRAIN_RANK"] == str(rank)
+        self._hang_at = update if mine and os.environ[ATTEMPT_VARIABLE] == "1" else 0
+        self._updates = 0
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step, or hang."""
+        self._updates += 1
+        if self._updates == self._hang_at:
+            time.sleep(3600)
+        return super().step(closure)

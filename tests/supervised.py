@@ -110,12 +110,14 @@ def make_run(
     tasks: int = 2,
     slurm: dict[str, Any] | None = None,
     resilience: dict[str, Any] | None = None,
+    distributed: dict[str, Any] | None = None,
 ) -> RunDir:
     """A run folder for the counting program, as ``launch`` would leave it."""
     root.mkdir(parents=True)
     config = {
         "slurm": {"nodes": nodes, "ntasks_per_node": tasks, **(slurm or {})},
         "resilience": resilience or {},
+        "distributed": distributed or {},
         "logging": {"heartbeat_s": 0.5},
     }
     (root / "config.yaml").write_text(yaml.safe_dump(config))

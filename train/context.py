@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,37 +33,82 @@ class RankContext:
     step: int = 0
     phase: Phase = Phase.IMPORT
     phase_since: float = field(default_factory=time.monotonic)
+    progress: int = 0
+    """Points of the program passed so far that every rank passes: who is behind keeps others."""
+    save_progress: int = 0
+    """The same, in the thread that saves."""
+    pulses: int = 0
+    """Signs of work that only this rank does."""
+    idle_s: float = 0.0
+    """Seconds without progress, as the heartbeat's thread saw it."""
 
     def __post_init__(self) -> None:
         self.events = EventWriter(
             self.run_dir.events(self.rank), self.rank, self.attempt, self.job_id
         )
 
+    def mark(self) -> None:
+        """Say that one more point was passed that all ranks pass; costs next to nothing."""
+        self.progress += 1
+
+    def mark_save(self) -> None:
+        """The same, for a save: it may run in a thread of its own."""
+        self.save_progress += 1
+
+    def pulse(self) -> None:
+        """Say that this rank works, where others wait for it."""
+        self.pulses += 1
+
     def enter(self, phase: Phase) -> None:
         """Record that this rank is in another phase now."""
         if phase is self.phase:
             return
         self.phase, self.phase_since = phase, time.monotonic()
-        self.events.write(Kind.PHASE, phase=str(phase), step=self.step)
+        self.mark()
+        self.events.write(
+            Kind.PHASE,
+            phase=str(phase),
+            step=self.step,
+            progress=self.progress,
+            save_progress=self.save_progress,
+        )
 
     def beat(self) -> None:
         """Write one heartbeat: where this rank is, and for how long already."""
         age_s = round(time.monotonic() - self.phase_since, 3)
-        self.events.write(Kind.HEARTBEAT, step=self.step, phase=str(self.phase), phase_age_s=age_s)
+        self.events.write(
+            Kind.HEARTBEAT,
+            step=self.step,
+            phase=str(self.phase),
+            phase_age_s=age_s,
+            progress=self.progress,
+            save_progress=self.save_progress,
+            idle_s=round(self.idle_s, 3),
+        )
 
     def fenced(self) -> bool:
         """Whether a newer attempt owns the run folder, so that this one must not publish."""
         return self.run_dir.newest_attempt() > self.attempt
 
 
+def nothing(now: float) -> None:
+    """The default of ``look``."""
+
+
 @contextmanager
-def background_beat(context: RankContext, interval_s: float) -> Iterator[None]:
-    """Beat every ``interval_s`` seconds, look for the stop request, pass warnings on; a thread."""
+def background_beat(
+    context: RankContext, interval_s: float, look: Callable[[float], None] = nothing
+) -> Iterator[None]:
+    """Beat every ``interval_s`` seconds, look for the stop request, pass warnings on; a thread.
+
+    ``look`` is called with the monotonic time twice a second, before anything else.
+    """
     done = threading.Event()
 
     def run() -> None:
         next_beat, told = 0.0, 0
         while not done.wait(STOP_POLL_S):
+            look(time.monotonic())
             if stop_requested(context.run_dir.stop_request(context.attempt)):
                 context.stop.request(StopReason.ASKED)
             if context.stop.warnings > told:

@@ -7,6 +7,7 @@
     │   └── ClusterError         the requested cluster or its tools are not here
     └── RunError             the run failed: exit code 1
         ├── CheckpointError      no verified checkpoint where one is needed
+        ├── HungError            no progress for far longer than its phase may take
         ├── FencedError          a newer attempt owns the run folder; this one must not write
         ├── NotFiniteError       loss or gradient norm is not finite
         └── LossSpikeError       the loss rose far above the usual
@@ -51,6 +52,10 @@ class RunError(SubmitrainError):
 
 class CheckpointError(RunError):
     """No verified checkpoint exists where one is needed, or one cannot be written."""
+
+
+class HungError(RunError):
+    """A rank made no progress for far longer than its phase may take; its watchdog ends it."""
 
 
 class FencedError(RunError):

@@ -21,6 +21,8 @@ EXIT_FINISHED = 0
 EXIT_FAILED = 1
 EXIT_STOPPED = 85
 """A rank exits with this after it saved and stopped because it was asked to."""
+EXIT_HUNG = 86
+"""A rank's watchdog ends it with this: it did not advance, and nobody else had ended it."""
 
 
 class Kind(StrEnum):
@@ -32,9 +34,11 @@ class Kind(StrEnum):
     """device, threads, backend, parameters, attention, dtype, batch, total_steps, units_per_epoch,
     documents, fill_rate: what this rank is about to train, and with what"""
     PHASE = "phase"
-    """phase: the rank entered another phase (see Phase)"""
+    """phase, step, progress, save_progress: the rank entered another phase (see Phase)"""
     HEARTBEAT = "heartbeat"
-    """step, phase, phase_age_s: the rank's Python runs; step and phase say whether it advances"""
+    """step, phase, phase_age_s: the rank's Python runs; step and phase say whether it advances;
+    progress, save_progress: points of the program passed, equal on all ranks where they wait for
+    each other; idle_s: seconds without any progress"""
     STEP = "step"
     """step, epoch, position, loss, grad_norm, lr, tokens and label_tokens (of this step, all ranks,
     without padding), total_tokens, tokens_per_s, step_s, data_wait_s, mem_bytes, mfu (when the peak

@@ -76,6 +76,7 @@ def _steps(training: Training) -> StopReason:
     reason = StopReason.NONE
     for batches, waited_s in _steps_to_do(training):
         agreed = agree(batches, training.context.stop.reason, training.world)
+        training.context.mark()
         if reason := agreed.stop:
             break
         _advance(training, batches, agreed, waited_s)
@@ -97,6 +98,7 @@ def _steps_to_do(training: Training) -> Iterator[tuple[list[MicroBatch], float]]
     for _ in range(left):
         began = time.monotonic()
         batches = next(stream)
+        training.context.mark()
         yield batches, time.monotonic() - began
         training.context.enter(Phase.STEP)
 
@@ -185,6 +187,7 @@ def _anyone_stops(training: Training) -> bool:
     """Whether any rank was asked to stop; the same answer on all of them."""
     flag = torch.tensor(int(training.context.stop.reason))
     dist.all_reduce(flag, dist.ReduceOp.MAX, group=training.world.control)
+    training.context.mark()
     return bool(flag.item())
 
 

@@ -90,6 +90,8 @@ def _data(
     context: RankContext, config: RunConfig, world: World
 ) -> tuple[PreTrainedTokenizerBase, TrainingData]:
     def give_up_if_asked() -> None:
+        if context.rank == 0:
+            context.pulse()  # the others only wait
         if context.stop.reason:
             raise StopBeforeTraining
 
@@ -135,6 +137,7 @@ def _prepare(
         policy=built.policy,
         world=world,
         max_grad_norm=config.max_grad_norm,
+        mark=context.mark,
     )
     context.enter(Phase.LOAD)
     checkpointer = _checkpointer(context, config, world, tokenizer)

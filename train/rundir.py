@@ -127,6 +127,10 @@ class RunDir:
         """Scratch of one attempt: rendezvous, stop request, stack dumps."""
         return self.root / "attempts" / f"{attempt:03d}"
 
+    def stacks(self, attempt: int, rank: int) -> Path:
+        """Where a rank of an attempt dumps the stacks of its threads."""
+        return self.attempt_dir(attempt) / "stacks" / f"rank{rank:05d}.txt"
+
     def rendezvous(self, attempt: int) -> Path:
         """Where rank 0 of an attempt publishes the address of its store."""
         return self.attempt_dir(attempt) / "rendezvous.json"

@@ -78,6 +78,8 @@ class Stepper:
     policy: ShardPolicy
     world: World
     max_grad_norm: float | None
+    mark: Callable[[], None] = lambda: None
+    """Called between the parts of a step: forward, backward, totals, optimizer."""
 
     def compute(
         self,
@@ -93,6 +95,7 @@ class Stepper:
         loss_sum = self._accumulate(batches, max(1, label_tokens))
         gradients = local_gradients(self.model.module.parameters())
         loss, grad_norm = self._totals(loss_sum, gradients)
+        self.mark()
         loss /= max(1, label_tokens)
         result = StepResult(loss, grad_norm)
         if admits(result):
@@ -100,6 +103,7 @@ class Stepper:
             faults.at(faults.Moment.OPTIMIZER)
             self.optimizer.step()
         self.optimizer.zero_grad()
+        self.mark()
         return result
 
     def weights_finite(self) -> bool:
@@ -122,7 +126,9 @@ class Stepper:
             loss = self.model.loss_sum(batch.to(self.world.device, non_blocking=True))
             if faults.at(faults.Moment.STEP, micro_batch=index):
                 loss = loss * math.nan
+            self.mark()
             torch.autograd.backward(loss / label_tokens)
+            self.mark()
             total += loss.detach()
         return total
 

@@ -5,12 +5,14 @@ supervisor can be tested with many attempts in little time. What it shall do is 
 ``counting.json`` in the run folder:
 
     steps: how many; step_s: seconds of each; save_every: steps between saves
+    first_step_s, validate_every, validate_s, save_s: slow parts of a healthy run
     fail: {kind, rank, step, attempts: [1]}; kinds: kill, exit, error, user, memory, vanish, hang,
-          victim
+          victim, freeze (SIGSTOP), lock (waits in C and holds the interpreter lock)
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -33,16 +35,23 @@ def main(context: RankContext, config: RunConfig) -> int:
     saved = context.run_dir.root / "saved.json"
     context.step = json.loads(saved.read_text())["step"] if saved.exists() else 0
     context.events.write(Kind.RESUME, step=context.step, path=str(saved), load_s=0.0)
-    context.enter(Phase.STEP)
+    if "first_step_s" in plan:
+        context.enter(Phase.FIRST_STEP)
+        time.sleep(plan["first_step_s"])
     while context.step < plan["steps"]:
+        context.enter(Phase.STEP)
         began = time.monotonic()
         misbehave(context, plan.get("fail"))
         time.sleep(plan["step_s"])
+        context.mark()
         stop = agree(context, plan)
         context.step += 1
         if context.rank == 0:
             step_s = time.monotonic() - began
             context.events.write(Kind.STEP, step=context.step, loss=1.0, step_s=step_s)
+        if context.step % plan.get("validate_every", 10**9) == 0:
+            context.enter(Phase.VALIDATE)
+            time.sleep(plan["validate_s"])
         if stop or context.step % plan.get("save_every", 10**9) == 0:
             save(context, plan)
         if stop:
@@ -74,6 +83,7 @@ def agree(context: RankContext, plan: dict[str, Any]) -> int:
 
 def save(context: RankContext, plan: dict[str, Any]) -> None:
     """Rank 0 writes the step; a fenced attempt must not."""
+    context.enter(Phase.SAVE)
     if context.rank == 0 and not context.fenced():
         time.sleep(plan.get("save_s", 0.0))
         write_json_atomically(context.run_dir.root / "saved.json", {"step": context.step})
@@ -105,3 +115,14 @@ def misbehave(context: RankContext, fail: dict[str, Any] | None) -> None:
             raise RuntimeError("Connection reset by peer [10.0.0.2]:4711")
         case "hang":
             time.sleep(3600)
+        case "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "lock":
+            hold_the_interpreter_lock()
+
+
+def hold_the_interpreter_lock() -> None:
+    """Lock a mutex twice: a PyDLL call keeps the lock, and futex(2) goes on after any signal."""
+    libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(128)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)

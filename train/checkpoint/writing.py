@@ -93,10 +93,12 @@ def write_checkpoint(task: SaveTask, snapshot: Snapshot, agreement: Agreement) -
         AgreedError: some rank failed; the temporary folder is gone, training may go on.
     """
     refusal = agreement.on_rank0(lambda: _begin(task))
+    task.context.mark_save()
     if refusal is not None:
         return refusal
     try:
         shares = agreement.together(lambda: _write_share(task, snapshot, agreement))
+        task.context.mark_save()
         return agreement.on_rank0(lambda: _finish(task, snapshot, shares))
     except AgreedError:
         if agreement.rank == 0:
@@ -133,10 +135,14 @@ def _write_share(task: SaveTask, snapshot: Snapshot, agreement: Agreement) -> di
         folder / MODEL, snapshot.model, safetensors=task.safetensors, group=agreement.group
     )
     faults.at(faults.Moment.SAVE, step=task.state.step)
+    task.context.mark_save()
     write_tensors(folder / OPTIMIZER, snapshot.optimizer, safetensors=False, group=agreement.group)
+    task.context.mark_save()
     if agreement.rank == 0:
         write_scalars(folder / OPTIMIZER, snapshot.scalars)
-    return record_own_files(folder, agreement.rank)
+    records = record_own_files(folder, agreement.rank)
+    task.context.mark_save()
+    return records
 
 
 def _expect_finite(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from train.config.base import Section
+from train.config.hang import HangConfig
 from train.config.types import DurationS, OptionalInt, OptionalStr, Secret, SpikeAction
 
 
@@ -65,6 +66,9 @@ class ResilienceConfig(Section):
     )
     kill_wait_s: int = Field(
         30, ge=1, description="Seconds that ranks get to save after TERM before they are killed."
+    )
+    hang: HangConfig = Field(
+        default=HangConfig(), description="When a rank counts as hung: seconds by phase."
     )
 
 

@@ -114,7 +114,13 @@ class DistributedConfig(TargetSection):
         description="Synchronise gradients only at the last micro-batch: faster, but keeps a full "
         "gradient on every rank; none = on for CPUs and models under 2e9 parameters.",
     )
-    timeout_s: int = Field(1800, ge=10, description="Time limit of a collective, in seconds.")
+    timeout_s: int = Field(
+        1800,
+        ge=10,
+        description="Time limit of a collective, in seconds: the last resort behind "
+        "resilience.hang, whose budgets end at 0.9 x this, so that a hung rank is named before its "
+        "peers give up.",
+    )
 
 
 class DatasetConfig(TargetSection):

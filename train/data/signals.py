@@ -1,7 +1,8 @@
 """Helper processes must outlive the signals that tell their rank to save.
 
 Slurm sends the warning before the time limit to every process of a step; a loader process that
-died of it would take its rank down in the middle of the save.
+died of it would take its rank down in the middle of the save. So it does with SIGUSR1, which asks
+ranks for their stacks: a helper would die of it, or write into its rank's dump.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 
 

@@ -1,0 +1,156 @@
+"""A rank's own watchdog: ends a rank that does not advance when nobody else has ended it.
+
+The supervisor names and ends a hung rank long before. This is for a rank whose supervisor is gone,
+frozen or cut off. Two parts, since a thread of Python needs the interpreter lock:
+
+- the heartbeat's thread looks twice a second whether anything advanced; at twice the budget of the
+  phase it dumps all stacks, writes the failure record and leaves;
+- a timer in C (``faulthandler.dump_traceback_later``), set anew with every heartbeat, ends a
+  process that holds its lock all the time. It is as long as a collective may take: a suspended job
+  that goes on within that time survives, after a longer stand its collectives would fail anyway.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from launcher.blame import class_name, is_library
+from launcher.pace import ENOUGH_STEPS, PATIENCE
+from launcher.watched import Stall, WatchedClock
+from train.config import RunConfig
+from train.context import RankContext
+from train.errors import HungError
+from train.events import EXIT_FAILED, EXIT_HUNG, Kind, Phase
+
+CEILING = 2.0
+"""Times the budget of a phase."""
+FROZEN_S = 10.0
+"""After such a gap this process stood still: another attempt may have taken its place."""
+TELL_S = 10.0
+"""Seconds for the last words; a file system that hangs must not keep the rank alive."""
+TIMER_EVERY_S = 5.0
+
+
+@dataclass
+class Watchdog:
+    """Looks after one rank, from its heartbeat's thread."""
+
+    context: RankContext
+    config: RunConfig
+    stacks: TextIO
+    clock: WatchedClock = field(default_factory=WatchedClock)
+    _slowest_s: dict[Phase, float] = field(default_factory=dict)
+    _phase: Phase | None = None
+    _steps_from: int | None = None
+    _set_for: tuple[Phase | None, float] = (None, 0.0)
+
+    def __post_init__(self) -> None:
+        self._stall = Stall(self.clock)
+        self.clock.tick(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """Take note of what advanced; end this process if nothing did for too long."""
+        gap_s = self.clock.tick(now)
+        if gap_s > FROZEN_S and self._replaced():
+            os._exit(EXIT_FAILED)
+        context = self.context
+        before_s, phase = context.idle_s, context.phase
+        saved = context.save_progress if phase is Phase.SAVE else 0
+        seen = (phase, context.step, context.progress, context.pulses, saved)
+        context.idle_s = self._stall.look(seen)
+        if context.idle_s < before_s and self._phase is not None:
+            self._slowest_s[self._phase] = max(self._slowest_s.get(self._phase, 0.0), before_s)
+        self._phase = phase
+        if phase is Phase.STEP and self._steps_from is None:
+            self._steps_from = context.step
+        self._set_timer(now)
+        ceiling_s = self.ceiling_s(phase)
+        if ceiling_s is not None and context.idle_s > ceiling_s:
+            self._end(ceiling_s)
+
+    def _replaced(self) -> bool:
+        with suppress(OSError):
+            return self.context.fenced()
+        return False
+
+    def close(self) -> None:
+        """Stop the timer: training is over."""
+        faulthandler.cancel_dump_traceback_later()
+
+    def ceiling_s(self, phase: Phase) -> float | None:
+        """Seconds without progress after which this rank ends itself; None = never."""
+        limits = self.config.resilience.hang
+        limit = limits.limit_s(phase)
+        if limit is not None and phase is Phase.STEP and not self._steps_are_known:
+            first = limits.limit_s(Phase.FIRST_STEP)
+            limit = None if first is None else max(limit, first)
+        if limit is None:
+            return None
+        return CEILING * max(limit, PATIENCE * self._slowest_s.get(phase, 0.0))
+
+    @property
+    def _steps_are_known(self) -> bool:
+        return self._steps_from is not None and (
+            self.context.step - self._steps_from >= ENOUGH_STEPS
+        )
+
+    def _set_timer(self, now: float) -> None:
+        phase, set_at = self._set_for
+        if phase is self.context.phase and now - set_at < TIMER_EVERY_S:
+            return
+        limits, beat_s = self.config.resilience.hang, self.config.logging.heartbeat_s
+        silence_s = limits.silence_limit_s(self.context.phase, beat_s)
+        if silence_s is None:
+            faulthandler.cancel_dump_traceback_later()
+            return
+        self._set_for = (self.context.phase, now)
+        timer_s = max(CEILING * silence_s, float(self.config.distributed.timeout_s))
+        with suppress(RuntimeError):  # no thread to be had: go on without the timer
+            faulthandler.dump_traceback_later(timer_s, exit=True, file=self.stacks)
+
+    def _end(self, ceiling_s: float) -> None:
+        """Say all that is known, within a time limit, and leave for good."""
+        context = self.context
+        error = HungError(
+            f"no progress for {context.idle_s:.0f} s in phase {context.phase} (twice the budget: "
+            f"{ceiling_s:.0f} s), and nobody ended this rank"
+        )
+        teller = threading.Thread(target=self._tell, args=(error,), daemon=True)
+        teller.start()
+        teller.join(TELL_S)
+        os._exit(EXIT_HUNG)
+
+    def _tell(self, error: HungError) -> None:
+        where, text = main_stack()
+        self.context.events.write(
+            Kind.FAILURE,
+            exception=class_name(error),
+            message=str(error),
+            where=where,
+            traceback=text,
+            phase=str(self.context.phase),
+            step=self.context.step,
+            victim=False,
+        )
+        sys.stderr.write(f"{error}\n")
+        for file in (self.stacks, sys.stderr):
+            faulthandler.dump_traceback(file=file, all_threads=True)
+
+
+def main_stack() -> tuple[str, str]:
+    """Where the main thread is (``file:line`` of the user's code or ours), and its whole stack."""
+    ident = threading.main_thread().ident
+    frame = sys._current_frames().get(ident or 0)
+    calls = traceback.extract_stack(frame) if frame is not None else []
+    own = [call for call in calls if not is_library(call.filename)]
+    last = (own or list(calls))[-1:]
+    where = f"{last[0].filename}:{last[0].lineno}" if last else ""
+    return where, "".join(traceback.format_list(calls))

@@ -1,0 +1,92 @@
+"""What the supervisor concludes from event files, by its own clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.hangwatch import LOOK_EVERY_S, HangWatch
+from launcher.records import RankRecords
+from train.config import RunConfig
+from train.context import RankContext
+from train.events import Kind, Phase, append_line
+from train.rundir import RunDir
+
+
+class Ranks:
+    """Two ranks that write real events, and a watch whose time the test lets pass."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.run_dir = RunDir(root)
+        attempt = self.run_dir.claim_attempt()
+        self.records = RankRecords(self.run_dir, attempt, 2)
+        config = RunConfig.model_validate({"resilience": {"hang": {"silence_s": 60}}})
+        self.watch = HangWatch(self.run_dir, config, attempt, self.records, self.records.pace)
+        self.now = 1000.0
+        monkeypatch.setattr("launcher.hangwatch.time.monotonic", lambda: self.now)
+        self.ranks = [
+            RankContext(self.run_dir, attempt, "1", rank, 2, rank, 2) for rank in range(2)
+        ]
+        for rank in self.ranks:
+            rank.events.write(Kind.START, host=f"node{rank.rank + 1}")
+            rank.enter(Phase.STEP)
+
+    def pass_time(self, seconds: float, *beating: int) -> str | None:
+        """Let time pass in looks of a second; these ranks beat, and do not advance."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += LOOK_EVERY_S
+            for rank in beating:
+                self.ranks[rank].idle_s += LOOK_EVERY_S
+                self.ranks[rank].beat()
+            self.records.read()
+            if (hang := self.watch.look()) is not None:
+                return hang.describe()
+        return None
+
+
+@pytest.fixture
+def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ranks:
+    return Ranks(tmp_path, monkeypatch)
+
+
+def test_a_rank_without_heartbeats_is_found_when_its_time_is_up(ranks: Ranks) -> None:
+    assert ranks.pass_time(59, 0) is None
+    found = ranks.pass_time(5, 0)
+    assert found is not None
+    assert found.startswith("rank 1 (node2) hung in phase step")
+
+
+def test_the_clocks_of_other_hosts_do_not_matter(ranks: Ranks) -> None:
+    for t in (0.0, 4e9):
+        line = {"kind": "heartbeat", "t": t, "rank": 1, "attempt": 1, "phase": "step", "v": 1}
+        for _ in range(40):
+            append_line(ranks.run_dir.events(1), line)
+            assert ranks.pass_time(1, 0) is None
+
+
+def test_a_file_that_cannot_be_read_makes_no_rank_silent(ranks: Ranks) -> None:
+    assert ranks.pass_time(5, 0, 1) is None
+    file = ranks.run_dir.events(1)
+    file.rename(file.with_suffix(".away"))
+    file.mkdir()  # opening it fails as a stale handle does
+    assert ranks.pass_time(500, 0) is None
+
+
+def test_time_in_which_the_supervisor_was_blocked_is_held_against_nobody(ranks: Ranks) -> None:
+    assert ranks.pass_time(5, 0, 1) is None
+    ranks.now += 5000.0
+    assert ranks.pass_time(30, 0) is None
+
+
+def test_silence_of_all_ranks_is_no_hang_while_the_folder_takes_no_files(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = ranks.run_dir.attempt_dir(1)
+    away.rename(away.with_name("away"))
+    assert ranks.pass_time(200) is None
+    away.with_name("away").rename(away)
+    found = ranks.pass_time(60)
+    assert found is not None
+    assert "no heartbeat from any of 2 ranks" in found
