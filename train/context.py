@@ -11,11 +11,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train.events import EventWriter, Kind, Phase
+from train.events import EXIT_FENCED, EventWriter, Kind, Phase
+from train.fence import Fence
 from train.rundir import RunDir
 from train.stop import StopFlag, StopReason
 
 STOP_POLL_S = 0.5
+FENCE_POLL_S = 2.0
+"""Seconds between looks whether a newer attempt exists; a thawed process looks at once."""
 
 
 @dataclass
@@ -36,7 +39,7 @@ class RankContext:
 
     def __post_init__(self) -> None:
         self.events = EventWriter(
-            self.run_dir.events(self.rank), self.rank, self.attempt, self.job_id
+            self.run_dir.events(self.rank), self.rank, self.attempt, self.job_id, fenced=self.fenced
         )
 
     def enter(self, phase: Phase) -> None:
@@ -55,15 +58,26 @@ class RankContext:
         """Whether a newer attempt owns the run folder, so that this one must not publish."""
         return self.run_dir.newest_attempt() > self.attempt
 
+    @property
+    def fence(self) -> Fence:
+        """What this attempt asks before it publishes, moves or deletes anything shared."""
+        return Fence(self.attempt, self.fenced)
+
 
 @contextmanager
 def background_beat(context: RankContext, interval_s: float) -> Iterator[None]:
-    """Beat every ``interval_s`` seconds, look for the stop request, pass warnings on; a thread."""
+    """Beat every ``interval_s`` seconds, look for the stop request, pass warnings on; a thread.
+
+    It ends the process at once when a newer attempt owns the run folder.
+    """
     done = threading.Event()
 
     def run() -> None:
-        next_beat, told = 0.0, 0
+        next_beat, next_fence, told = 0.0, 0.0, 0
         while not done.wait(STOP_POLL_S):
+            if time.monotonic() >= next_fence:
+                leave_if_fenced(context)
+                next_fence = time.monotonic() + FENCE_POLL_S
             if stop_requested(context.run_dir.stop_request(context.attempt)):
                 context.stop.request(StopReason.ASKED)
             if context.stop.warnings > told:
@@ -80,6 +94,18 @@ def background_beat(context: RankContext, interval_s: float) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def leave_if_fenced(context: RankContext) -> None:
+    """End this process when a newer attempt owns the run folder; its own log says so."""
+    with suppress(OSError):
+        if context.fenced():
+            newest = context.run_dir.newest_attempt()
+            sys.stderr.write(
+                f"rank {context.rank} of attempt {context.attempt} is fenced: attempt {newest} "
+                "owns the run folder; leaving\n"
+            )
+            leave(EXIT_FENCED)
 
 
 def stop_requested(path: Path) -> bool:

@@ -70,7 +70,7 @@ class Checkpointer:
         group: dist.ProcessGroup,
         pretrained: Pretrained | None = None,
     ) -> None:
-        self._folders = CheckpointFolders(folder, context.attempt)
+        self._folders = CheckpointFolders(folder, context.fence)
         self._context = context
         self._settings = settings
         self._config_hash = config_hash
@@ -98,6 +98,7 @@ class Checkpointer:
             self._reject(path, reason)
         if self._configured is None:
             self._configured = group_values(optimizer)
+        self._revoke_older()
         loaded = load_newest(
             self._folders.root,
             model,
@@ -180,6 +181,16 @@ class Checkpointer:
         """Wait for the save in flight and give the host buffers back."""
         self.wait()
         self._stager = Stager()
+
+    def _revoke_older(self) -> None:
+        """Rank 0, before the checkpoints are listed: older attempts can publish no more."""
+        if self._context.rank != 0 or not self._folders.root.exists():
+            return
+        try:
+            self._folders.revoke()
+        except OSError as error:
+            # On a folder that cannot be written nobody publishes; reading may go on.
+            self._log("older_attempts_not_revoked", path=str(self._folders.root), why=str(error))
 
     def _snapshot(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, copy: bool
