@@ -93,12 +93,12 @@ class Checkpointer:
         """
         self.wait()
         started = time.monotonic()
+        self._revoke_older()  # before anything is listed
         undone = undone_checkpoints(self._folders, self._context.run_dir, self._agreement)
         for path, reason in undone.items():
             self._reject(path, reason)
         if self._configured is None:
             self._configured = group_values(optimizer)
-        self._revoke_older()
         loaded = load_newest(
             self._folders.root,
             model,
