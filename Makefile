@@ -38,7 +38,7 @@ slurm: ## Debian's packages for the tests' own Slurm cluster (needs root)
 	@tests/install-debian-packages --slurm
 
 test: $(INSTALLED) ## Every test, on a real Slurm where it can be installed
-	@tests/install-debian-packages --slurm || true
+	@tests/install-debian-packages --tests || true
 	$(RUN) -m pytest
 
 cluster: $(INSTALLED) slurm ## A private 4-node Slurm on this machine to play with

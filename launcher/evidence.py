@@ -128,6 +128,22 @@ class AttemptEvidence:
     """What the ranks asked to be undone and left out, if they did."""
     lead_s: float = 0.0
     """Seconds before the limit at which ranks are asked to stop."""
+    unsaved: tuple[int, ...] = ()
+    """Steps whose checkpoint could not be written; training went on."""
+    lost_lines: int = 0
+    """Event lines that ranks could not write."""
+
+    @property
+    def losses(self) -> str:
+        """What a bad file system cost in this attempt, as the end of a sentence; often nothing."""
+        parts = []
+        if self.unsaved:
+            steps = ", ".join(map(str, self.unsaved[:8]))
+            steps += " ..." if len(self.unsaved) > 8 else ""
+            parts.append(f"{len(self.unsaved)} checkpoints (step {steps})")
+        if self.lost_lines:
+            parts.append(f"{self.lost_lines} event lines")
+        return f"; could not be written: {' and '.join(parts)}" if parts else ""
 
     @property
     def host_memory_ran_out(self) -> bool:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,10 @@ from launcher.outcome import Action, Cause, Decision
 from launcher.signals import SignalNotes
 from launcher.supervise import Supervisor
 from train.config.load import load_resolved
+from train.context import leave
 from train.errors import RunError, UserError
+from train.events import EXIT_FENCED
+from train.lossy import lose_lines_rather_than_the_run
 from train.rundir import RunDir, write_json_atomically
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ class TrainingJob:
             RunError: the run ended in another way; the message says how, and what to do.
             SystemExit: Slurm takes the job back; there is no result yet.
         """
+        lose_lines_rather_than_the_run()
         configure_log()
         signals = SignalNotes()
         signals.install()
@@ -54,6 +59,8 @@ class TrainingJob:
         decision = self._supervise(run_dir, signals)
         if decision.action is Action.LEAVE:
             sys.exit(EXIT_LEFT)
+        if decision.cause is Cause.FENCED:
+            leave(EXIT_FENCED)  # submitit would write a result over that of the job's successor
         if decision.action is not Action.DONE:
             raise RunError(f"{decision.state}: {decision.explanation}")
         return read_summary(run_dir)
@@ -65,15 +72,19 @@ class TrainingJob:
         return DelayedSubmission(self)
 
     def _supervise(self, run_dir: RunDir, signals: SignalNotes) -> Decision:
+        supervisor: Supervisor | None = None
         try:
             config = load_resolved(run_dir.config, os.environ)
             allocation = allocation_of(run_dir, config, os.environ)
             forget_old_result()
             requeue = functools.partial(requeue_job, allocation, signals)
-            return Supervisor(run_dir, config, allocation, signals, requeue).run()
+            supervisor = Supervisor(run_dir, config, allocation, signals, requeue)
+            return supervisor.run()
         except Exception as error:
             # Whatever went wrong: a run without a summary looks as if it were still going.
-            write_json_atomically(run_dir.summary, supervisor_failed(error, run_dir))
+            if supervisor is None or not supervisor.ownership.lost():
+                with suppress(OSError):  # the first error says more than a second one
+                    write_json_atomically(run_dir.summary, supervisor_failed(error, run_dir))
             raise
 
 

@@ -23,6 +23,7 @@ from train.config.load import load_resolved
 from train.context import RankContext, background_beat
 from train.events import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, Kind
 from train.imports import uncollected
+from train.lossy import lose_lines_rather_than_the_run
 from train.rundir import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, RunDir
 from train.stop import StopFlag
 
@@ -35,6 +36,7 @@ _PR_SET_PDEATHSIG = 1
 def run_rank(flag: StopFlag) -> int:
     """Run this process's rank; returns its exit code (see ``train.events``)."""
     end_with_parent(os.environ)
+    lose_lines_rather_than_the_run()
     context = context_of(os.environ, flag)
     with open_stacks(context) as stacks:
         faulthandler.enable(stacks)

@@ -95,6 +95,10 @@ class RankRecords:
     """What the ranks ask to be undone."""
     warnings: int = 0
     """How often ranks passed on Slurm's warning signal."""
+    unsaved: list[int] = field(default_factory=list)
+    """Steps whose checkpoint could not be written."""
+    dropped: dict[int, int] = field(default_factory=dict)
+    """Rank to the number of event lines that it could not write."""
 
     def __post_init__(self) -> None:
         self._tails = {
@@ -137,6 +141,8 @@ class RankRecords:
 
     def _take(self, rank: int, event: dict[str, Any]) -> None:
         self._take_step(event)
+        if isinstance(event.get("dropped"), int):
+            self.dropped[rank] = event["dropped"]
         take = _TAKERS.get(event["kind"])
         if take is not None:
             take(self, rank, event)
@@ -175,6 +181,11 @@ def _checkpoint(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
     seconds = event.get("save_s")
     if isinstance(seconds, int | float):
         records.slowest_save_s = max(records.slowest_save_s or 0.0, float(seconds))
+
+
+def _unsaved(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
+    if isinstance(event.get("step"), int):
+        records.unsaved.append(event["step"])
 
 
 def _heartbeat(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
@@ -216,6 +227,7 @@ _TAKERS: dict[str, Callable[[RankRecords, int, dict[str, Any]], None]] = {
     Kind.STEP: _step,
     Kind.CHECKPOINT: _checkpoint,
     Kind.PHASE: _heartbeat,
+    Kind.CHECKPOINT_FAILED: _unsaved,
     Kind.HEARTBEAT: _heartbeat,
     Kind.WARNED: _warned,
     Kind.STOPPED: _stopped,

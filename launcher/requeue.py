@@ -82,6 +82,9 @@ def ask_slurm(job_id: str, restarts_before: int) -> tuple[Requeued, str]:
     """``scontrol requeue Incomplete``, again while nothing is certain."""
     give_up_at = time.monotonic() + GIVE_UP_S
     while True:
+        if show_job(job_id).restarts > restarts_before:
+            # Also after this process was frozen: the job may run again elsewhere.
+            return Requeued.ALREADY, ""
         answer = ask(["scontrol", "requeue", "Incomplete", job_id])
         job = show_job(job_id)
         result = read_answer(answer, job, restarts_before)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.claims import claim_submission
 from launcher.start import RecordedLaunch, gpus_available, submit
 from launcher.submit import choose_cluster
 from monitor.status import RunState
@@ -23,22 +24,25 @@ def resume(run: Run, slurm: Mapping[str, Any]) -> None:
     """Submit ``run`` again; see ``Run.resume``.
 
     Raises:
-        UserError: it still runs, may still run, or has finished.
+        UserError: it still runs, may still run, has finished, or another client submits it now.
     """
     from launcher.plan import make_plan
     from train.config.load import secret_environment
 
     run_dir = run.run_dir
-    refusal = why_not(run.status().state)
-    if refusal:
-        raise UserError(f"resume: {run.run_id} {refusal}")
-    launch = RecordedLaunch.read(run_dir)
-    cluster = choose_cluster(launch.cluster)
-    loaded = changed_config(run_dir.config, slurm)
-    secret_environment(loaded.config, os.environ)
-    plan = make_plan(loaded, cluster=cluster.name, gpus_available=gpus_available(cluster))
-    with _set_aside(run_dir.cancel_request, run_dir.summary), _rewritten(run_dir.config, loaded):
-        submit(run_dir, cluster, plan)
+    with claim_submission(run_dir, "resume") as claim:
+        # Only now: whoever held the claim before may have submitted a job.
+        refusal = why_not(run.status().state)
+        if refusal:
+            raise UserError(f"resume: {run.run_id} {refusal}")
+        launch = RecordedLaunch.read(run_dir)
+        cluster = choose_cluster(launch.cluster)
+        loaded = changed_config(run_dir.config, slurm)
+        secret_environment(loaded.config, os.environ)
+        plan = make_plan(loaded, cluster=cluster.name, gpus_available=gpus_available(cluster))
+        aside = _set_aside(run_dir.cancel_request, run_dir.summary)
+        with aside, _rewritten(run_dir.config, loaded):
+            submit(run_dir, cluster, plan, claim)
 
 
 def why_not(state: RunState) -> str | None:

@@ -57,6 +57,9 @@ class RankGroup(Protocol):
     def kill(self) -> None:
         """End all ranks now."""
 
+    def abandon(self) -> None:
+        """End what belongs to this process, without asking a scheduler for anything."""
+
 
 class Spawner(Protocol):
     """Starts the ranks of an attempt."""
@@ -211,6 +214,10 @@ class LocalGroup:
         for rank, process in list(self._processes.items()):
             process.wait()
             self._reap(rank)
+
+    def abandon(self) -> None:
+        """Local ranks are all this process's own."""
+        self.kill()
 
     def _reap(self, rank: int) -> None:
         process = self._processes.pop(rank)

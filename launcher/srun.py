@@ -237,6 +237,14 @@ class SrunGroup:
         self._process.kill()
         self._process.wait()
 
+    def abandon(self) -> None:
+        """End srun alone: after a restart elsewhere the job's steps have the same ids again.
+
+        The fenced ranks leave by themselves (``train.context.leave_if_fenced``).
+        """
+        self._process.kill()
+        self._process.wait()
+
     def _kill_step(self) -> None:
         """KILL for all tasks at once; a step that cannot be found is left to srun's own TERM."""
         self._gone_by = time.monotonic() + STEP_END_S

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from launcher.claims import CLAIM_VARIABLE, Claim, claim_submission
 from launcher.inputs import check_inputs
 from launcher.record import Redactor, command_line, make_record, read_git, via
 from launcher.snapshot import python_path, take_snapshot
@@ -146,7 +147,8 @@ def start(prepared: Prepared, *, faults: Sequence[Fault] = ()) -> RunDir:
             run_dir = _publish(temporary, prepared)
         try:
             _place_checkpoints(run_dir, prepared)
-            submit(run_dir, prepared.cluster, prepared.plan)
+            with claim_submission(run_dir, "launch") as claim:
+                submit(run_dir, prepared.cluster, prepared.plan, claim)
         except SubmissionUnknownError:
             raise
         except SubmitrainError:
@@ -199,8 +201,11 @@ def redactor_of(config: RunConfig) -> Redactor:
     return Redactor.of(os.environ, [name for text in texts for name in placeholder_names(text)])
 
 
-def submit(run_dir: RunDir, cluster: Cluster, plan: Plan) -> None:
-    """Submit a run folder and note the submission in it; used by launch and by resume."""
+def submit(run_dir: RunDir, cluster: Cluster, plan: Plan, claim: Claim) -> None:
+    """Submit a run folder and note the submission in it; used by launch and by resume.
+
+    ``claim`` is the right to do so; the job carries its number.
+    """
     record = RecordedLaunch.read(run_dir)
     path = python_path(
         run_dir,
@@ -208,7 +213,7 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan) -> None:
         workdir=record.workdir,
         inherited=os.environ.get("PYTHONPATH", ""),
     )
-    environ = job_environment(os.environ, path)
+    environ = {**job_environment(os.environ, path), CLAIM_VARIABLE: str(claim.number)}
     before = run_dir.newest_attempt()
     if cluster.name == "local":
         from launcher.local import start_local
@@ -218,6 +223,7 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan) -> None:
         parameters = plan.sbatch
         job_id = submit_slurm(run_dir, parameters, workdir=record.workdir, environ=environ)
         job = {"job_id": job_id}
+    claim.job_id = str(job["job_id"])
     note_submission(run_dir, cluster, {"attempt": before, **job})
 
 

@@ -37,7 +37,7 @@ LOOKUP_WAIT_S = 3.0
 SUBMIT_TRIES = 3
 _INHERITED = re.compile(
     r"^(SLURM|SLURMD|SBATCH|SRUN|SUBMITIT|PMI|PMIX)_"
-    r"|^SUBMITRAIN_(RUN_DIR|ATTEMPT|JOB_ID|PARENT_PID|RANK|WORLD_SIZE|LOCAL_.*)$"
+    r"|^SUBMITRAIN_(RUN_DIR|ATTEMPT|JOB_ID|PARENT_PID|RANK|WORLD_SIZE|LOCAL_.*|SUBMISSION)$"
 )
 """Variables of a surrounding job or rank that would confuse the new one."""
 _KEPT = frozenset({"SLURM_CONF"})

@@ -19,6 +19,7 @@ from launcher.attempts import AttemptLog, of_job
 from launcher.evidence import AttemptEvidence
 from launcher.logs import log_tail
 from launcher.outcome import Action, Cause, Decision
+from launcher.ownership import Ownership
 from launcher.policy import RESUME_HINT, attempts_without_progress, decide
 from launcher.rollback import note_rollback
 from launcher.signals import SignalNotes
@@ -26,6 +27,7 @@ from launcher.watch import AttemptWatch
 from monitor.goodput_read import read_goodput
 from monitor.slurm import JobInfo
 from train.config import RunConfig
+from train.errors import FencedError
 from train.rundir import RunDir, write_json_atomically
 
 RESTART_PAUSES_S = (0.1, 1.0, 5.0)
@@ -52,12 +54,20 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.attempts = AttemptLog(self.run_dir)
+        self.ownership = Ownership(self.run_dir, self.allocation.job_id, self.allocation.restarts)
 
     def run(self) -> Decision:
-        """Attempt after attempt; returns the decision that ends this job's work on the run."""
-        self.run_dir.summary.unlink(missing_ok=True)
-        for lost in self.attempts.close_lost(self.allocation.job_id):
-            log.warning("lost_attempt", attempt=lost.attempt, job_id=lost.job_id)
+        """Attempt after attempt; returns the decision that ends this job's work on the run.
+
+        Once another supervisor owns the run folder nothing more is written, asked or requeued.
+        """
+        try:
+            return self.ownership.begin() or self._run()
+        except FencedError as error:
+            log.warning("fenced", why=str(error))
+            return Decision(Cause.FENCED, Action.STOP, str(error))
+
+    def _run(self) -> Decision:
         while True:
             if self.run_dir.cancel_request.exists():
                 return self._cancelled_before()
@@ -70,6 +80,12 @@ class Supervisor:
                 self.allocation.renew()
             self._pause(evidence, decision)
 
+    def _take_over(self) -> None:
+        """Forget what the last supervisor made of the run, and close what it left open."""
+        self.run_dir.summary.unlink(missing_ok=True)
+        for lost in self.attempts.close_lost(self.allocation.job_id):
+            log.warning("lost_attempt", attempt=lost.attempt, job_id=lost.job_id)
+
     def _pause(self, evidence: AttemptEvidence, decision: Decision) -> None:
         """A first restart comes at once; ranks that die without a step are started less eagerly."""
         history = of_job(self.attempts.read(), self.allocation.job_id)[:-1]
@@ -79,6 +95,8 @@ class Supervisor:
     def _cancelled_before(self) -> Decision:
         """The cancel request was there before an attempt began: start nothing."""
         decision = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user between attempts")
+        self.ownership.check()
+        self._take_over()
         before = self.attempts.read()
         last = before[-1] if before else None
         evidence = AttemptEvidence(
@@ -90,9 +108,12 @@ class Supervisor:
 
     def _attempt(self) -> tuple[AttemptEvidence, Decision]:
         job_id = self.allocation.job_id
-        history = of_job(self.attempts.read(), job_id)
         self.allocation.prepare()
-        attempt = self.run_dir.claim_attempt()
+        first = not self.ownership.claimed
+        attempt = self.ownership.claim()
+        if first:
+            self._take_over()
+        history = of_job(self.attempts.read(), job_id)
         spawner = self.allocation.spawner
         self.attempts.start(
             attempt,
@@ -113,6 +134,7 @@ class Supervisor:
         return evidence, decision
 
     def _record(self, evidence: AttemptEvidence, decision: Decision) -> None:
+        self.ownership.check()
         nodes = list(self.allocation.spawner.nodes)
         rank = culprit_rank(evidence)
         tail = log_tail(self.run_dir, evidence.attempt, rank) if rank is not None else []
@@ -133,6 +155,7 @@ class Supervisor:
         if self.run_dir.cancel_request.exists():
             refused = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
         else:
+            self.ownership.check()
             refused = self.requeue(evidence.job)
         if refused.action is Action.STOP and refused.cause is not Cause.CANCELLED:
             refused = Decision(
@@ -144,6 +167,7 @@ class Supervisor:
         return refused
 
     def _conclude(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
+        self.ownership.check()
         if decision.action is not Action.LEAVE and decision.cause is not Cause.FENCED:
             summary = summary_of(evidence, decision)
             write_json_atomically(self.run_dir.summary, summary)
@@ -165,7 +189,7 @@ def summary_of(evidence: AttemptEvidence, decision: Decision) -> dict[str, Any]:
     return {
         "state": decision.state,
         "cause": str(decision.cause),
-        "explanation": decision.explanation,
+        "explanation": decision.explanation + evidence.losses,
         "step": evidence.last_step,
         "attempts": evidence.attempt,
         "ended_at": round(time.time(), 3),

@@ -23,7 +23,7 @@ from launcher.spawn import RankGroup
 from launcher.srun import step_ended_for
 from monitor.diagnose import Diagnosis, diagnose_run
 from train.config import RunConfig
-from train.errors import UserError
+from train.errors import FencedError, UserError
 from train.events import EventWriter, Kind
 from train.rundir import RunDir, write_json_atomically
 
@@ -73,9 +73,12 @@ class AttemptWatch:
         """Start the ranks, watch them to their end, and say what was seen."""
         group = self.allocation.spawner.start(self.attempt)
         try:
-            while not group.poll():
-                self._notice(group)
+            while True:
                 self._look()
+                self._leave_if_fenced(group)
+                if group.poll():
+                    break
+                self._notice(group)
                 self._ask_to_stop(group)
                 if self._is_over(group) or self._cannot_start(group) or self._hangs(group):
                     break
@@ -127,6 +130,19 @@ class AttemptWatch:
             self._next_progress = now + PROGRESS_EVERY_S
             log.info("progress", attempt=self.attempt, step=self.records.last_step)
 
+    def _leave_if_fenced(self, group: RankGroup) -> None:
+        """End the own ranks without the scheduler, whose job and steps may be another's by now.
+
+        Raises:
+            FencedError: a newer attempt owns the run folder.
+        """
+        if self._fenced:
+            group.abandon()
+            raise FencedError(
+                f"attempt {self.run_dir.newest_attempt()} owns {self.run_dir.run_id}; attempt "
+                f"{self.attempt} ended its ranks"
+            )
+
     def _ask_to_stop(self, group: RankGroup) -> None:
         """Ask once for every new, stronger reason; the strongest one is what the record shows."""
         cause = self._reason()
@@ -159,8 +175,6 @@ class AttemptWatch:
         log.info("warned", attempt=self.attempt, obeyed=self._preempted)
 
     def _reason(self) -> StopCause | None:
-        if self._fenced:
-            return StopCause.FENCED
         if self._cancelled:
             return StopCause.CANCEL
         if self.signals.terminated:
@@ -172,8 +186,6 @@ class AttemptWatch:
     def _last_call(self, cause: StopCause) -> float:
         """When ranks that did not stop are killed (UTC seconds)."""
         now = time.time()
-        if cause is StopCause.FENCED:
-            return now
         if cause in (StopCause.CANCEL, StopCause.TERMINATED):
             return now + self.allocation.kill_wait_s
         return max(now, self.allocation.ends_at() - min(LAST_CALL_S, self.lead_s() / 3))
@@ -264,6 +276,8 @@ class AttemptWatch:
             remaining_s=self.allocation.ends_at() - time.time(),
             lead_s=self.lead_s(),
             rollback=records.rollback,
+            unsaved=tuple(records.unsaved),
+            lost_lines=sum(records.dropped.values()),
         )
 
 
@@ -272,5 +286,4 @@ _STRENGTH = {
     StopCause.TIME_LIMIT: 1,
     StopCause.TERMINATED: 2,
     StopCause.CANCEL: 3,
-    StopCause.FENCED: 4,
 }

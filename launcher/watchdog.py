@@ -26,9 +26,9 @@ from launcher.blame import class_name, is_library
 from launcher.pace import ENOUGH_STEPS, PATIENCE
 from launcher.watched import Stall, WatchedClock
 from train.config import RunConfig
-from train.context import RankContext
+from train.context import RankContext, leave_if_fenced
 from train.errors import HungError
-from train.events import EXIT_FAILED, EXIT_HUNG, Kind, Phase
+from train.events import EXIT_HUNG, Kind, Phase
 
 CEILING = 2.0
 """Times the budget of a phase."""
@@ -59,8 +59,8 @@ class Watchdog:
     def look(self, now: float) -> None:
         """Take note of what advanced; end this process if nothing did for too long."""
         gap_s = self.clock.tick(now)
-        if gap_s > FROZEN_S and self._replaced():
-            os._exit(EXIT_FAILED)
+        if gap_s > FROZEN_S:
+            leave_if_fenced(self.context)
         context = self.context
         before_s, phase = context.idle_s, context.phase
         saved = context.save_progress if phase is Phase.SAVE else 0
@@ -75,11 +75,6 @@ class Watchdog:
         ceiling_s = self.ceiling_s(phase)
         if ceiling_s is not None and context.idle_s > ceiling_s:
             self._end(ceiling_s)
-
-    def _replaced(self) -> bool:
-        with suppress(OSError):
-            return self.context.fenced()
-        return False
 
     def close(self) -> None:
         """Stop the timer: training is over."""

@@ -20,6 +20,7 @@ from train.checkpoint.manifest import (
     verify,
 )
 from train.checkpoint.state import TrainState
+from train.fence import Fence
 
 
 def manifest(folder: Path, step: int = 5) -> Manifest:
@@ -42,7 +43,7 @@ def manifest(folder: Path, step: int = 5) -> Manifest:
 
 def make_checkpoint(root: Path, step: int) -> Path:
     """A published checkpoint with two files of rubbish."""
-    folders = CheckpointFolders(root, attempt=1)
+    folders = CheckpointFolders(root, Fence(1))
     folder = folders.begin(step)
     (folder / "model").mkdir()
     (folder / "model/weights").write_bytes(b"w" * 100)

@@ -34,6 +34,7 @@ from train.checkpoint.manifest import step_of, verify
 from train.checkpoint.state import TrainState
 from train.context import RankContext
 from train.errors import CheckpointError, FencedError
+from train.fence import Fence
 from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
@@ -95,7 +96,8 @@ def test_damaged_checkpoints_do_not_count_when_pruning(tmp_path: Path) -> None:
     folder = RunDir(tmp_path).checkpoints
     for step in (2, 3):
         truncate(folder / f"step-{step:08d}/optim/__0_0.distcp")
-    removed = CheckpointFolders(folder, 9).prune(2, verified=folder / "step-00000003", rejected=())
+    verified = folder / "step-00000003"
+    removed = CheckpointFolders(folder, Fence(9)).prune(2, verified=verified, rejected=())
     assert [step_of(path) for path in removed] == [2]
 
 

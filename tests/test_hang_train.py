@@ -14,6 +14,7 @@ from tests.test_survive_local import WAIT_S, last_step, rank_pids, wait_for
 from tests.tiny import assert_same_run, attempts, tiny_config
 
 pytestmark = pytest.mark.ranks
+PLAIN = {"_target_": "tests.components.PacedAdamW", "pause_s": 0.0}
 HANG = {"silence_s": 6, "step_s": 6}
 
 
@@ -26,7 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(home: Path) -> Path:
     """The run that nothing happened to."""
-    run = launch(tiny_config(home), cluster="local")
+    run = launch(tiny_config(home, optimizer=PLAIN), cluster="local")
     assert run.wait(WAIT_S).state == "finished"
     return run.folder
 
@@ -38,7 +39,8 @@ def hang_of(end: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_stopped_rank_is_replaced_and_the_curve_stays(home: Path, undisturbed: Path) -> None:
-    run = launch(tiny_config(home, resilience={"hang": HANG}), cluster="local")
+    config = tiny_config(home, optimizer=PLAIN, resilience={"hang": HANG})
+    run = launch(config, cluster="local")
     wait_for(lambda: last_step(run) >= 12, "step 12")
     os.kill(rank_pids(run)[1], signal.SIGSTOP)
     assert run.wait(WAIT_S).state == "finished"

@@ -15,6 +15,7 @@ from train.checkpoint.state import TrainState
 from train.checkpoint.undo import find_undone
 from train.data.loader import StepParts
 from train.errors import DataError
+from train.fence import Fence
 from train.order import UnitOrder, rank_share
 from train.rollback import Rollback, read_rollbacks, record_rollback, skips_of, with_skips
 from train.rundir import RunDir
@@ -138,7 +139,7 @@ def publish(folders: CheckpointFolders, step: int) -> Path:
 def test_undone_checkpoints_are_found_by_the_attempt_that_made_them(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     for attempt, step in ((1, 6), (2, 7), (2, 8), (3, 9)):
-        publish(CheckpointFolders(run_dir.checkpoints, attempt), step)
+        publish(CheckpointFolders(run_dir.checkpoints, Fence(attempt)), step)
     assert find_undone(run_dir.checkpoints, run_dir) == {}
     record_rollback(run_dir, ROLLBACK, "7")
     found = find_undone(run_dir.checkpoints, run_dir)
@@ -147,7 +148,7 @@ def test_undone_checkpoints_are_found_by_the_attempt_that_made_them(tmp_path: Pa
 
 
 def test_pruning_keeps_the_checkpoint_that_a_rollback_would_need(tmp_path: Path) -> None:
-    folders = CheckpointFolders(tmp_path / "checkpoints", 1)
+    folders = CheckpointFolders(tmp_path / "checkpoints", Fence(1))
     paths = {step: publish(folders, step) for step in (2, 4, 6, 8)}
     folders.prune(1, verified=paths[8], rejected=(), suspect=5)
     assert sorted(path.name for path in folders.root.glob("step-*")) == [

@@ -11,7 +11,7 @@ import pytest
 
 from monitor.process import ProcessRef
 from tests.supervised import CountingRun, counting_run
-from train.events import Kind
+from train.events import EXIT_FENCED, Kind
 from train.rundir import write_json_atomically
 
 pytestmark = pytest.mark.ranks
@@ -188,7 +188,9 @@ def test_a_supervisor_with_a_newer_rival_ends_its_ranks(tmp_path: Path) -> None:
         run.run_dir.claim_attempt()
         assert run.wait() != 0
         assert not any(alive(pid) for pid in pids)
-    assert causes(run) == [("fenced", "stop")]
+    assert run.process is not None
+    assert run.process.returncode == EXIT_FENCED
+    assert causes(run) == [], "a fenced supervisor writes nothing any more"
     assert not run.run_dir.summary.exists()
 
 

@@ -11,11 +11,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train.events import EventWriter, Kind, Phase
+from train.events import EXIT_FENCED, EventWriter, Kind, Phase
+from train.fence import Fence
 from train.rundir import RunDir
 from train.stop import StopFlag, StopReason
 
 STOP_POLL_S = 0.5
+FENCE_POLL_S = 2.0
+"""Seconds between looks whether a newer attempt exists; a thawed process looks at once."""
 
 
 @dataclass
@@ -44,7 +47,7 @@ class RankContext:
 
     def __post_init__(self) -> None:
         self.events = EventWriter(
-            self.run_dir.events(self.rank), self.rank, self.attempt, self.job_id
+            self.run_dir.events(self.rank), self.rank, self.attempt, self.job_id, fenced=self.fenced
         )
 
     def mark(self) -> None:
@@ -90,6 +93,11 @@ class RankContext:
         """Whether a newer attempt owns the run folder, so that this one must not publish."""
         return self.run_dir.newest_attempt() > self.attempt
 
+    @property
+    def fence(self) -> Fence:
+        """What this attempt asks before it publishes, moves or deletes anything shared."""
+        return Fence(self.attempt, self.fenced)
+
 
 def nothing(now: float) -> None:
     """The default of ``look``."""
@@ -101,14 +109,18 @@ def background_beat(
 ) -> Iterator[None]:
     """Beat every ``interval_s`` seconds, look for the stop request, pass warnings on; a thread.
 
-    ``look`` is called with the monotonic time twice a second, before anything else.
+    ``look`` is called with the monotonic time twice a second, before anything else. The thread ends
+    the process when a newer attempt owns the run folder.
     """
     done = threading.Event()
 
     def run() -> None:
-        next_beat, told = 0.0, 0
+        next_beat, next_fence, told = 0.0, 0.0, 0
         while not done.wait(STOP_POLL_S):
             look(time.monotonic())
+            if time.monotonic() >= next_fence:
+                leave_if_fenced(context)
+                next_fence = time.monotonic() + FENCE_POLL_S
             if stop_requested(context.run_dir.stop_request(context.attempt)):
                 context.stop.request(StopReason.ASKED)
             if context.stop.warnings > told:
@@ -125,6 +137,18 @@ def background_beat(
     finally:
         done.set()
         thread.join()
+
+
+def leave_if_fenced(context: RankContext) -> None:
+    """End this process when a newer attempt owns the run folder; its own log says so."""
+    with suppress(OSError):
+        if context.fenced():
+            newest = context.run_dir.newest_attempt()
+            sys.stderr.write(
+                f"rank {context.rank} of attempt {context.attempt} is fenced: attempt {newest} "
+                "owns the run folder; leaving\n"
+            )
+            leave(EXIT_FENCED)
 
 
 def stop_requested(path: Path) -> bool:

@@ -10,11 +10,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from train.fence import open_gate
 
 VERSION = 1
 EXIT_FINISHED = 0
@@ -23,6 +25,8 @@ EXIT_STOPPED = 85
 """A rank exits with this after it saved and stopped because it was asked to."""
 EXIT_HUNG = 86
 """A rank's watchdog ends it with this: it did not advance, and nobody else had ended it."""
+EXIT_FENCED = 87
+"""A rank or supervisor exits with this when a newer attempt owns the run folder."""
 
 
 class Kind(StrEnum):
@@ -104,7 +108,8 @@ class Phase(StrEnum):
 class EventWriter:
     """Appends events of one rank (or of the supervisor, rank -1) to one file.
 
-    ``dropped`` counts lines that could not be written: telemetry never stops training.
+    ``dropped`` counts lines that could not be written: telemetry never stops training. The next
+    line that can be written says how many were lost before it. Nothing is written once ``fenced``.
     """
 
     path: Path
@@ -112,6 +117,7 @@ class EventWriter:
     attempt: int
     job_id: str
     dropped: int = 0
+    fenced: Callable[[], bool] = open_gate
 
     def write(self, kind: Kind, **fields: Any) -> None:
         """Append one event; a full disk or a read-only folder only raises ``dropped``."""
@@ -122,10 +128,12 @@ class EventWriter:
             "rank": self.rank,
             "attempt": self.attempt,
             "job_id": self.job_id,
+            **({"dropped": self.dropped} if self.dropped else {}),
             **fields,
         }
         try:
-            append_line(self.path, event)
+            if not self.fenced():
+                append_line(self.path, event)
         except OSError:
             self.dropped += 1
 
@@ -149,7 +157,11 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_events(path: Path, *, kinds: frozenset[Kind] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the events of a file in order; a missing file yields nothing, rubbish is skipped."""
+    """Yield the events of a file in order; a missing file yields nothing, rubbish is skipped.
+
+    So is a line of an older attempt after one of a newer attempt: a fenced writer came too late.
+    """
+    newest = 0
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -157,7 +169,14 @@ def read_events(path: Path, *, kinds: frozenset[Kind] | None = None) -> Iterator
     with file:
         for line in file:
             event = parse_event(line)
-            if event is not None and (kinds is None or event["kind"] in kinds):
+            if event is None:
+                continue
+            attempt = event.get("attempt")
+            if isinstance(attempt, int):
+                if attempt < newest:
+                    continue
+                newest = attempt
+            if kinds is None or event["kind"] in kinds:
                 yield event
 
 

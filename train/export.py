@@ -5,9 +5,11 @@ Whole tensors are gathered one after another; at no time does a rank hold more t
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +30,7 @@ from train.checkpoint.hf_weights import (
 )
 from train.checkpoint.tensors import model_tensors
 from train.errors import CheckpointError, RunError
+from train.fence import Fence
 from train.rundir import fsync_dir
 
 
@@ -38,15 +41,18 @@ def export_pretrained(
     *,
     consolidated: bool,
     dtype: torch.dtype | None = None,
+    fence: Fence | None = None,
 ) -> int:
     """Write ``model`` to ``folder`` for ``from_pretrained``; all ranks call it; returns the bytes.
 
     ``consolidated`` writes one file (or several of 5 GB) from rank 0; otherwise every rank writes
     one file, all at once, and an index joins them. With PEFT only the adapter is written, in peft's
     form. ``dtype`` is the type of the weights; None keeps the master weights' own. The folder
-    appears by a rename, whole or not at all; an older export there is replaced.
+    appears by a rename, whole or not at all; an older export there is replaced. ``fence`` keeps an
+    attempt that has a successor from that.
 
     Raises:
+        FencedError: a newer attempt owns the run folder.
         CheckpointError: some rank could not write; ``folder`` is as it was.
     """
     agreement = Agreement(dist.group.WORLD if dist.is_initialized() else None)
@@ -54,16 +60,18 @@ def export_pretrained(
     files = layout.files(parts=1 if consolidated else agreement.world_size)
     owners = 1 if consolidated else agreement.world_size
     mine = files[agreement.rank :: owners] if agreement.rank < owners else []
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    place = _Place(folder, fence or Fence())
+    temporary = place.temporary
     try:
-        agreement.on_rank0(lambda: _make_empty(temporary))
+        agreement.on_rank0(place.begin)
         writer = _ShareWriter(temporary, mine)
         _gather_all(model, files, writer)
         agreement.together(writer.finish)
-        return agreement.on_rank0(lambda: _publish(layout, files, temporary, folder))
+        return agreement.on_rank0(lambda: _publish(layout, files, place))
     except AgreedError as error:
         if agreement.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
+        place.fence.check(f"export to {folder}")
         raise CheckpointError(f"{folder}: the model was not exported: {error}") from error
 
 
@@ -118,13 +126,51 @@ def _gather_all(model: nn.Module, files: Sequence[WeightFile], writer: _ShareWri
             writer.add(weight.source, whole)
 
 
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+@dataclass(frozen=True)
+class _Place:
+    """Where an export goes: ``.export.tmp-3`` while attempt 3 writes it, then ``export``."""
+
+    folder: Path
+    fence: Fence
+
+    @property
+    def temporary(self) -> Path:
+        return self._named("tmp", self.fence.attempt)
+
+    def begin(self) -> None:
+        """Make the empty temporary folder; older attempts' ones go, so none is published late."""
+        self.fence.check(f"export to {self.folder}")
+        pattern = re.compile(rf"\.{re.escape(self.folder.name)}\.(tmp|old)-(\d+)")
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        for path in list(self.folder.parent.iterdir()):
+            match = pattern.fullmatch(path.name)
+            if match and int(match.group(2)) <= self.fence.attempt:
+                gone = self._free_name()
+                with suppress(FileNotFoundError):
+                    path.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
+        self.temporary.mkdir()
+
+    def publish(self) -> None:
+        """Rename the complete folder into place; a fenced attempt changes nothing."""
+        replaced = self._free_name()
+        with self.fence.moved_aside(self.folder, replaced):
+            self.temporary.rename(self.folder)
+        fsync_dir(self.folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _free_name(self) -> Path:
+        path = self._named("old", self.fence.attempt)
+        shutil.rmtree(path, ignore_errors=True)
+        return path
+
+    def _named(self, kind: str, attempt: int) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.{kind}-{attempt}")
 
 
-def _publish(layout: Layout, files: Sequence[WeightFile], temporary: Path, folder: Path) -> int:
+def _publish(layout: Layout, files: Sequence[WeightFile], place: _Place) -> int:
     """Complete the temporary folder and put it in place; returns its size in bytes."""
+    temporary = place.temporary
     write_index(temporary, files, layout.stem)
     layout.describe(temporary)
     paths = [path for path in temporary.rglob("*") if path.is_file()]
@@ -132,15 +178,7 @@ def _publish(layout: Layout, files: Sequence[WeightFile], temporary: Path, folde
         fsync_file(path)
     fsync_dir(temporary)
     total = sum(path.stat().st_size for path in paths)
-    if folder.exists():
-        replaced = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)
-        temporary.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    else:
-        temporary.rename(folder)
-    fsync_dir(folder.parent)
+    place.publish()
     return total
 
 

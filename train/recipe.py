@@ -292,6 +292,7 @@ def _export(training: Training, tokenizer: PreTrainedTokenizerBase) -> None:
         folder,
         consolidated=True,
         dtype=getattr(torch, config.model.torch_dtype),
+        fence=context.fence,
     )
     if context.rank != 0:
         return

@@ -2,6 +2,7 @@
 
 <runs>/<name>-<utc>-<hash8>/
   config.yaml  record.json  submissions.jsonl  attempts.jsonl  skips.jsonl  summary.json
+  submissions/001/            made with mkdir: whoever makes it may submit the run
   attempts/003/               made with mkdir: whoever makes it owns attempt 3
     rendezvous.json  stop.json  stacks/
   events/rank00000.jsonl
@@ -20,6 +21,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from train.errors import FencedError
 
 RUN_DIR_VARIABLE = "SUBMITRAIN_RUN_DIR"
 ATTEMPT_VARIABLE = "SUBMITRAIN_ATTEMPT"
@@ -50,6 +53,11 @@ class RunDir:
     def submissions(self) -> Path:
         """One line for every job submitted for this run (launch and each resume)."""
         return self.root / "submissions.jsonl"
+
+    @property
+    def submission_claims(self) -> Path:
+        """``001/``, ...: made with mkdir; whoever makes one may submit (launch and each resume)."""
+        return self.root / "submissions"
 
     @property
     def attempts(self) -> Path:
@@ -147,15 +155,26 @@ class RunDir:
             return 0
         return max((int(name) for name in names if name.isdigit()), default=0)
 
-    def claim_attempt(self) -> int:
-        """Claim the next attempt number; two claimants never get the same one (mkdir is atomic)."""
+    def claim_attempt(self, *, after: int | None = None) -> int:
+        """Claim the next attempt number; two claimants never get the same one (mkdir is atomic).
+
+        ``after`` is the newest attempt that the claimant knows: only the one behind it will do.
+
+        Raises:
+            FencedError: someone else has claimed an attempt behind ``after``.
+        """
         (self.root / "attempts").mkdir(exist_ok=True)
         while True:
-            attempt = self.newest_attempt() + 1
+            attempt = (self.newest_attempt() if after is None else after) + 1
             try:
                 self.attempt_dir(attempt).mkdir()
-            except FileExistsError:
-                continue
+            except FileExistsError as error:
+                if after is None:
+                    continue
+                raise FencedError(
+                    f"attempt {attempt} belongs to another supervisor, which goes on with "
+                    f"{self.run_id}; this one ends"
+                ) from error
             self.logs(attempt).mkdir(parents=True, exist_ok=True)
             self.events_dir.mkdir(exist_ok=True)
             return attempt

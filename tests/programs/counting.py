@@ -84,8 +84,10 @@ def agree(context: RankContext, plan: dict[str, Any]) -> int:
 def save(context: RankContext, plan: dict[str, Any]) -> None:
     """Rank 0 writes the step; a fenced attempt must not."""
     context.enter(Phase.SAVE)
-    if context.rank == 0 and not context.fenced():
-        time.sleep(plan.get("save_s", 0.0))
+    if context.rank != 0:
+        return
+    time.sleep(plan.get("save_s", 0.0))
+    if not context.fenced():
         write_json_atomically(context.run_dir.root / "saved.json", {"step": context.step})
         context.events.write(Kind.CHECKPOINT, step=context.step, path="saved.json", save_s=0.05)
 

@@ -70,7 +70,7 @@ class Checkpointer:
         group: dist.ProcessGroup,
         pretrained: Pretrained | None = None,
     ) -> None:
-        self._folders = CheckpointFolders(folder, context.attempt)
+        self._folders = CheckpointFolders(folder, context.fence)
         self._context = context
         self._settings = settings
         self._config_hash = config_hash
@@ -93,6 +93,7 @@ class Checkpointer:
         """
         self.wait()
         started = time.monotonic()
+        self._revoke_older()  # before anything is listed
         undone = undone_checkpoints(self._folders, self._context.run_dir, self._agreement)
         for path, reason in undone.items():
             self._reject(path, reason)
@@ -180,6 +181,16 @@ class Checkpointer:
         """Wait for the save in flight and give the host buffers back."""
         self.wait()
         self._stager = Stager()
+
+    def _revoke_older(self) -> None:
+        """Rank 0, before the checkpoints are listed: older attempts can publish no more."""
+        if self._context.rank != 0 or not self._folders.root.exists():
+            return
+        try:
+            self._folders.revoke()
+        except OSError as error:
+            # On a folder that cannot be written nobody publishes; reading may go on.
+            self._log("older_attempts_not_revoked", path=str(self._folders.root), why=str(error))
 
     def _snapshot(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, copy: bool

@@ -5,6 +5,8 @@ step-00000600.tmp-3/      attempt 3 is writing it
 step-00000500.old-3/      attempt 3 has taken it out of use and is deleting it
 step-00000500.undone-3/   a rollback undid it; gone once a newer one is published
 latest -> step-00000500   for people; loading looks at the folders themselves
+
+What a fenced attempt may still do here, at whatever instruction it went on: see ``train.fence``.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.checkpoint.manifest import MANIFEST, list_checkpoints, step_of, verify
+from train.fence import Fence
 from train.rundir import fsync_dir, write_text_atomically
 
 _SCRATCH = re.compile(r"step-\d{8,}\.(tmp|old|undone)-(\d+)")
@@ -27,7 +31,12 @@ class CheckpointFolders:
     """The checkpoints of one run as one attempt sees them."""
 
     root: Path
-    attempt: int
+    fence: Fence = field(default_factory=Fence)
+
+    @property
+    def attempt(self) -> int:
+        """The attempt whose number is in the names of unfinished folders."""
+        return self.fence.attempt
 
     @property
     def latest(self) -> Path:
@@ -41,6 +50,20 @@ class CheckpointFolders:
     def temporary(self, step: int) -> Path:
         """Folder that this attempt writes a checkpoint into."""
         return self.root / f"step-{step:08d}.tmp-{self.attempt}"
+
+    def revoke(self) -> None:
+        """Rename older attempts' unfinished folders away, so that none is published any more.
+
+        Before looking for the checkpoint to load: an older attempt that was not fenced when it
+        asked has either published by now, and is seen, or its rename finds nothing.
+
+        Raises:
+            OSError: one of them could not be renamed.
+        """
+        for path, kind, attempt in self._scratch():
+            if kind == "tmp" and attempt < self.attempt:
+                with suppress(FileNotFoundError):
+                    path.rename(self._free_name(path))
 
     def begin(self, step: int) -> Path:
         """Make an empty temporary folder; what dead attempts left behind goes first."""
@@ -69,20 +92,31 @@ class CheckpointFolders:
         into a checkpoint that exists.
 
         Raises:
-            OSError: it could not be renamed.
+            OSError: it could not be renamed; one that made room is back.
+            FencedError: a newer attempt owns the run folder; nothing was published.
         """
         target = self.published(step)
-        if target.exists():
-            self._retire(target)
-        self.temporary(step).rename(target)
+        with self.fence.moved_aside(target, self._free_name(target)):
+            try:
+                self.temporary(step).rename(target)
+            except FileNotFoundError:
+                self.fence.check(f"publish {target}")
+                raise
         fsync_dir(self.root)
         return target
 
     def point_latest(self, checkpoint: Path) -> None:
-        """Let ``latest`` point to ``checkpoint``, atomically."""
+        """Let ``latest`` point to ``checkpoint``, or to the newest one if fenced meanwhile."""
+        if self.fence.closed():
+            return
+        self._link(checkpoint.name)
+        if self.fence.closed():
+            self._link(list_checkpoints(self.root)[-1].name)
+
+    def _link(self, name: str) -> None:
         link = self.root / f".latest-{self.attempt}"
         link.unlink(missing_ok=True)
-        link.symlink_to(checkpoint.name)
+        link.symlink_to(name)
         link.replace(self.latest)
         fsync_dir(self.root)
 
@@ -126,7 +160,8 @@ class CheckpointFolders:
             kept |= set([path for path in healthy if (step_of(path) or 0) < suspect][-1:])
         spare = [path for path in checkpoints if path not in kept and (step_of(path) or 0) < newest]
         for path in spare:
-            self._retire(path)
+            with self.fence.moved_aside(path, self._free_name(path)):
+                fsync_dir(self.root)
         self.remove_scratch()
         for path, kind, _ in self._scratch():
             if kind == "undone":
@@ -134,24 +169,28 @@ class CheckpointFolders:
         return spare
 
     def remove_scratch(self) -> None:
-        """Delete temporary folders of older attempts and half-deleted checkpoints of this one."""
+        """Delete what older attempts left unfinished, and half-deleted checkpoints of this one."""
         for path, kind, attempt in self._scratch():
             if kind == "undone":
                 continue
             if attempt < self.attempt or (kind == "old" and attempt == self.attempt):
                 shutil.rmtree(path, ignore_errors=True)
+        for link in list(self.root.glob(".latest-*")):
+            number = link.name.rpartition("-")[2]
+            if number.isdigit() and int(number) < self.attempt:
+                link.unlink(missing_ok=True)
 
     def _scratch(self) -> Iterator[tuple[Path, str, int]]:
         for path in list(self.root.iterdir()):
             if match := _SCRATCH.fullmatch(path.name):
                 yield path, match.group(1), int(match.group(2))
 
-    def _retire(self, path: Path) -> None:
-        """Take a checkpoint out of use by a rename, so that a crash leaves no half of one."""
-        retired = path.with_name(f"{path.name}.old-{self.attempt}")
+    def _free_name(self, path: Path) -> Path:
+        """Where to rename a folder that goes: a crash then leaves no half of a checkpoint."""
+        step = path.name.partition(".")[0]
+        retired = path.with_name(f"{step}.old-{self.attempt}")
         shutil.rmtree(retired, ignore_errors=True)
-        path.rename(retired)
-        fsync_dir(self.root)
+        return retired
 
 
 def fsync_file(path: Path) -> None:

@@ -31,8 +31,9 @@ from train.checkpoint.storage import (
 from train.checkpoint.tensors import Scalars
 from train.config.sections import CheckpointConfig
 from train.context import RankContext
-from train.errors import CheckpointError
+from train.errors import CheckpointError, FencedError
 from train.events import Kind
+from train.rundir import fsync_dir
 
 log = structlog.get_logger()
 
@@ -111,7 +112,8 @@ def _begin(task: SaveTask) -> Published | None:
     if task.context.fenced():
         return Published.FENCED
     if _is_there(task):
-        task.folders.point_latest(task.target)
+        fsync_dir(task.folders.root)  # whoever published it may not have come to that
+        _point_latest(task, task.target)
         return Published.EXISTED
     task.folders.begin(task.state.step)
     return None
@@ -179,16 +181,25 @@ def _finish(task: SaveTask, snapshot: Snapshot, shares: list[dict[str, FileRecor
         files=files,
     )
     task.folders.seal(folder, manifest.text())
-    if task.context.fenced():
+    faults.at(faults.Moment.PUBLISH, step=task.state.step)
+    try:
+        path = task.folders.publish(task.state.step)
+    except FencedError:
         task.folders.discard(task.state.step)
         return Published.FENCED
-    faults.at(faults.Moment.PUBLISH, step=task.state.step)
-    path = task.folders.publish(task.state.step)
     faults.at(faults.Moment.LATEST, step=task.state.step)
-    task.folders.point_latest(path)
+    _point_latest(task, path)
     _report(task, manifest)
     _prune(task, path)
     return Published.NEW
+
+
+def _point_latest(task: SaveTask, path: Path) -> None:
+    """Move the link for people; one that cannot be moved does not make the save a failure."""
+    try:
+        task.folders.point_latest(path)
+    except OSError as error:
+        log.warning("latest_not_moved", path=str(path), reason=str(error))
 
 
 def _prune(task: SaveTask, verified: Path) -> None:
@@ -200,7 +211,7 @@ def _prune(task: SaveTask, verified: Path) -> None:
     try:
         suspect = remembered(task.state.extra).first_suspect
         task.folders.prune(keep, verified=verified, rejected=task.rejected, suspect=suspect)
-    except OSError as error:
+    except (OSError, FencedError) as error:
         log.warning("checkpoint_not_pruned", path=str(task.folders.root), reason=str(error))
 
 

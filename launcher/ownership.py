@@ -1,0 +1,85 @@
+"""Whether this supervisor still owns its run: asked before everything that it writes or requests.
+
+A supervisor may be frozen at any instruction (its node was cut off, Slurm restarted the job
+elsewhere) and go on much later. It owns the run for as long as the newest attempt is the one it
+knows. The next attempt is claimed behind that one only, so it can never take the run back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from launcher.claims import CLAIM_VARIABLE, read_claims, starts_of, superseded
+from launcher.outcome import Action, Cause, Decision
+from train.errors import FencedError
+from train.events import read_events
+from train.rundir import RunDir
+
+
+@dataclass
+class Ownership:
+    """One supervisor's hold on a run; ``restarts`` is what the job had counted when it began."""
+
+    run_dir: RunDir
+    job_id: str
+    restarts: int
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    newest: int = 0
+    """Newest attempt that this supervisor knows, and from its first claim on its own."""
+    claimed: bool = False
+
+    def begin(self) -> Decision | None:
+        """Look at the run before the first write; a decision when there is nothing to do.
+
+        Raises:
+            FencedError: the run is another supervisor's.
+        """
+        self.newest = self.run_dir.newest_attempt()
+        if self._has_finished():
+            return Decision(Cause.FINISHED, Action.DONE, "the run had finished already")
+        number = self.environ.get(CLAIM_VARIABLE, "")
+        reason = superseded(
+            read_claims(self.run_dir),
+            int(number) if number.isdigit() else None,
+            starts_of(list(read_events(self.run_dir.attempts)), self.job_id),
+            self.restarts,
+        )
+        if reason:
+            raise FencedError(f"this supervisor of {self.run_dir.run_id} is superseded: {reason}")
+        return None
+
+    def claim(self) -> int:
+        """Claim the next attempt.
+
+        Raises:
+            FencedError: another supervisor has claimed one meanwhile.
+        """
+        self.newest = self.run_dir.claim_attempt(after=self.newest)
+        self.claimed = True
+        return self.newest
+
+    def lost(self) -> bool:
+        """Whether another supervisor has claimed an attempt."""
+        return self.run_dir.newest_attempt() > self.newest
+
+    def check(self) -> None:
+        """Refuse to go on.
+
+        Raises:
+            FencedError: another supervisor has claimed an attempt.
+        """
+        if self.lost():
+            raise FencedError(
+                f"attempt {self.run_dir.newest_attempt()} of another supervisor owns "
+                f"{self.run_dir.run_id}; this one, with attempt {self.newest}, ends"
+            )
+
+    def _has_finished(self) -> bool:
+        try:
+            summary = json.loads(self.run_dir.summary.read_text())
+        except (OSError, ValueError):
+            return False
+        return isinstance(summary, dict) and summary.get("state") == "finished"
