@@ -127,7 +127,7 @@ def sbatch_parameters(config: RunConfig, *, name: str, gpus_available: bool) -> 
     slurm = config.slurm
     wanted = {
         "job_name": slurm.job_name or name,
-        "nodes": slurm.nodes,
+        "nodes": slurm.job_nodes.as_written(),
         "ntasks_per_node": slurm.ntasks_per_node,
         "time": -(-slurm.time // 60),
         "partition": slurm.partition,
@@ -170,7 +170,7 @@ def gpus_per_node(slurm: SlurmConfig, *, gpus_available: bool) -> str | int | No
 def _additional(slurm: SlurmConfig) -> dict[str, Any]:
     """Options that submitit has no argument for."""
     options: dict[str, Any] = {"requeue" if slurm.requeue else "no-requeue": True}
-    if slurm.nodes > 1:
+    if slurm.job_nodes.max > 1:
         # A lost node shrinks the allocation instead of ending the job; the supervisor goes on.
         options["no-kill"] = True
     for key in ("reservation", "begin"):

@@ -161,7 +161,7 @@ def test_text_may_look_like_a_number(tmp_path: Path) -> None:
 
 
 def test_an_empty_section_means_its_defaults(tmp_path: Path) -> None:
-    assert load_config(write(tmp_path, BASE + "slurm:\npeft: none\n")).config.slurm.nodes == 1
+    assert load_config(write(tmp_path, BASE + "slurm:\npeft: none\n")).config.slurm.nodes.max == 1
 
 
 def test_anchors_and_merges_work(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_anchors_and_merges_work(tmp_path: Path) -> None:
 def test_overrides_win_over_changes_and_those_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, BASE + "slurm: {nodes: 2, qos: a, partition: p}\n")
     config = load_config(path, ["slurm.nodes=4"], {"slurm__nodes": 3, "slurm": {"qos": "b"}}).config
-    assert (config.slurm.nodes, config.slurm.qos, config.slurm.partition) == (4, "b", "p")
+    assert (config.slurm.nodes.max, config.slurm.qos, config.slurm.partition) == (4, "b", "p")
 
 
 def test_overrides_reach_lists_and_components_and_take_yaml() -> None:
@@ -234,7 +234,7 @@ def test_placeholders_are_read_for_use_and_kept_in_the_text(tmp_path: Path) -> N
     environ = {"ROOT": "/data", "NODES": "3", "HF_TOKEN": "swordfish"}
     loaded = load_config(write(tmp_path, text), environ=environ)
     assert loaded.config.runs_dir == "/data/runs"
-    assert loaded.config.slurm.nodes == 3
+    assert loaded.config.slurm.nodes.max == 3
     assert loaded.config.slurm.account is None
     assert loaded.config.optimizer.extra == {"betas": [0.9, 0.95]}
     assert loaded.config.slurm.hf_token == "${HF_TOKEN}"

@@ -45,19 +45,24 @@ BAD = {
         "distributed: {dpsize: 3}\n", ("distributed.dpsize: unknown key", "fsdp2", ":3)")
     ),
     "wrong type": Bad(
-        "slurm:\n  nodes: four\n", ("slurm.nodes: expected an integer >= 1, got 'four'", ":4)")
+        "slurm:\n  nodes: four\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 'four'", ":4)"),
     ),
     "zero nodes": Bad(
-        "slurm:\n  nodes: 0\n", ("slurm.nodes: expected an integer >= 1, got 0", "a.yaml:4)")
+        "slurm:\n  nodes: 0\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 0", "a.yaml:4)"),
     ),
     "negative nodes": Bad(
-        "slurm: {nodes: -2}\n", ("slurm.nodes: expected an integer >= 1, got -2",)
+        "slurm: {nodes: -2}\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got -2",),
     ),
     "truth for a number": Bad(
-        "slurm: {nodes: true}\n", ("slurm.nodes: expected an integer >= 1, got true",)
+        "slurm: {nodes: true}\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got true",),
     ),
     "fraction of a node": Bad(
-        "slurm: {nodes: 1.5}\n", ("slurm.nodes: expected an integer >= 1, got 1.5",)
+        "slurm: {nodes: 1.5}\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 1.5",),
     ),
     "choice": Bad(
         "lr_scheduler: {lr_decay_style: cos}\n",
@@ -146,7 +151,7 @@ BAD = {
     ),
     "bad value from a variable": Bad(
         "slurm: {nodes: '${NODES}'}\n",
-        ("slurm.nodes: expected an integer >= 1, got 'many' from ${NODES}",),
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 'many' from ${NODES}",),
     ),
     "secret variable in a number": Bad(
         "optimizer: {lr: '${MY_KEY}'}\n",
@@ -229,7 +234,10 @@ BAD = {
     ),
     "override": Bad(
         "",
-        ("slurm.nodes: expected an integer >= 1, got 0 (override slurm.nodes=0)",),
+        (
+            "slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 0",
+            "(override slurm.nodes=0)",
+        ),
         None,
         ("slurm.nodes=0",),
     ),

@@ -189,7 +189,11 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
         "slurm",
         "ckpt_every_steps is none",
     ),
-    "no requeue": ({"slurm": {"requeue": False}}, "slurm", "slurm.requeue is false"),
+    "no requeue": (
+        {"slurm": {"requeue": False}, "resilience": {"resubmit": False}},
+        "slurm",
+        "slurm.requeue is false",
+    ),
     "seconds read as minutes": (
         {"slurm": {"time": 86400}},
         "slurm",

@@ -92,7 +92,7 @@ def test_a_preemption_without_notice_is_left_to_slurm() -> None:
 def test_a_preemption_that_cancels_is_not_taken_for_a_scancel() -> None:
     job = JobInfo("7", "COMPLETING", preempted_at=99.0)
     found = evidence(stopped=ALL, terminated=True, job=job)
-    assert outcome(found) == (Cause.PREEMPTED, Action.STOP)
+    assert outcome(found) == (Cause.PREEMPTED, Action.RESUBMIT)
 
 
 def test_an_administrators_requeue_is_left_to_slurm() -> None:
@@ -126,7 +126,7 @@ def test_term_while_the_job_goes_on_running_stops_the_run() -> None:
 def test_a_time_limit_that_struck_is_named() -> None:
     job = JobInfo("7", "COMPLETING", reason="TimeLimit")
     found = evidence(terminated=True, job=job)
-    assert outcome(found) == (Cause.TIME_LIMIT, Action.STOP)
+    assert outcome(found) == (Cause.TIME_LIMIT, Action.RESUBMIT)
 
 
 def test_a_cancel_request_outweighs_everything_but_the_finish() -> None:
