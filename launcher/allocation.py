@@ -240,7 +240,9 @@ def _slurm(
 ) -> SlurmAllocation:
     job_id = environ["SLURM_JOB_ID"]
     nodes = tuple(expand_nodes(environ.get("SLURM_JOB_NODELIST", "")))
-    cpus = config.slurm.cpus_per_task or environ.get("SLURM_CPUS_PER_TASK")
+    # A job with a range of nodes has one task per node, with the CPUs of all ranks there.
+    granted_cpus = environ.get("SLURM_CPUS_PER_TASK") if config.slurm.nodes.fixed else 1
+    cpus = config.slurm.cpus_per_task or granted_cpus
     shape = StepShape(
         num_nodes=len(nodes) or config.slurm.nodes.max,
         tasks_per_node=config.slurm.ntasks_per_node,

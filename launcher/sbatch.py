@@ -127,13 +127,11 @@ def sbatch_parameters(config: RunConfig, *, name: str, gpus_available: bool) -> 
     slurm = config.slurm
     wanted = {
         "job_name": slurm.job_name or name,
-        "nodes": slurm.job_nodes.as_written(),
-        "ntasks_per_node": slurm.ntasks_per_node,
+        **job_shape(slurm),
         "time": -(-slurm.time // 60),
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
-        "cpus_per_task": slurm.cpus_per_task,
         "gpus_per_node": gpus_per_node(slurm, gpus_available=gpus_available),
         "gres": slurm.gres,
         "mem": slurm.mem,
@@ -155,6 +153,21 @@ def sbatch_parameters(config: RunConfig, *, name: str, gpus_available: bool) -> 
     chosen = {key: value for key, value in wanted.items() if value is not None}
     # submitit's own default would be refused where accounting enforces known wckeys.
     return {**chosen, "wckey": None}
+
+
+def job_shape(slurm: SlurmConfig) -> dict[str, Any]:
+    """Nodes, tasks and CPUs of the job.
+
+    With a number of tasks, given or implied by ``--ntasks-per-node``, Slurm 22.05 settles for the
+    lower end of a range of nodes although more are idle (measured). So a range is asked for with
+    one task per node that has the CPUs of all ranks there.
+    """
+    nodes, cpus = slurm.job_nodes.as_written(), slurm.cpus_per_task
+    if slurm.nodes.fixed:
+        shape = {"nodes": nodes, "ntasks_per_node": slurm.ntasks_per_node, "cpus_per_task": cpus}
+    else:
+        shape = {"nodes": nodes, "cpus_per_task": slurm.ntasks_per_node * (cpus or 1)}
+    return {key: value for key, value in shape.items() if value is not None}
 
 
 def gpus_per_node(slurm: SlurmConfig, *, gpus_available: bool) -> str | int | None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from launcher.sbatch import job_shape
 from launcher.submissions import note_submission
 from launcher.submit import submit_slurm
 from tests.slurm import SlurmCluster
@@ -57,12 +58,12 @@ def slurm_run(
     nodes, tasks = settings.setdefault("nodes", 2), settings.setdefault("tasks", 1)
     run = SlurmCountingRun(make_run(root, **settings))
     run.cluster = cluster
-    slurm = SlurmConfig.model_validate({"nodes": nodes, **settings.get("slurm", {})})
+    shape = {"nodes": nodes, "ntasks_per_node": tasks, **settings.get("slurm", {})}
+    slurm = SlurmConfig.model_validate(shape)
     parameters = {
         "job_name": root.name,
         "time": 5,
-        "nodes": slurm.job_nodes.as_written(),
-        "ntasks_per_node": tasks,
+        **job_shape(slurm),
         "mem": "200MB",
         "partition": "normal",
         "signal_delay_s": 10,
