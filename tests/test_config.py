@@ -398,3 +398,17 @@ def test_loading_a_configuration_imports_no_torch() -> None:
         [sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"), [("3", 3, 3), ("2-4", 2, 4), ('"2 - 4"', 2, 4), ("4-4", 4, 4)]
+)
+def test_nodes_are_a_number_or_a_range_and_come_back_as_written(
+    tmp_path: Path, text: str, least: int, most: int
+) -> None:
+    loaded = load_config(write(tmp_path, BASE + f"slurm: {{nodes: {text}, ntasks_per_node: 2}}\n"))
+    assert (loaded.config.slurm.nodes.min, loaded.config.slurm.nodes.max) == (least, most)
+    assert loaded.config.world_size == 2 * most
+    again = load_config(write(tmp_path, loaded.text))
+    assert again.config.slurm.nodes == loaded.config.slurm.nodes
+    assert again.digest == loaded.digest
