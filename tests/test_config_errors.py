@@ -52,6 +52,26 @@ BAD = {
         "slurm:\n  nodes: 0\n",
         ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 0", "a.yaml:4)"),
     ),
+    "a range that runs backwards": Bad(
+        "slurm: {nodes: 4-2}\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got '4-2'",),
+    ),
+    "a range from nothing": Bad(
+        "slurm: {nodes: 0-2}\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got '0-2'",),
+    ),
+    "a fixed number of ranks in a range of nodes": Bad(
+        "slurm: {nodes: 2-4}\ndistributed: {dp_size: 4}\n",
+        ("distributed.dp_size: expected none with a range of nodes (2-4), got 4",),
+    ),
+    "copies that the lower end cannot hold": Bad(
+        "slurm: {nodes: 3-4}\ndistributed: {dp_replicate_size: 2}\n",
+        ("distributed.dp_replicate_size: expected a divisor of the world size 3",),
+    ),
+    "srun's nodes": Bad(
+        'slurm: {srun_args: ["--nodelist=n1"]}\n',
+        ("slurm.srun_args.0: --nodelist is set by submitrain itself",),
+    ),
     "negative nodes": Bad(
         "slurm: {nodes: -2}\n",
         ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got -2",),
