@@ -93,7 +93,8 @@ def test_an_inelastic_run_goes_back_into_the_queue_without_the_lost_node(
         run.wait_for(lambda: restarts(run) == 1)
         cluster.start_daemon("node2")  # it is back before the job is, and must not be used
         start = wait_for_next_start(run)
-        assert (start["nodes"], start["world_size"]) == (["node1", "node3"], 2)
+        assert start["world_size"] == 2
+        assert "node2" not in start["nodes"]
         assert cluster.job(run.job_id)["ExcNodeList"] == "node2"
     assert run.causes() == [("node_lost", "requeue")]
     assert run.ends()[0]["nodes_excluded"] == ["node2"]
@@ -133,8 +134,7 @@ def test_a_struck_node_is_left_behind_at_the_requeue(cluster: SlurmCluster, tmp_
     with slurm_run(cluster, tmp_path / "run", plan=LONG, sbatch=NO_KILL, **settings) as run:
         run.wait_for_step(5)
         os.kill(run.rank_pid(1), signal.SIGKILL)
-        start = wait_for_next_start(run)
-        assert start["nodes"] == ["node1", "node3"]
+        assert "node2" not in wait_for_next_start(run)["nodes"]
         assert restarts(run) == 1
     assert run.causes() == [("rank_died", "requeue")]
     assert run.ends()[0]["nodes_excluded"] == ["node2"]
