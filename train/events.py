@@ -73,11 +73,11 @@ class Kind(StrEnum):
     ATTEMPT_START = "attempt_start"
     """attempt, job_id, nodes, nodes_idle, world_size, restart_count (supervisor)"""
     ATTEMPT_END = "attempt_end"
-    """attempt, cause, action, evidence, first_step, last_step, exit_codes, nodes, nodes_lost (node: how
-    it shows), strikes (node, why), nodes_excluded (from the next job) (supervisor)"""
+    """attempt, cause, action, evidence, first_step, last_step, exit_codes, nodes, nodes_lost (node:
+    sign), strikes (node, why), nodes_excluded (from the next job) (supervisor)"""
     SUBMITTED = "submitted"
-    """job_id, attempt (the newest before), cluster, user, host, via, sbatch (parameters); of a job that
-    a supervisor submitted: after (the job it continues), excluded"""
+    """job_id, attempt (the newest before), cluster, user, host, via, sbatch (parameters); of a job
+    that a supervisor submitted: after (the job it continues), excluded"""
 
 
 class Phase(StrEnum):
