@@ -131,7 +131,7 @@ class NodeKeeper:
 
     def _lacks_memory(self, decision: Decision, standing: Standing) -> bool:
         """Whether ranks ran out of memory on fewer nodes than the job began with."""
-        out = decision.cause is Cause.OUT_OF_MEMORY
+        out = decision.cause in (Cause.OUT_OF_MEMORY, Cause.HOST_OUT_OF_MEMORY)
         return out and 0 < len(standing.current) < self.rule.wanted
 
     def _for_memory(self, decision: Decision, standing: Standing) -> Decision:
