@@ -23,6 +23,9 @@ from train.config import RunConfig
 from train.events import read_events
 from train.rundir import RunDir
 
+_FOLLOWED = frozenset({Action.RESTART, Action.REQUEUE, Action.RESUBMIT})
+_MEMORY = frozenset({Cause.OUT_OF_MEMORY, Cause.HOST_OUT_OF_MEMORY})
+
 
 @dataclass
 class NodeKeeper:
@@ -42,6 +45,7 @@ class NodeKeeper:
         self._blamed: tuple[NodeSign, ...] = ()
         self._strikes: dict[str, list[Strike]] = {}
         self._idle: tuple[str, ...] = ()
+        self._living: tuple[str, ...] = ()
 
     def place(self) -> None:
         """Choose the nodes of the next attempt from those that the job has now."""
@@ -70,6 +74,8 @@ class NodeKeeper:
         self.lost |= {sign.node: sign.sign for sign in evidence.lost_nodes}
         self._blamed = blame(evidence, decision) if self.allocation.has_queue else ()
         self.exclude = ()
+        if decision.action not in _FOLLOWED and decision.cause not in _MEMORY:
+            return decision
         standing = self._standing(self._blamed)
         if standing is None:
             return decision
@@ -86,12 +92,9 @@ class NodeKeeper:
 
     def at_end(self) -> dict[str, Any]:
         """For the line at the end of an attempt: what speaks against nodes, and what follows."""
-        signs = {"strikes": self._blamed}
-        fields: dict[str, Any] = {
-            name: [{"node": one.node, "why": one.sign} for one in found]
-            for name, found in signs.items()
-            if found
-        }
+        fields: dict[str, Any] = {}
+        if self._blamed:
+            fields["strikes"] = [{"node": one.node, "why": one.sign} for one in self._blamed]
         if self.lost:
             fields["nodes_lost"] = self.lost
         if self.exclude:
@@ -100,7 +103,8 @@ class NodeKeeper:
 
     def _standing(self, blamed: Sequence[NodeSign]) -> Standing | None:
         """What is known of the nodes now; None where there is nothing to choose."""
-        living = self.allocation.living_nodes()
+        # Without an answer the last one holds: a lost node must not be used for want of news.
+        living = self._living = self.allocation.living_nodes() or self._living
         if not living:
             return None
         self._strikes = self._struck(blamed)
@@ -131,8 +135,7 @@ class NodeKeeper:
 
     def _lacks_memory(self, decision: Decision, standing: Standing) -> bool:
         """Whether ranks ran out of memory on fewer nodes than the job began with."""
-        out = decision.cause in (Cause.OUT_OF_MEMORY, Cause.HOST_OUT_OF_MEMORY)
-        return out and 0 < len(standing.current) < self.rule.wanted
+        return decision.cause in _MEMORY and 0 < len(standing.current) < self.rule.wanted
 
     def _for_memory(self, decision: Decision, standing: Standing) -> Decision:
         have, wanted = len(standing.current), self.rule.wanted
@@ -141,7 +144,7 @@ class NodeKeeper:
     def _told(self, standing: Standing) -> str:
         """Why nodes in use are avoided from now on."""
         return "; ".join(
-            f"{node} has {len(found)} strikes ({found[-1].why})"
+            f"{node} has {len(found)} strike{'s' if len(found) > 1 else ''} ({found[-1].why})"
             for node, found in self._strikes.items()
             if node in standing.current and node not in standing.lost
         )

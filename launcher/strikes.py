@@ -33,6 +33,9 @@ def blame(evidence: AttemptEvidence, decision: Decision) -> tuple[NodeSign, ...]
 
     One node at the most for a rank's death: what follows on other nodes is its consequence.
     """
+    if decision.cause == HUNG:
+        host = str(getattr(getattr(evidence, "hang", None), "host", "") or "")
+        return (NodeSign(host, "a rank hung"),) if host else ()
     if decision.cause is Cause.NODE_LOST:
         return evidence.lost_nodes
     if decision.cause is Cause.LAUNCH_FAILED:
