@@ -189,10 +189,10 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
         "slurm",
         "ckpt_every_steps is none",
     ),
-    "no requeue": (
+    "no way back": (
         {"slurm": {"requeue": False}, "resilience": {"resubmit": False}},
         "slurm",
-        "slurm.requeue is false",
+        "slurm.requeue and resilience.resubmit are false",
     ),
     "seconds read as minutes": (
         {"slurm": {"time": 86400}},
