@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from launcher.probe_nodes import nodes_up, silent_to_a_step
 from launcher.spawn import LocalSpawner, Spawner
 from launcher.srun import SrunSpawner, StepShape
 from monitor.hostlist import expand_nodes
@@ -63,11 +64,21 @@ class Allocation(Protocol):
     def restarts(self) -> int:
         """How often the scheduler had restarted the job when this process began."""
 
-    def prepare(self) -> None:
-        """Look at what is left of the resources, before an attempt."""
+    @property
+    def granted(self) -> int:
+        """How many nodes this job started with."""
 
-    def shrunk(self) -> bool:
-        """Whether nodes were lost since ``prepare``: ranks that wait for them wait for ever."""
+    def living_nodes(self) -> tuple[str, ...]:
+        """Nodes that the job has now; none where nobody knows, or there is nothing to choose."""
+
+    def use(self, nodes: tuple[str, ...]) -> None:
+        """Run the next attempts on these nodes of the job."""
+
+    def lost_nodes(self, suspects: Collection[str]) -> Mapping[str, str]:
+        """Nodes in use that are gone, and how that shows; ``suspects`` are asked themselves."""
+
+    def pool(self) -> frozenset[str] | None:
+        """Nodes that could run such a job, as far as they are up; None where nobody knows."""
 
     def ends_at(self) -> float:
         """When the time limit strikes (UTC seconds); cheap, may be asked often."""
@@ -103,20 +114,32 @@ class LocalAllocation:
 
     @property
     def num_nodes(self) -> int:
-        """``slurm.nodes``: all of them on this machine."""
-        return self.config.slurm.nodes
+        """All simulated nodes."""
+        return self.granted
 
     @property
     def job_started_at(self) -> float:
         """Start of this stretch."""
         return self.started_at
 
-    def prepare(self) -> None:
-        """This machine does not shrink."""
+    @property
+    def granted(self) -> int:
+        """Simulated nodes."""
+        return self.config.slurm.nodes.max
 
-    def shrunk(self) -> bool:
+    def living_nodes(self) -> tuple[str, ...]:
+        """Simulated nodes have no names of their own."""
+        return ()
+
+    def use(self, nodes: tuple[str, ...]) -> None:
+        """There is nothing to choose from."""
+
+    def lost_nodes(self, suspects: Collection[str]) -> Mapping[str, str]:
         """This machine does not shrink."""
-        return False
+        return {}
+
+    def pool(self) -> None:
+        """There is no other machine."""
 
     def ends_at(self) -> float:
         """Start of this stretch plus the limit."""
@@ -143,6 +166,7 @@ class SlurmAllocation:
     asked_at: float
     started_at: float
     restarts: int
+    granted: int
     has_queue: bool = True
 
     @property
@@ -152,7 +176,7 @@ class SlurmAllocation:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes as Slurm said last, else those that the ranks get."""
+        """Nodes as Slurm said last, spare ones too, else those that the ranks get."""
         return len(self.last.nodes) or self.spawner.shape.num_nodes
 
     @property
@@ -160,19 +184,31 @@ class SlurmAllocation:
         """StartTime as Slurm said last, else when this process began."""
         return self.last.started_at or self.started_at
 
-    def prepare(self) -> None:
-        """With ``--no-kill`` a lost node leaves a smaller job: go on with the nodes that live."""
+    def living_nodes(self) -> tuple[str, ...]:
+        """NodeList of the running job: with ``--no-kill`` a lost node leaves a smaller job."""
         info = self.job()
-        nodes = info.nodes if info is not None and info.running else ()
-        if nodes and nodes != self.spawner.node_names:
-            shape = replace(self.spawner.shape, num_nodes=len(nodes))
-            self.spawner = replace(self.spawner, shape=shape, node_names=nodes)
+        return info.nodes if info is not None and info.running else ()
 
-    def shrunk(self) -> bool:
-        """Whether the job has fewer nodes than the spawner counts on."""
-        info = self.job()
-        nodes = info.nodes if info is not None and info.running else ()
-        return 0 < len(nodes) < len(self.spawner.node_names)
+    def use(self, nodes: tuple[str, ...]) -> None:
+        """One task per rank on these nodes; ``--nodelist`` unless it is the whole job."""
+        nodelist = nodes if len(nodes) < self.granted else ()
+        shape = replace(self.spawner.shape, num_nodes=len(nodes), nodelist=nodelist)
+        self.spawner = replace(self.spawner, shape=shape, node_names=nodes)
+
+    def lost_nodes(self, suspects: Collection[str]) -> Mapping[str, str]:
+        """Those that Slurm took out of the job, then what the suspects themselves answer."""
+        in_use, living = self.spawner.node_names, self.living_nodes()
+        if self.granted < 2 or not living:
+            return {}
+        gone = {node: "Slurm took it out of the job" for node in in_use if node not in living}
+        return gone | silent_to_a_step(sorted(set(suspects) - set(gone)), self.job_id)
+
+    def pool(self) -> frozenset[str] | None:
+        """Nodes of the job's partition that are up, less those that the user excludes."""
+        up = nodes_up(self.last.partition)
+        if up is None:
+            return None
+        return up - frozenset(expand_nodes(self.config.slurm.exclude or ""))
 
     def ends_at(self) -> float:
         """EndTime as Slurm said last, looked up again now and then."""
@@ -215,7 +251,7 @@ def allocation_of(
     spawner = LocalSpawner(
         run_dir,
         job_id,
-        config.slurm.nodes,
+        config.slurm.nodes.max,
         config.slurm.ntasks_per_node,
         extra,
         **({"command": command} if command else {}),
@@ -232,9 +268,11 @@ def _slurm(
 ) -> SlurmAllocation:
     job_id = environ["SLURM_JOB_ID"]
     nodes = tuple(expand_nodes(environ.get("SLURM_JOB_NODELIST", "")))
-    cpus = config.slurm.cpus_per_task or environ.get("SLURM_CPUS_PER_TASK")
+    # A job with a range of nodes has one task per node, with the CPUs of all ranks there.
+    granted_cpus = environ.get("SLURM_CPUS_PER_TASK") if config.slurm.nodes.fixed else 1
+    cpus = config.slurm.cpus_per_task or granted_cpus
     shape = StepShape(
-        num_nodes=len(nodes) or config.slurm.nodes,
+        num_nodes=len(nodes) or config.slurm.nodes.max,
         tasks_per_node=config.slurm.ntasks_per_node,
         cpus_per_task=int(cpus) if cpus else None,
         has_gpus=any(name in environ for name in ("SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")),
@@ -253,4 +291,5 @@ def _slurm(
         asked_at=time.time(),
         started_at=time.time(),
         restarts=int(environ.get("SLURM_RESTART_COUNT") or job.restarts),
+        granted=shape.num_nodes,
     )

@@ -101,9 +101,9 @@ class AttemptLog:
         return EventWriter(self.run_dir.attempts, SUPERVISOR_RANK, attempt, job_id)
 
 
-def of_job(records: Sequence[AttemptRecord], job_id: str) -> list[AttemptRecord]:
-    """The attempts of one job: budgets are counted per job, ``resume`` makes a new one."""
-    return [record for record in records if record.job_id == job_id]
+def of_jobs(records: Sequence[AttemptRecord], job_ids: Sequence[str]) -> list[AttemptRecord]:
+    """The attempts of a job and of those that it continues: budgets are counted over them."""
+    return [record for record in records if record.job_id in job_ids]
 
 
 def steps_of(run_dir: RunDir, attempt: int) -> tuple[int | None, int | None]:

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from launcher.machine import Machine
 from launcher.memory import GB, MemoryEstimate, gpu_memory_bytes
 from train.config import RunConfig
+from train.config.run import BatchArithmetic
 from train.config.sections import DatasetConfig
 from train.config.types import UNLIMITED_S, format_duration
 
@@ -53,10 +54,11 @@ def _survival(config: RunConfig, situation: Situation) -> Iterator[str]:
             "step_scheduler.ckpt_every_steps is none: a crash loses everything since the start; "
             "set it to a number of steps"
         )
-    if situation.cluster == "slurm" and not config.slurm.requeue:
+    returns = config.slurm.requeue or config.resilience.resubmit
+    if situation.cluster == "slurm" and not returns:
         yield (
-            "slurm.requeue is false: after a preemption, a lost node or the time limit the run "
-            "does not come back; set it to true"
+            "slurm.requeue and resilience.resubmit are false: after a preemption, a lost node or "
+            "the time limit the run does not come back; set one of them to true"
         )
 
 
@@ -109,7 +111,11 @@ def _same_data(training: DatasetConfig, validation: DatasetConfig) -> bool:
 
 
 def _batch(config: RunConfig) -> Iterator[str]:
-    batch = config.batch()
+    for world_size in dict.fromkeys((config.world_size, config.min_world_size)):
+        yield from _division(config.batch(world_size))
+
+
+def _division(batch: BatchArithmetic) -> Iterator[str]:
     slots = batch.local_size * batch.accumulation * batch.world_size
     if batch.global_size < batch.world_size:
         yield (

@@ -92,7 +92,7 @@ def deadline_problems(config: RunConfig, checkpoint_bytes: int | None) -> Iterat
     """Settings under which a save cannot fit, each with the arithmetic; nothing without a size."""
     if checkpoint_bytes is None or not config.checkpoint.enabled:
         return
-    nodes, configured = config.slurm.nodes, config.resilience.stop_lead_s
+    nodes, configured = config.slurm.nodes.min, config.resilience.stop_lead_s
     fast_s = checkpoint_bytes / (nodes * FAST_BYTES_PER_S)
     least = least_lead_s(step_s=0.0, save_s=fast_s)
     if least > config.slurm.time / 2:
@@ -131,7 +131,7 @@ def deadline_cautions(
         )
     if checkpoint_bytes is None or not config.checkpoint.enabled:
         return
-    nodes = config.slurm.nodes
+    nodes = config.slurm.nodes.min
     slow_s = checkpoint_bytes / (nodes * SLOW_BYTES_PER_S)
     granted = min(wanted, kill_wait_s or wanted)
     if slow_s > granted:

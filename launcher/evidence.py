@@ -82,6 +82,14 @@ class RankExit:
 
 
 @dataclass(frozen=True)
+class NodeSign:
+    """What speaks against a node, in words."""
+
+    node: str
+    sign: str
+
+
+@dataclass(frozen=True)
 class AttemptEvidence:
     """Everything ``policy.decide`` may know about one attempt."""
 
@@ -102,6 +110,10 @@ class AttemptEvidence:
     """srun's own exit code; None for local ranks."""
     launcher_error: str = ""
     """Last lines that srun wrote."""
+    lost_nodes: tuple[NodeSign, ...] = ()
+    """Nodes of the attempt that are gone for certain."""
+    accused_nodes: tuple[NodeSign, ...] = ()
+    """Nodes on which the launcher could not start ranks."""
     terminated: bool = False
     """TERM or INT reached the supervisor."""
     ended_for: str | None = None

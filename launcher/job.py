@@ -21,6 +21,7 @@ import structlog
 from launcher.allocation import Allocation, allocation_of
 from launcher.outcome import Action, Cause, Decision
 from launcher.signals import SignalNotes
+from launcher.submissions import adopt
 from launcher.supervise import Supervisor
 from train.config.load import load_resolved
 from train.context import leave
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from monitor.slurm import JobInfo
 
 EXIT_LEFT = 143
-"""Exit code where Slurm ends or requeues the job by itself: neither success nor our failure."""
+"""Exit code where Slurm requeues the job, or a new one goes on: neither success nor failure."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class TrainingJob:
         signals.install()
         run_dir = RunDir(Path(self.run_dir))
         decision = self._supervise(run_dir, signals)
-        if decision.action is Action.LEAVE:
+        if decision.action in (Action.LEAVE, Action.RESUBMIT):
             sys.exit(EXIT_LEFT)
         if decision.cause is Cause.FENCED:
             leave(EXIT_FENCED)  # submitit would write a result over that of the job's successor
@@ -78,7 +79,11 @@ class TrainingJob:
             allocation = allocation_of(run_dir, config, os.environ)
             forget_old_result()
             requeue = functools.partial(requeue_job, allocation, signals)
-            supervisor = Supervisor(run_dir, config, allocation, signals, requeue)
+            resubmit = None
+            if allocation.has_queue:
+                adopt(run_dir, allocation.job_id)
+                resubmit = functools.partial(resubmit_run, run_dir, allocation.job_id)
+            supervisor = Supervisor(run_dir, config, allocation, signals, requeue, resubmit)
             return supervisor.run()
         except Exception as error:
             # Whatever went wrong: a run without a summary looks as if it were still going.
@@ -88,11 +93,20 @@ class TrainingJob:
             raise
 
 
-def requeue_job(allocation: Allocation, signals: SignalNotes, job: JobInfo | None) -> Decision:
+def requeue_job(
+    allocation: Allocation, signals: SignalNotes, job: JobInfo | None, exclude: tuple[str, ...]
+) -> Decision:
     """Requeue the surrounding job; imported late, since only Slurm jobs need submitit for it."""
     from launcher.requeue import requeue_with_submitit
 
-    return requeue_with_submitit(allocation.job_id, allocation.restarts, signals)
+    return requeue_with_submitit(allocation.job_id, allocation.restarts, signals, exclude)
+
+
+def resubmit_run(run_dir: RunDir, job_id: str, exclude: tuple[str, ...]) -> str:
+    """Submit a new job for the run; imported late, as submitit is."""
+    from launcher.resubmit import resubmit
+
+    return resubmit(run_dir, job_id, exclude)
 
 
 def supervisor_failed(error: Exception, run_dir: RunDir) -> dict[str, Any]:

@@ -95,13 +95,14 @@ def checkpoint_bytes(config: RunConfig, size: ModelSize) -> int:
 
 
 def rank_memory(config: RunConfig, size: ModelSize, *, on_gpu: bool) -> MemoryEstimate:
-    """Memory of one rank during a step.
+    """Memory of one rank during a step; of a range of nodes, with the fewest, where it is most.
 
     Weights, gradients and optimizer state are exact up to padding; activations and logits are
     rough. Not counted: the allocator's fragmentation, the collectives' buffers, Python itself.
     """
-    batch = config.batch()
-    shards = config.world_size // (config.distributed.dp_replicate_size or 1)
+    world_size = config.min_world_size
+    batch = config.batch(world_size)
+    shards = world_size // (config.distributed.dp_replicate_size or 1)
     width = 4 if config.model.torch_dtype == "float32" else 2
     large = size.parameters >= LARGE_MODEL
     reshard = config.distributed.reshard_after_forward
@@ -111,7 +112,7 @@ def rank_memory(config: RunConfig, size: ModelSize, *, on_gpu: bool) -> MemoryEs
     if defer is None:
         defer = not large or not on_gpu
     trained = trained_parameters(config, size)
-    kept_whole = defer and batch.accumulation > 1 and config.world_size > 1
+    kept_whole = defer and batch.accumulation > 1 and world_size > 1
     outside = size.parameters - size.num_layers * size.block_parameters
     # While one block computes, the next is gathered already (FSDP2's prefetching); the root
     # (norm, head, tied embeddings) is never freed.

@@ -45,10 +45,15 @@ class Plan:
     digest: str
     cluster: Literal["local", "slurm"]
     nodes: int
+    """Nodes that train; of a range, its upper end."""
+    min_nodes: int
+    spare_nodes: int
     ranks_per_node: int
     gpus_per_node: int
     world_size: int
     batch: str
+    smallest_batch: str
+    """The same at ``min_nodes``: equal to ``batch`` unless a range of nodes was asked for."""
     global_batch_size: int
     steps: Steps
     time_limit_s: int
@@ -105,11 +110,14 @@ def make_plan(
         name=loaded.name,
         digest=loaded.digest,
         cluster=cluster,
-        nodes=slurm.nodes,
+        nodes=slurm.nodes.max,
+        min_nodes=slurm.nodes.min,
+        spare_nodes=slurm.spare_nodes,
         ranks_per_node=slurm.ntasks_per_node,
         gpus_per_node=gpus,
         world_size=config.world_size,
         batch=arithmetic.text,
+        smallest_batch=config.batch(config.min_world_size).text,
         global_batch_size=arithmetic.global_size,
         steps=count_steps(config, samples),
         time_limit_s=slurm.time,

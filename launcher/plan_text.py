@@ -19,12 +19,9 @@ def render(plan: Plan) -> str:
     gpus = f", {plan.gpus_per_node} GPUs per node" if plan.gpus_per_node else ", no GPUs"
     rows = [
         ("run", f"{plan.name} ({plan.digest[:8]}) on {where}"),
-        (
-            "ranks",
-            f"{plan.nodes} node{'s' if plan.nodes > 1 else ''} x {plan.ranks_per_node} ranks = "
-            f"{plan.world_size}{gpus}",
-        ),
-        ("batch", f"{plan.batch}  (local x accumulation x world)"),
+        ("ranks", f"{_nodes(plan)} x {plan.ranks_per_node} ranks = {_world(plan)}{gpus}"),
+        *_spares(plan),
+        *_batch(plan),
         ("steps", plan.steps.text),
         ("time limit", f"{format_duration(plan.time_limit_s)} for each job"),
         *_sizes(plan),
@@ -33,6 +30,44 @@ def render(plan: Plan) -> str:
     lines += [f"{'note':<{_WIDTH}}{note}" for note in plan.notes]
     lines += [f"{'warning':<{_WIDTH}}{warning}" for warning in plan.warnings]
     return "\n".join(lines)
+
+
+def _nodes(plan: Plan) -> str:
+    if plan.min_nodes < plan.nodes:
+        return f"{plan.min_nodes} to {plan.nodes} nodes"
+    return f"{plan.nodes} node{'s' if plan.nodes > 1 else ''}"
+
+
+def _world(plan: Plan) -> str:
+    if plan.min_nodes < plan.nodes:
+        return f"{plan.min_nodes * plan.ranks_per_node} to {plan.world_size}"
+    return str(plan.world_size)
+
+
+def _batch(plan: Plan) -> list[tuple[str, str]]:
+    meaning = "(local x accumulation x world)"
+    if plan.min_nodes == plan.nodes:
+        return [("batch", f"{plan.batch}  {meaning}")]
+    return [
+        ("batch", f"{plan.batch} on {plan.nodes} nodes  {meaning}"),
+        ("", f"{plan.smallest_batch} on {plan.min_nodes}: the same steps, fewer ranks"),
+    ]
+
+
+def _spares(plan: Plan) -> list[tuple[str, str]]:
+    """Spares cost as much as nodes that train; locally there are none."""
+    if not plan.spare_nodes or plan.cluster == "local":
+        return []
+    spares, charged = plan.spare_nodes, plan.nodes + plan.spare_nodes
+    gpus = spares * plan.gpus_per_node
+    idle = f"{gpus} GPUs idle" if gpus else "idle"
+    return [
+        (
+            "spare",
+            f"{spares} node{'s' if spares > 1 else ''}, {idle} until another one fails: {charged} "
+            f"nodes are charged, {100 * spares / plan.nodes:.0f}% more",
+        )
+    ]
 
 
 def _sizes(plan: Plan) -> list[tuple[str, str]]:

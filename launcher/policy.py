@@ -3,11 +3,11 @@
 ``decide(evidence, history, limits)`` reads like the table of outcomes in the architecture notes,
 from the strongest evidence to the weakest. It asks nobody and touches nothing.
 
-Budgets are per cause and count the attempts of one job (a requeue keeps the job's id; ``resume``
-makes a new job and so starts with fresh budgets):
+Budgets are per cause and count the attempts of one job and of those that it continues (a requeue
+keeps the job's id, a new job by our hand the chain; ``resume`` starts with fresh budgets):
 
 - ``max_restarts``: restarts in place, whether or not steps advanced between them;
-- ``max_requeues``: returns to the queue by our hand;
+- ``max_requeues``: returns to the queue by our hand, as the same job or as a new one;
 - ``max_rollbacks``: restarts that go back and leave data out (``launcher.rollback``); they have to
   come to where the earlier attempts were, so that they are no attempts without progress;
 - ``max_attempts_without_progress``: attempts in a row that reached no step beyond all earlier ones.
@@ -31,7 +31,11 @@ NEUTRAL = frozenset({Cause.PREEMPTED, Cause.REQUEUED, Cause.TERMINATED, Cause.CA
 """Causes outside the run: they say nothing about whether it can make progress."""
 RESUME_HINT = "`python -m launcher resume` goes on from the newest checkpoint"
 
-_SAID = {"PREEMPTION": Cause.PREEMPTED, "JOB REQUEUE": Cause.REQUEUED}
+_SAID = {
+    "PREEMPTION": Cause.PREEMPTED,
+    "JOB REQUEUE": Cause.REQUEUED,
+    "NODE FAILURE": Cause.NODE_LOST,
+}
 """slurmstepd's words for why it ended a step."""
 _USER_ERRORS = frozenset({"UserError", "ConfigError", "DataError", "ClusterError"})
 _HOST_REASONS = frozenset(
@@ -51,7 +55,10 @@ def decide(
     rank's own failure; how processes ended. Exit codes alone never mean success.
     """
     decision = _verdict(evidence, history)
-    if decision.action not in (Action.RESTART, Action.REQUEUE):
+    if decision.action is Action.RESUBMIT and not limits.resubmit:
+        text = f"{decision.explanation}; resilience.resubmit is false; {RESUME_HINT}"
+        return Decision(decision.cause, Action.STOP, text)
+    if decision.action not in (Action.RESTART, Action.REQUEUE, Action.RESUBMIT):
         return decision
     return _within_budgets(decision, evidence, history, limits)
 
@@ -67,6 +74,8 @@ def _verdict(evidence: AttemptEvidence, history: Sequence[AttemptRecord]) -> Dec
         return Decision(Cause.CANCELLED, Action.STOP, f"cancelled by the user; {_saved(evidence)}")
     if evidence.terminated:
         return _ended_from_outside(evidence)
+    if evidence.lost_nodes and evidence.stop_asked is None:
+        return _node_lost(evidence)
     if evidence.host_memory_ran_out and evidence.diagnosis is not None:
         words = evidence.diagnosis.summary
         return _out_of_memory(Cause.HOST_OUT_OF_MEMORY, words, evidence, history)
@@ -98,23 +107,23 @@ def _ended_from_outside(evidence: AttemptEvidence) -> Decision:
         # A requeued job shows no PreemptTime any more; slurmstepd said why it ended the step.
         preempted = bool(job.preempted_at) or evidence.ended_for == "PREEMPTION"
         why = "preemption" if preempted else (evidence.ended_for or "it does not say why").lower()
-        cause = Cause.PREEMPTED if preempted else Cause.REQUEUED
+        cause = (
+            Cause.PREEMPTED if preempted else _SAID.get(evidence.ended_for or "", Cause.REQUEUED)
+        )
         return Decision(cause, Action.LEAVE, f"Slurm requeued job {job.job_id} ({why}); {saved}")
     if job.preempted_at:
         # PreemptMode=CANCEL: with REQUEUE the job would count one restart more by now.
         return Decision(
             Cause.PREEMPTED,
-            Action.STOP,
-            f"Slurm preempted job {job.job_id} and does not requeue it; {saved}; {RESUME_HINT}",
+            Action.RESUBMIT,
+            f"Slurm preempted job {job.job_id} and does not requeue it; {saved}",
         )
-    over = evidence.remaining_s is not None and evidence.remaining_s <= 0
-    if over or job.reason == "TimeLimit" or job.state == "TIMEOUT":
-        return Decision(
-            Cause.TIME_LIMIT,
-            Action.STOP,
-            f"the time limit ended job {job.job_id} before it could requeue itself; {saved}; "
-            f"{RESUME_HINT}",
-        )
+    text = f"the time limit ended job {job.job_id} before it could requeue itself; {saved}"
+    if job.reason == "TimeLimit" or job.state == "TIMEOUT":
+        return Decision(Cause.TIME_LIMIT, Action.RESUBMIT, text)
+    if evidence.remaining_s is not None and evidence.remaining_s <= 0:
+        # Likely, but it may be a scancel just now, and that must stay final.
+        return Decision(Cause.TIME_LIMIT, Action.STOP, f"{text}; {RESUME_HINT}")
     if job.state in ("COMPLETING", "CANCELLED"):
         return Decision(Cause.CANCELLED, Action.STOP, f"scancel ended job {job.job_id}; {saved}")
     return Decision(
@@ -123,6 +132,14 @@ def _ended_from_outside(evidence: AttemptEvidence) -> Decision:
         f"TERM reached the supervisor of job {job.job_id} ({job.state.lower()}); {saved}; "
         f"{RESUME_HINT}",
     )
+
+
+def _node_lost(evidence: AttemptEvidence) -> Decision:
+    """A node is gone for certain: whatever the ranks said is its consequence."""
+    names = ", ".join(sign.node for sign in evidence.lost_nodes)
+    step = f" at step {evidence.last_step}" if evidence.last_step is not None else ""
+    text = f"{names} was lost{step} ({evidence.lost_nodes[0].sign})"
+    return Decision(Cause.NODE_LOST, Action.RESTART, text)
 
 
 def _stopped(evidence: AttemptEvidence) -> Decision:
@@ -242,16 +259,27 @@ def _within_budgets(
     if action is Action.RESTART and remaining_s is not None and remaining_s <= evidence.lead_s:
         # A restart so close to the limit would only be stopped again.
         action = Action.REQUEUE
-    spent = sum(record.action is action for record in history)
-    name = "max_restarts" if action is Action.RESTART else "max_requeues"
-    budget = limits.max_restarts if action is Action.RESTART else limits.max_requeues
-    if spent >= budget:
-        return Decision(
-            decision.cause,
-            Action.STOP,
-            f"{decision.explanation}; resilience.{name} ({budget}) is spent; {RESUME_HINT}",
-        )
-    return Decision(decision.cause, action, decision.explanation)
+    return within_budget(Decision(decision.cause, action, decision.explanation), history, limits)
+
+
+def within_budget(
+    decision: Decision, history: Sequence[AttemptRecord], limits: ResilienceConfig
+) -> Decision:
+    """The decision while its budget lasts, else the end; new jobs count as requeues."""
+    alike = {Action.RESTART} if decision.action is Action.RESTART else _BACK
+    spent = sum(record.action in alike for record in history)
+    name = "max_restarts" if decision.action is Action.RESTART else "max_requeues"
+    budget: int = getattr(limits, name)
+    if spent < budget:
+        return decision
+    return Decision(
+        decision.cause,
+        Action.STOP,
+        f"{decision.explanation}; resilience.{name} ({budget}) is spent; {RESUME_HINT}",
+    )
+
+
+_BACK = frozenset({Action.REQUEUE, Action.RESUBMIT})
 
 
 def attempts_without_progress(

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import NoReturn
 
@@ -35,6 +35,9 @@ GIVE_UP_S = 1800.0
 """Seconds to go on asking a controller that does not answer; meanwhile it enforces no limit."""
 END_WAIT_S = 60.0
 """Seconds to wait for Slurm to end this process after it took the job back."""
+EXCLUDE_WAIT_S = 5.0
+"""Seconds to go on asking for the exclusion: KillWait may be as short as 10 s."""
+ASK_PAUSE_S = 0.3
 EXIT_REQUEUED = 255
 
 log = structlog.get_logger(__name__)
@@ -94,10 +97,32 @@ def ask_slurm(job_id: str, restarts_before: int) -> tuple[Requeued, str]:
         time.sleep(ASK_AGAIN_S)
 
 
+def exclude_nodes(job_id: str, nodes: Sequence[str]) -> bool:
+    """Set the nodes that a requeued job shall not get; whether Slurm's list is that one now.
+
+    Measured: a job that was just taken back counts as pending, although its processes have KillWait
+    left, so its owner may change ExcNodeList from inside; while it runs that is refused.
+    """
+    give_up_at = time.monotonic() + EXCLUDE_WAIT_S
+    while True:
+        now = show_job(job_id)
+        if set(now.excluded) == set(nodes):
+            return True
+        if time.monotonic() > give_up_at:
+            log.warning("not_excluded", job_id=job_id, nodes=list(nodes), now=list(now.excluded))
+            return False
+        listed = ",".join(nodes)
+        answer = ask(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={listed}"])
+        log.info("exclude", job_id=job_id, nodes=list(nodes), slurm=answer.error or "done")
+        if answer.code != 0:
+            time.sleep(ASK_PAUSE_S)
+
+
 class CarefulSlurmEnvironment(SlurmJobEnvironment):  # type: ignore[misc]
     """submitit's view of the job, with a requeue that respects a cancellation."""
 
     restarts_before: int = 0  # set after construction: submitit's __new__ takes no arguments
+    exclude: tuple[str, ...] = ()
 
     @classmethod
     def name(cls) -> str:
@@ -109,6 +134,7 @@ class CarefulSlurmEnvironment(SlurmJobEnvironment):  # type: ignore[misc]
         log.info("requeue", job_id=self.job_id, result=str(result), slurm=words)
         if result not in (Requeued.ACCEPTED, Requeued.ALREADY):
             raise RequeueRefusedError(result, words)
+        exclude_nodes(self.job_id, self.exclude)
 
 
 class RequeueHandler(SignalHandler):  # type: ignore[misc]
@@ -134,10 +160,12 @@ class RequeueHandler(SignalHandler):  # type: ignore[misc]
         sys.exit(EXIT_REQUEUED)
 
 
-def requeue_with_submitit(job_id: str, restarts_before: int, signals: SignalNotes) -> Decision:
+def requeue_with_submitit(
+    job_id: str, restarts_before: int, signals: SignalNotes, exclude: tuple[str, ...] = ()
+) -> Decision:
     """Requeue this job and end this process; returns only when Slurm did not take it back."""
     environment = CarefulSlurmEnvironment()
-    environment.restarts_before = restarts_before
+    environment.restarts_before, environment.exclude = restarts_before, exclude
     paths = environment.paths
     # A leftover of a killed predecessor makes submitit's atomic save assert.
     paths.submitted_pickle.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)
@@ -148,9 +176,9 @@ def requeue_with_submitit(job_id: str, restarts_before: int, signals: SignalNote
     except RequeueRefusedError as error:
         if error.result is Requeued.CANCELLED:
             return Decision(Cause.CANCELLED, Action.STOP, f"scancel ended job {job_id}")
-        return Decision(
-            Cause.TIME_LIMIT, Action.STOP, f"Slurm did not requeue job {job_id}: {error}"
-        )
+        # Without an answer the job may come back all the same, and a second one must not.
+        action = Action.RESUBMIT if error.result is Requeued.REFUSED else Action.STOP
+        return Decision(Cause.TIME_LIMIT, action, f"Slurm did not requeue job {job_id}: {error}")
     except (OSError, subprocess.SubprocessError) as error:
         return Decision(Cause.TIME_LIMIT, Action.STOP, f"job {job_id} was not requeued: {error}")
     raise AssertionError("submitit's handler exits or raises")

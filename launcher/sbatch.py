@@ -127,13 +127,11 @@ def sbatch_parameters(config: RunConfig, *, name: str, gpus_available: bool) -> 
     slurm = config.slurm
     wanted = {
         "job_name": slurm.job_name or name,
-        "nodes": slurm.nodes,
-        "ntasks_per_node": slurm.ntasks_per_node,
+        **job_shape(slurm),
         "time": -(-slurm.time // 60),
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
-        "cpus_per_task": slurm.cpus_per_task,
         "gpus_per_node": gpus_per_node(slurm, gpus_available=gpus_available),
         "gres": slurm.gres,
         "mem": slurm.mem,
@@ -157,6 +155,21 @@ def sbatch_parameters(config: RunConfig, *, name: str, gpus_available: bool) -> 
     return {**chosen, "wckey": None}
 
 
+def job_shape(slurm: SlurmConfig) -> dict[str, Any]:
+    """Nodes, tasks and CPUs of the job.
+
+    With a number of tasks, given or implied by ``--ntasks-per-node``, Slurm 22.05 settles for the
+    lower end of a range of nodes although more are idle (measured). So a range is asked for with
+    one task per node that has the CPUs of all ranks there.
+    """
+    nodes, cpus = slurm.job_nodes.as_written(), slurm.cpus_per_task
+    if slurm.nodes.fixed:
+        shape = {"nodes": nodes, "ntasks_per_node": slurm.ntasks_per_node, "cpus_per_task": cpus}
+    else:
+        shape = {"nodes": nodes, "cpus_per_task": slurm.ntasks_per_node * (cpus or 1)}
+    return {key: value for key, value in shape.items() if value is not None}
+
+
 def gpus_per_node(slurm: SlurmConfig, *, gpus_available: bool) -> str | int | None:
     """Value of ``--gpus-per-node``: ``8``, ``h100:8``, or None for no GPUs (or GPUs by gres)."""
     count = slurm.gpus_per_node
@@ -170,7 +183,7 @@ def gpus_per_node(slurm: SlurmConfig, *, gpus_available: bool) -> str | int | No
 def _additional(slurm: SlurmConfig) -> dict[str, Any]:
     """Options that submitit has no argument for."""
     options: dict[str, Any] = {"requeue" if slurm.requeue else "no-requeue": True}
-    if slurm.nodes > 1:
+    if slurm.job_nodes.max > 1:
         # A lost node shrinks the allocation instead of ending the job; the supervisor goes on.
         options["no-kill"] = True
     for key in ("reservation", "begin"):

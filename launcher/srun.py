@@ -47,6 +47,8 @@ class StepShape:
     tasks_per_node: int
     cpus_per_task: int | None
     has_gpus: bool
+    nodelist: tuple[str, ...] = ()
+    """Nodes of the job to run on; empty means all of them."""
 
     @property
     def world_size(self) -> int:
@@ -85,6 +87,8 @@ def srun_command(
         f"--error={logs}/rank%5t.err",
         "--export=ALL",
     ]
+    if shape.nodelist:
+        flags.append(f"--nodelist={','.join(shape.nodelist)}")
     if shape.cpus_per_task is not None:
         flags.append(f"--cpus-per-task={shape.cpus_per_task}")
     if shape.has_gpus:

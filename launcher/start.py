@@ -21,8 +21,9 @@ import structlog
 
 from launcher.claims import CLAIM_VARIABLE, Claim, claim_submission
 from launcher.inputs import check_inputs
-from launcher.record import Redactor, command_line, make_record, read_git, via
+from launcher.record import Redactor, command_line, make_record, read_git
 from launcher.snapshot import python_path, take_snapshot
+from launcher.submissions import note_submission
 from launcher.submit import (
     Cluster,
     SubmissionUnknownError,
@@ -32,7 +33,6 @@ from launcher.submit import (
     submit_slurm,
 )
 from train.errors import ClusterError, SubmitrainError, UserError
-from train.events import VERSION, Kind, append_line
 from train.rundir import RunDir, write_json_atomically, write_text_atomically
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_CLIENT_RANK = -1
 _HASH_LENGTH = 8
 
 
@@ -222,28 +221,9 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan, claim: Claim) -> None:
     else:
         parameters = plan.sbatch
         job_id = submit_slurm(run_dir, parameters, workdir=record.workdir, environ=environ)
-        job = {"job_id": job_id}
+        job = {"job_id": job_id, "sbatch": parameters}
     claim.job_id = str(job["job_id"])
-    note_submission(run_dir, cluster, {"attempt": before, **job})
-
-
-def note_submission(run_dir: RunDir, cluster: Cluster, job: Mapping[str, Any]) -> None:
-    """Append one line to ``submissions.jsonl``."""
-    import getpass
-    import socket
-
-    line = {
-        "v": VERSION,
-        "kind": str(Kind.SUBMITTED),
-        "t": round(time.time(), 6),
-        "rank": _CLIENT_RANK,
-        "cluster": cluster.name,
-        "user": getpass.getuser(),
-        "host": socket.gethostname(),
-        "via": via(),
-        **job,
-    }
-    append_line(run_dir.submissions, line)
+    note_submission(run_dir, cluster.name, {"attempt": before, **job})
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,9 @@ def make_executor(run_dir: RunDir, parameters: Mapping[str, Any]) -> SlurmExecut
             limit = ["timeout", "--kill-after=5", str(SBATCH_TIMEOUT_S)]
             return [*limit, *super()._make_submission_command(submission_file_path)]
 
+        def _num_tasks(self) -> int:
+            return 1  # the pickle runs once; submitit would multiply a range of nodes ("2-4")
+
     executor = TimedSlurmExecutor(folder=run_dir.submitit, python=job_python())
     try:
         executor.update_parameters(**parameters)

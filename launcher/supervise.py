@@ -15,19 +15,21 @@ from typing import Any, Protocol
 import structlog
 
 from launcher.allocation import Allocation
-from launcher.attempts import AttemptLog, of_job
+from launcher.attempts import AttemptLog, AttemptRecord, of_jobs
 from launcher.evidence import AttemptEvidence
 from launcher.logs import log_tail
+from launcher.nodes import NodeKeeper
 from launcher.outcome import Action, Cause, Decision
 from launcher.ownership import Ownership
 from launcher.policy import RESUME_HINT, attempts_without_progress, decide
 from launcher.rollback import note_rollback
 from launcher.signals import SignalNotes
+from launcher.submissions import chain_of, read_submissions
 from launcher.watch import AttemptWatch
 from monitor.goodput_read import read_goodput
 from monitor.slurm import JobInfo
 from train.config import RunConfig
-from train.errors import FencedError
+from train.errors import FencedError, SubmitrainError
 from train.rundir import RunDir, write_json_atomically
 
 RESTART_PAUSES_S = (0.1, 1.0, 5.0)
@@ -39,7 +41,13 @@ log = structlog.get_logger(__name__)
 class Requeue(Protocol):
     """Puts this job back into the queue; returns only when that did not happen."""
 
-    def __call__(self, job: JobInfo | None) -> Decision: ...
+    def __call__(self, job: JobInfo | None, exclude: tuple[str, ...]) -> Decision: ...
+
+
+class Resubmit(Protocol):
+    """Submits a new job for this run, without some nodes; returns its id."""
+
+    def __call__(self, exclude: tuple[str, ...]) -> str: ...
 
 
 @dataclass
@@ -51,10 +59,12 @@ class Supervisor:
     allocation: Allocation
     signals: SignalNotes
     requeue: Requeue
+    resubmit: Resubmit | None = None
 
     def __post_init__(self) -> None:
         self.attempts = AttemptLog(self.run_dir)
         self.ownership = Ownership(self.run_dir, self.allocation.job_id, self.allocation.restarts)
+        self.nodes = NodeKeeper(self.run_dir, self.config, self.allocation)
 
     def run(self) -> Decision:
         """Attempt after attempt; returns the decision that ends this job's work on the run.
@@ -74,6 +84,8 @@ class Supervisor:
             evidence, decision = self._attempt()
             if decision.action is Action.REQUEUE and self.allocation.has_queue:
                 decision = self._requeue(evidence, decision)
+            if decision.action is Action.RESUBMIT:
+                decision = self._resubmit(evidence, decision)
             if decision.action not in (Action.RESTART, Action.REQUEUE):
                 return self._conclude(evidence, decision)
             if decision.action is Action.REQUEUE:
@@ -88,9 +100,14 @@ class Supervisor:
 
     def _pause(self, evidence: AttemptEvidence, decision: Decision) -> None:
         """A first restart comes at once; ranks that die without a step are started less eagerly."""
-        history = of_job(self.attempts.read(), self.allocation.job_id)[:-1]
+        history = self._history()[:-1]
         idle = attempts_without_progress(evidence, history, decision.cause)
         time.sleep(RESTART_PAUSES_S[min(idle, len(RESTART_PAUSES_S) - 1)])
+
+    def _history(self) -> list[AttemptRecord]:
+        """Attempts of this job and of those that it continues: budgets are counted over them."""
+        chain = chain_of(read_submissions(self.run_dir), self.allocation.job_id)
+        return of_jobs(self.attempts.read(), chain)
 
     def _cancelled_before(self) -> Decision:
         """The cancel request was there before an attempt began: start nothing."""
@@ -108,12 +125,12 @@ class Supervisor:
 
     def _attempt(self) -> tuple[AttemptEvidence, Decision]:
         job_id = self.allocation.job_id
-        self.allocation.prepare()
+        self.nodes.place()
         first = not self.ownership.claimed
         attempt = self.ownership.claim()
         if first:
             self._take_over()
-        history = of_job(self.attempts.read(), job_id)
+        history = self._history()
         spawner = self.allocation.spawner
         self.attempts.start(
             attempt,
@@ -124,11 +141,13 @@ class Supervisor:
             ends_at=self.allocation.ends_at(),
             allocated_nodes=self.allocation.num_nodes,
             job_started_at=self.allocation.job_started_at,
+            **self.nodes.at_start(),
         )
         log.info("attempt", attempt=attempt, ranks=spawner.world_size, nodes=spawner.nodes)
         watch = AttemptWatch(self.run_dir, self.config, self.allocation, self.signals, attempt)
         evidence = watch.run()
         decision = decide(evidence, history, self.config.resilience)
+        decision = self.nodes.follow(evidence, decision, history)
         decision = note_rollback(self.run_dir, evidence, decision, job_id)
         self._record(evidence, decision)
         return evidence, decision
@@ -138,7 +157,8 @@ class Supervisor:
         nodes = list(self.allocation.spawner.nodes)
         rank = culprit_rank(evidence)
         tail = log_tail(self.run_dir, evidence.attempt, rank) if rank is not None else []
-        self.attempts.end(evidence, decision, self.allocation.job_id, nodes=nodes, log_tail=tail)
+        more = {"nodes": nodes, "log_tail": tail, **self.nodes.at_end()}
+        self.attempts.end(evidence, decision, self.allocation.job_id, **more)
         log.info(
             "attempt_ended",
             attempt=evidence.attempt,
@@ -156,7 +176,10 @@ class Supervisor:
             refused = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
         else:
             self.ownership.check()
-            refused = self.requeue(evidence.job)
+            refused = self.requeue(evidence.job, (*self.nodes.users_exclude, *self.nodes.exclude))
+        if refused.action is Action.RESUBMIT:
+            text = f"{decision.explanation}; {refused.explanation}"
+            return Decision(decision.cause, Action.RESUBMIT, text)
         if refused.action is Action.STOP and refused.cause is not Cause.CANCELLED:
             refused = Decision(
                 decision.cause,
@@ -166,9 +189,33 @@ class Supervisor:
         self._record(evidence, refused)
         return refused
 
+    def _resubmit(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
+        """A new job goes on with the run; this one ends. Never against a cancellation."""
+        if self.run_dir.cancel_request.exists():
+            decision = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
+        elif self.resubmit is None or not self.config.resilience.resubmit:
+            text = f"{decision.explanation}; {RESUME_HINT}"
+            decision = Decision(decision.cause, Action.STOP, text)
+        else:
+            decision = self._submitted_anew(self.resubmit, decision)
+        self._record(evidence, decision)
+        return decision
+
+    def _submitted_anew(self, resubmit: Resubmit, decision: Decision) -> Decision:
+        try:
+            job_id = resubmit(self.nodes.exclude)
+        except (SubmitrainError, OSError) as error:
+            text = f"{decision.explanation}; no new job: {error}; {RESUME_HINT}"
+            return Decision(decision.cause, Action.STOP, text)
+        if self.run_dir.cancel_request.exists():
+            return Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
+        text = f"{decision.explanation}; job {job_id} goes on with the run"
+        return Decision(decision.cause, Action.RESUBMIT, text)
+
     def _conclude(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
         self.ownership.check()
-        if decision.action is not Action.LEAVE and decision.cause is not Cause.FENCED:
+        handed_over = decision.action in (Action.LEAVE, Action.RESUBMIT)
+        if not handed_over and decision.cause is not Cause.FENCED:
             summary = summary_of(evidence, decision)
             write_json_atomically(self.run_dir.summary, summary)
             self._add_goodput(summary)

@@ -17,6 +17,7 @@ from launcher.deadlines import LAST_CALL_S, Fit, lead_of
 from launcher.evidence import AttemptEvidence, StopCause
 from launcher.hangwatch import HangWatch
 from launcher.logs import log_tail
+from launcher.losses import NodeWatch
 from launcher.records import RankRecords
 from launcher.signals import SignalNotes
 from launcher.spawn import RankGroup
@@ -28,8 +29,6 @@ from train.events import EventWriter, Kind
 from train.rundir import RunDir, write_json_atomically
 
 POLL_S = 0.1
-LAUNCH_CHECK_S = 15.0
-"""Seconds between looks at the job's nodes while ranks have not started yet."""
 READ_EVERY_S = 1.0
 """Seconds between looks at the run folder: events, cancel request, newer attempts."""
 PROGRESS_EVERY_S = 60.0
@@ -52,16 +51,22 @@ class AttemptWatch:
     attempt: int
 
     def __post_init__(self) -> None:
-        world_size = self.allocation.spawner.world_size
-        self.records = RankRecords(self.run_dir, self.attempt, world_size)
+        spawner = self.allocation.spawner
+        self.records = RankRecords(self.run_dir, self.attempt, spawner.world_size)
         self.hangs = HangWatch(
             self.run_dir, self.config, self.attempt, self.records, self.records.pace
+        )
+        self.nodes = NodeWatch(
+            self.allocation,
+            spawner.nodes,
+            self.records,
+            self.config.logging.heartbeat_s,
+            self.run_dir.logs(self.attempt) / "srun.err",
         )
         self.stop_asked: StopCause | None = None
         self.noticed_at: float | None = None
         self._kill_at: float | None = None
         self._next_read = 0.0
-        self._next_launch_check = time.monotonic() + LAUNCH_CHECK_S
         self._cancelled = False
         self._fenced = False
         self._next_progress = 0.0
@@ -80,7 +85,7 @@ class AttemptWatch:
                     break
                 self._notice(group)
                 self._ask_to_stop(group)
-                if self._is_over(group) or self._cannot_start(group) or self._hangs(group):
+                if self._is_over(group) or self._lost_a_node(group) or self._hangs(group):
                     break
                 time.sleep(POLL_S)
         except BaseException:
@@ -202,15 +207,11 @@ class AttemptWatch:
         group.kill()
         return True
 
-    def _cannot_start(self, group: RankGroup) -> bool:
-        """End a launch that waits for a lost node: srun tries that again for ever."""
-        now = time.monotonic()
-        if len(self.records.started) >= self.records.world_size or now < self._next_launch_check:
+    def _lost_a_node(self, group: RankGroup) -> bool:
+        """End ranks that wait for a lost node: they, and srun at a launch, wait for ever."""
+        if self.stop_asked is not None or not self.nodes.look():
             return False
-        self._next_launch_check = now + LAUNCH_CHECK_S
-        if not self.allocation.shrunk():
-            return False
-        log.warning("nodes_lost", attempt=self.attempt, why="the job has fewer nodes now")
+        log.warning("nodes_lost", attempt=self.attempt, nodes=self.nodes.lost)
         group.kill()
         return True
 
@@ -251,6 +252,8 @@ class AttemptWatch:
             self._cancelled = self._cancelled or self.run_dir.cancel_request.exists()
         everyone_finished = len(records.finished) >= records.world_size
         ended_well = len(records.finished | records.stopped) >= records.world_size
+        asked = terminated or self._cancelled or self.stop_asked is not None
+        lost, accused = self.nodes.conclude(group.exits(), ended_well=ended_well or asked)
         return AttemptEvidence(
             attempt=self.attempt,
             world_size=records.world_size,
@@ -264,6 +267,8 @@ class AttemptWatch:
             hang=self.hangs.self_ended(group.exits()),
             launcher_code=group.launcher_code(),
             launcher_error=group.launcher_error(),
+            lost_nodes=lost,
+            accused_nodes=accused,
             terminated=terminated,
             ended_for=self._ended_for(),
             stop_asked=self.stop_asked,

@@ -62,6 +62,8 @@ class JobInfo:
     time_limit_s: int | None = None
     restarts: int = 0
     requeueable: bool = True
+    excluded: tuple[str, ...] = ()
+    """Nodes that it shall not get (ExcNodeList); known from scontrol only."""
     exit_code: str = ""
     name: str = ""
     partition: str = ""
@@ -240,6 +242,7 @@ def job_of_scontrol(fields: Mapping[str, str]) -> JobInfo:
         time_limit_s=_limit_s(fields.get("TimeLimit")),
         restarts=_integer(fields.get("Restarts")) or 0,
         requeueable=fields.get("Requeue") != "0",
+        excluded=tuple(expand_nodes(_word(fields.get("ExcNodeList")))),
         exit_code=fields.get("ExitCode", ""),
         name=fields.get("JobName", ""),
         partition=fields.get("Partition", ""),

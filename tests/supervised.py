@@ -106,7 +106,7 @@ def make_run(
     root: Path,
     *,
     plan: dict[str, Any],
-    nodes: int = 1,
+    nodes: int | str = 1,
     tasks: int = 2,
     slurm: dict[str, Any] | None = None,
     resilience: dict[str, Any] | None = None,

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from submitit import SlurmExecutor
-
-from launcher.job import TrainingJob
+from launcher.sbatch import job_shape
+from launcher.submissions import note_submission
+from launcher.submit import submit_slurm
 from tests.slurm import SlurmCluster
 from tests.supervised import CountingRun, make_run, rank_environment
+from train.config.job import SlurmConfig
 from train.events import Kind, read_events
+from train.rundir import write_json_atomically
 
 
 class SlurmCountingRun(CountingRun):
@@ -32,6 +34,10 @@ class SlurmCountingRun(CountingRun):
         """Wait for a state of the job; the fields of ``scontrol show job``."""
         return self.cluster.wait_for_state(self.job_id, state, timeout_s=timeout_s)
 
+    def jobs(self) -> list[int]:
+        """Ids of all jobs of the run, the oldest first."""
+        return [int(line["job_id"]) for line in read_events(self.run_dir.submissions)]
+
     def starts(self) -> list[dict[str, Any]]:
         """The recorded starts of attempts."""
         return list(read_events(self.run_dir.attempts, kinds=frozenset({Kind.ATTEMPT_START})))
@@ -45,18 +51,19 @@ class SlurmCountingRun(CountingRun):
 def slurm_run(
     cluster: SlurmCluster, root: Path, *, sbatch: dict[str, Any] | None = None, **settings: Any
 ) -> Iterator[SlurmCountingRun]:
-    """A submitted counting run; its job is cancelled at the end.
+    """A submitted counting run; its jobs are cancelled at the end.
 
     ``sbatch`` holds submitit's parameters; the limit is 5 minutes unless it says otherwise.
     """
     nodes, tasks = settings.setdefault("nodes", 2), settings.setdefault("tasks", 1)
     run = SlurmCountingRun(make_run(root, **settings))
     run.cluster = cluster
+    shape = {"nodes": nodes, "ntasks_per_node": tasks, **settings.get("slurm", {})}
+    slurm = SlurmConfig.model_validate(shape)
     parameters = {
         "job_name": root.name,
         "time": 5,
-        "nodes": nodes,
-        "ntasks_per_node": tasks,
+        **job_shape(slurm),
         "mem": "200MB",
         "partition": "normal",
         "signal_delay_s": 10,
@@ -64,14 +71,18 @@ def slurm_run(
         "additional_parameters": {"requeue": True},
         **(sbatch or {}),
     }
-    with environment({**cluster.env, **rank_environment(), "PYTHONSAFEPATH": "1"}):
-        executor = SlurmExecutor(folder=run.run_dir.submitit)
-        executor.update_parameters(**parameters)
-        run.job_id = int(executor.submit(TrainingJob(str(root))).job_id)
+    record = {"workdir": str(root), "code": {"pinned": False}, "cluster": "slurm"}
+    write_json_atomically(run.run_dir.record, record)
+    environ = {**os.environ, **cluster.env, **rank_environment(), "PYTHONSAFEPATH": "1"}
+    job_id = submit_slurm(run.run_dir, parameters, workdir=root, environ=environ)
+    line = {"attempt": 0, "job_id": job_id, "sbatch": parameters}
+    note_submission(run.run_dir, "slurm", line)
+    run.job_id = int(job_id)
     try:
         yield run
     finally:
-        cluster.run("scancel", "--quiet", str(run.job_id), check=False)
+        for one in run.jobs():
+            cluster.run("scancel", "--quiet", str(one), check=False)
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def test_text_may_look_like_a_number(tmp_path: Path) -> None:
 
 
 def test_an_empty_section_means_its_defaults(tmp_path: Path) -> None:
-    assert load_config(write(tmp_path, BASE + "slurm:\npeft: none\n")).config.slurm.nodes == 1
+    assert load_config(write(tmp_path, BASE + "slurm:\npeft: none\n")).config.slurm.nodes.max == 1
 
 
 def test_anchors_and_merges_work(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_anchors_and_merges_work(tmp_path: Path) -> None:
 def test_overrides_win_over_changes_and_those_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, BASE + "slurm: {nodes: 2, qos: a, partition: p}\n")
     config = load_config(path, ["slurm.nodes=4"], {"slurm__nodes": 3, "slurm": {"qos": "b"}}).config
-    assert (config.slurm.nodes, config.slurm.qos, config.slurm.partition) == (4, "b", "p")
+    assert (config.slurm.nodes.max, config.slurm.qos, config.slurm.partition) == (4, "b", "p")
 
 
 def test_overrides_reach_lists_and_components_and_take_yaml() -> None:
@@ -234,7 +234,7 @@ def test_placeholders_are_read_for_use_and_kept_in_the_text(tmp_path: Path) -> N
     environ = {"ROOT": "/data", "NODES": "3", "HF_TOKEN": "swordfish"}
     loaded = load_config(write(tmp_path, text), environ=environ)
     assert loaded.config.runs_dir == "/data/runs"
-    assert loaded.config.slurm.nodes == 3
+    assert loaded.config.slurm.nodes.max == 3
     assert loaded.config.slurm.account is None
     assert loaded.config.optimizer.extra == {"betas": [0.9, 0.95]}
     assert loaded.config.slurm.hf_token == "${HF_TOKEN}"
@@ -398,3 +398,17 @@ def test_loading_a_configuration_imports_no_torch() -> None:
         [sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"), [("3", 3, 3), ("2-4", 2, 4), ('"2 - 4"', 2, 4), ("4-4", 4, 4)]
+)
+def test_nodes_are_a_number_or_a_range_and_come_back_as_written(
+    tmp_path: Path, text: str, least: int, most: int
+) -> None:
+    loaded = load_config(write(tmp_path, BASE + f"slurm: {{nodes: {text}, ntasks_per_node: 2}}\n"))
+    assert (loaded.config.slurm.nodes.min, loaded.config.slurm.nodes.max) == (least, most)
+    assert loaded.config.world_size == 2 * most
+    again = load_config(write(tmp_path, loaded.text))
+    assert again.config.slurm.nodes == loaded.config.slurm.nodes
+    assert again.digest == loaded.digest

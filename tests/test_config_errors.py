@@ -45,19 +45,44 @@ BAD = {
         "distributed: {dpsize: 3}\n", ("distributed.dpsize: unknown key", "fsdp2", ":3)")
     ),
     "wrong type": Bad(
-        "slurm:\n  nodes: four\n", ("slurm.nodes: expected an integer >= 1, got 'four'", ":4)")
+        "slurm:\n  nodes: four\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 'four'", ":4)"),
     ),
     "zero nodes": Bad(
-        "slurm:\n  nodes: 0\n", ("slurm.nodes: expected an integer >= 1, got 0", "a.yaml:4)")
+        "slurm:\n  nodes: 0\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 0", "a.yaml:4)"),
+    ),
+    "a range that runs backwards": Bad(
+        "slurm: {nodes: 4-2}\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got '4-2'",),
+    ),
+    "a range from nothing": Bad(
+        "slurm: {nodes: 0-2}\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got '0-2'",),
+    ),
+    "a fixed number of ranks in a range of nodes": Bad(
+        "slurm: {nodes: 2-4}\ndistributed: {dp_size: 4}\n",
+        ("distributed.dp_size: expected none with a range of nodes (2-4), got 4",),
+    ),
+    "copies that the lower end cannot hold": Bad(
+        "slurm: {nodes: 3-4}\ndistributed: {dp_replicate_size: 2}\n",
+        ("distributed.dp_replicate_size: expected a divisor of the world size 3",),
+    ),
+    "srun's nodes": Bad(
+        'slurm: {srun_args: ["--nodelist=n1"]}\n',
+        ("slurm.srun_args.0: --nodelist is set by submitrain itself",),
     ),
     "negative nodes": Bad(
-        "slurm: {nodes: -2}\n", ("slurm.nodes: expected an integer >= 1, got -2",)
+        "slurm: {nodes: -2}\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got -2",),
     ),
     "truth for a number": Bad(
-        "slurm: {nodes: true}\n", ("slurm.nodes: expected an integer >= 1, got true",)
+        "slurm: {nodes: true}\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got true",),
     ),
     "fraction of a node": Bad(
-        "slurm: {nodes: 1.5}\n", ("slurm.nodes: expected an integer >= 1, got 1.5",)
+        "slurm: {nodes: 1.5}\n",
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 1.5",),
     ),
     "choice": Bad(
         "lr_scheduler: {lr_decay_style: cos}\n",
@@ -146,7 +171,7 @@ BAD = {
     ),
     "bad value from a variable": Bad(
         "slurm: {nodes: '${NODES}'}\n",
-        ("slurm.nodes: expected an integer >= 1, got 'many' from ${NODES}",),
+        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 'many' from ${NODES}",),
     ),
     "secret variable in a number": Bad(
         "optimizer: {lr: '${MY_KEY}'}\n",
@@ -229,7 +254,10 @@ BAD = {
     ),
     "override": Bad(
         "",
-        ("slurm.nodes: expected an integer >= 1, got 0 (override slurm.nodes=0)",),
+        (
+            "slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 0",
+            "(override slurm.nodes=0)",
+        ),
         None,
         ("slurm.nodes=0",),
     ),

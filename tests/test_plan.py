@@ -189,7 +189,11 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
         "slurm",
         "ckpt_every_steps is none",
     ),
-    "no requeue": ({"slurm": {"requeue": False}}, "slurm", "slurm.requeue is false"),
+    "no way back": (
+        {"slurm": {"requeue": False}, "resilience": {"resubmit": False}},
+        "slurm",
+        "slurm.requeue and resilience.resubmit are false",
+    ),
     "seconds read as minutes": (
         {"slurm": {"time": 86400}},
         "slurm",
@@ -280,3 +284,33 @@ def test_the_configurations_that_come_along_plan_without_warnings(path: Path) ->
     loaded = load_config(path, environ={})
     shown = make_plan(loaded, cluster="slurm", gpus_available=True, machine=MACHINE)
     assert shown.warnings == ()
+
+
+def test_a_range_of_nodes_shows_both_ends_and_charges_for_spares() -> None:
+    sections = {
+        "slurm": {"nodes": "2-4", "ntasks_per_node": 8, "spare_nodes": 1},
+        "step_scheduler": {"global_batch_size": 1024},
+        "dataloader": {"batch_size": 2},
+    }
+    text = plan(sections).render()
+    assert "2 to 4 nodes x 8 ranks = 16 to 32" in text
+    assert "2 x 16 x 32 = 1024 on 4 nodes" in text
+    assert "2 x 32 x 16 = 1024 on 2" in text
+    assert "8 GPUs idle until another one fails: 5 nodes are charged, 25% more" in text
+    assert "spare" not in plan(sections, cluster="local").render()
+
+
+def test_a_range_of_nodes_is_asked_for_without_a_number_of_tasks() -> None:
+    """Slurm would take the lower end: see ``job_shape``."""
+    slurm = {"nodes": "2-4", "ntasks_per_node": 8, "cpus_per_task": 12, "spare_nodes": 1}
+    wanted = plan({"slurm": slurm}).sbatch
+    assert (wanted["nodes"], wanted["cpus_per_task"]) == ("3-5", 96)
+    assert "ntasks_per_node" not in wanted
+    assert wanted["additional_parameters"]["no-kill"] is True
+
+
+def test_memory_of_a_range_of_nodes_is_that_of_the_fewest() -> None:
+    def memory(nodes: Any) -> Any:
+        return plan({"slurm": {"nodes": nodes, "ntasks_per_node": 8}}).estimates.rank_memory
+
+    assert memory("1-4").parameters == memory(1).parameters > memory(4).parameters

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.attempts import AttemptRecord
-from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause
+from launcher.evidence import AttemptEvidence, NodeSign, RankExit, RankFailure, StopCause
 from launcher.outcome import Action, Cause, Decision
 from launcher.policy import attempts_without_progress, decide, stop_lead_s
 from launcher.rollback import note_rollback
@@ -92,7 +92,7 @@ def test_a_preemption_without_notice_is_left_to_slurm() -> None:
 def test_a_preemption_that_cancels_is_not_taken_for_a_scancel() -> None:
     job = JobInfo("7", "COMPLETING", preempted_at=99.0)
     found = evidence(stopped=ALL, terminated=True, job=job)
-    assert outcome(found) == (Cause.PREEMPTED, Action.STOP)
+    assert outcome(found) == (Cause.PREEMPTED, Action.RESUBMIT)
 
 
 def test_an_administrators_requeue_is_left_to_slurm() -> None:
@@ -126,7 +126,7 @@ def test_term_while_the_job_goes_on_running_stops_the_run() -> None:
 def test_a_time_limit_that_struck_is_named() -> None:
     job = JobInfo("7", "COMPLETING", reason="TimeLimit")
     found = evidence(terminated=True, job=job)
-    assert outcome(found) == (Cause.TIME_LIMIT, Action.STOP)
+    assert outcome(found) == (Cause.TIME_LIMIT, Action.RESUBMIT)
 
 
 def test_a_cancel_request_outweighs_everything_but_the_finish() -> None:
@@ -445,3 +445,49 @@ def test_the_lead_leaves_most_of_a_short_limit_for_training() -> None:
 
 def test_before_a_save_is_measured_the_lead_is_a_minute() -> None:
     assert stop_lead_s(configured=None, limit_s=86_400, step_s=None, save_s=None) == 60
+
+
+GONE = (NodeSign("node2", "Slurm took it out of the job"),)
+
+
+def test_a_lost_node_is_named_whatever_the_ranks_said() -> None:
+    found = evidence(lost_nodes=GONE, failures=(failure(),), exits=(RankExit(0, -9, ours=True),))
+    assert outcome(found) == (Cause.NODE_LOST, Action.RESTART)
+    assert "node2 was lost at step 10 (Slurm took it" in decide(found, (), LIMITS).explanation
+
+
+def test_a_lost_node_does_not_outweigh_a_cancellation_or_a_stop() -> None:
+    assert outcome(evidence(lost_nodes=GONE, cancel_requested=True))[0] is Cause.CANCELLED
+    stopping = evidence(lost_nodes=GONE, stop_asked=StopCause.TIME_LIMIT)
+    assert outcome(stopping) == (Cause.TIME_LIMIT, Action.REQUEUE)
+
+
+def test_a_job_that_slurm_requeues_for_its_lost_node_says_so() -> None:
+    job = JobInfo("7", "COMPLETING", restarts=1)
+    found = evidence(terminated=True, job=job, ended_for="NODE FAILURE")
+    assert outcome(found) == (Cause.NODE_LOST, Action.LEAVE)
+
+
+@pytest.mark.parametrize("spent", [Action.REQUEUE, Action.RESUBMIT])
+def test_a_new_job_and_a_requeue_share_one_budget(spent: Action) -> None:
+    job = JobInfo("7", "COMPLETING", preempted_at=99.0)
+    found = evidence(stopped=ALL, terminated=True, job=job)
+    limits = ResilienceConfig(max_requeues=1)
+    assert decide(found, (), limits).action is Action.RESUBMIT
+    before = (record(Cause.TIME_LIMIT, spent, 0, 5),)
+    assert decide(found, before, limits).action is Action.STOP
+
+
+def test_no_new_job_where_that_is_turned_off() -> None:
+    job = JobInfo("7", "COMPLETING", preempted_at=99.0)
+    decision = decide(
+        evidence(stopped=ALL, terminated=True, job=job), (), ResilienceConfig(resubmit=False)
+    )
+    assert decision.action is Action.STOP
+    assert "launcher resume" in decision.explanation
+
+
+def test_a_limit_that_only_seems_to_have_struck_gets_no_new_job() -> None:
+    """It may be a scancel after the limit, and that must stay final."""
+    found = evidence(terminated=True, job=JobInfo("7", "COMPLETING"), remaining_s=-5.0)
+    assert outcome(found) == (Cause.TIME_LIMIT, Action.STOP)

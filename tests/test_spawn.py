@@ -207,3 +207,10 @@ def test_any_other_text_says_nothing_about_tasks(text: str) -> None:
 )
 def test_slurmstepd_says_why_it_ends_a_step(line: str, why: str | None) -> None:
     assert step_ended_for(f"slurmstepd-node1: error: {line}\n") == why
+
+
+def test_a_step_on_some_nodes_of_the_job_names_them() -> None:
+    shape = StepShape(2, 8, None, has_gpus=False, nodelist=("node1", "node3"))
+    command = srun_command(shape, config(), RUN, attempt=1)
+    assert "--nodelist=node1,node3" in command
+    assert "--nodes=2" in command

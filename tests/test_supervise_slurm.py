@@ -161,7 +161,7 @@ def test_a_job_that_slurm_may_not_requeue_says_how_to_go_on(
 ) -> None:
     settings: dict[str, Any] = {
         "sbatch": {"time": 1, "additional_parameters": {"no-requeue": True}},
-        "resilience": {"stop_lead_s": 50},
+        "resilience": {"stop_lead_s": 50, "resubmit": False},
     }
     with slurm_run(slurm_cluster, tmp_path / "run", plan=LONG, **settings) as run:
         run.wait_for_state("FAILED")
@@ -199,7 +199,8 @@ def test_a_preemption_that_cancels_leaves_a_run_that_can_be_resumed(
 ) -> None:
     options = ClusterOptions(nodes=2, preempt_mode=PreemptMode.CANCEL)
     cluster = make_cluster(options)
-    with slurm_run(cluster, tmp_path / "run", plan=LONG) as run:
+    settings: dict[str, Any] = {"resilience": {"resubmit": False}}
+    with slurm_run(cluster, tmp_path / "run", plan=LONG, **settings) as run:
         run.wait_for_step(10)
         cluster.submit_high_priority_job(nodes=2, seconds=2)
         run.wait_for_state("PREEMPTED")
@@ -207,21 +208,6 @@ def test_a_preemption_that_cancels_leaves_a_run_that_can_be_resumed(
         assert run.causes() == [("preempted", "stop")]
         assert run.summary["state"] == "stopped"
         assert run.saved_step == run.events(Kind.STOPPED)[0]["step"]
-
-
-def test_the_living_nodes_go_on_when_one_is_lost(
-    make_cluster: ClusterFactory, tmp_path: Path
-) -> None:
-    cluster = make_cluster(ClusterOptions(nodes=3, accounting=False))
-    plan = {**LONG, "peer_timeout_s": 3}
-    no_kill = {"additional_parameters": {"requeue": True, "no-kill": True}}
-    with slurm_run(cluster, tmp_path / "run", plan=plan, nodes=3, sbatch=no_kill) as run:
-        run.wait_for_step(5)
-        cluster.lose_node("node3")
-        run.wait_for(lambda: run.starts()[-1]["world_size"] == 2, timeout_s=120)
-        run.wait_for_step(max(steps(run)) + 5)
-        assert run.starts()[-1]["nodes"] == ["node1", "node2"]
-        assert restarts(run) == 0
 
 
 def slurm_scancel(cluster: SlurmCluster, run: SlurmCountingRun) -> None:

@@ -79,13 +79,15 @@ class Kind(StrEnum):
     FAILURE = "failure"
     """exception, message, where (file:line), traceback, phase, step, victim"""
     ATTEMPT_START = "attempt_start"
-    """attempt, job_id, nodes, world_size, restart_count (supervisor)"""
+    """attempt, job_id, nodes, nodes_idle, world_size, restart_count (supervisor)"""
     ATTEMPT_END = "attempt_end"
-    """attempt, cause, action, evidence, first_step, last_step, exit_codes, nodes (supervisor)"""
+    """attempt, cause, action, evidence, first_step, last_step, exit_codes, nodes, nodes_lost (node:
+    sign), strikes (node, why), nodes_excluded (from the next job) (supervisor)"""
     LEAD = "lead"
     """fit, lead_s, why: the lead before the time limit is not the configured one (supervisor)"""
     SUBMITTED = "submitted"
-    """job_id, cluster, user, host, via (client)"""
+    """job_id, attempt (the newest before), cluster, user, host, via, sbatch (parameters); of a job
+    that a supervisor submitted: after (the job it continues), excluded"""
 
 
 class Phase(StrEnum):

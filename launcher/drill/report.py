@@ -57,7 +57,7 @@ class Report:
             "warnings": list(plan.settings.warnings),
             "cluster": plan.place.cluster,
             "host": socket.gethostname(),
-            "nodes": config.slurm.nodes,
+            "nodes": str(config.slurm.nodes),
             "world_size": config.world_size,
             "steps": plan.steps.total,
             "started_at": self.started_at,

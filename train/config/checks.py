@@ -121,15 +121,22 @@ def _parallelism(config: RunConfig) -> Iterator[str]:
                 f"distributed.{key}: expected 1 or none, got {size}; this version shards over "
                 "data-parallel ranks only (FSDP2, HSDP)"
             )
-    if distributed.dp_size not in (None, world):
+    if distributed.dp_size is not None and not config.slurm.nodes.fixed:
+        yield (
+            f"distributed.dp_size: expected none with a range of nodes ({config.slurm.nodes}), got "
+            f"{distributed.dp_size}; the world size is what the job gets: write none"
+        )
+    elif distributed.dp_size not in (None, world):
         yield (
             f"distributed.dp_size: expected none or the world size {world} ({arithmetic}), got "
             f"{distributed.dp_size}; write none to follow the world size"
         )
     replicas = distributed.dp_replicate_size
-    if replicas and world % replicas:
+    worlds = (config.min_world_size, world)
+    odd = next((size for size in worlds if replicas and size % replicas), None)
+    if odd is not None:
         yield (
-            f"distributed.dp_replicate_size: expected a divisor of the world size {world} "
+            f"distributed.dp_replicate_size: expected a divisor of the world size {odd} "
             f"({arithmetic}), got {replicas}"
         )
 

@@ -11,7 +11,15 @@ from pydantic import Field
 
 from train.config.base import Section
 from train.config.hang import HangConfig
-from train.config.types import DurationS, OptionalInt, OptionalStr, Secret, SpikeAction
+from train.config.types import (
+    DurationS,
+    NodeCount,
+    NodeRange,
+    OptionalInt,
+    OptionalStr,
+    Secret,
+    SpikeAction,
+)
 
 
 class ResilienceConfig(Section):
@@ -70,6 +78,25 @@ class ResilienceConfig(Section):
     hang: HangConfig = Field(
         default=HangConfig(), description="When a rank counts as hung: seconds by phase."
     )
+    elastic: bool = Field(
+        True,
+        description="Go on with fewer nodes when one is lost or struck out and no spare is left, "
+        "down to the lower end of slurm.nodes (of a fixed number: half, rounded up), until the "
+        "next requeue; false = back into the queue at once, without that node.",
+    )
+    resubmit: bool = Field(
+        True,
+        description="Submit a new job for the run when Slurm does not requeue this one.",
+    )
+    max_strikes: OptionalInt = Field(
+        2,
+        ge=1,
+        description="Failures blamed on a node, within strike_expiry, from which on the run avoids "
+        "it; none = never.",
+    )
+    strike_expiry: DurationS = Field(
+        86400, description="How long a failure is held against a node."
+    )
 
 
 class LoggingConfig(Section):
@@ -86,7 +113,17 @@ class SlurmConfig(Section):
     """The resources, and everything else sbatch knows; also shapes local runs (nodes x tasks)."""
 
     job_name: OptionalStr = Field(None, description="Job name; default: the run's name.")
-    nodes: int = Field(1, ge=1, description="Nodes.")
+    nodes: NodeCount = Field(
+        NodeRange(1, 1),
+        json_schema_extra={"default": 1},
+        description="Nodes, or a range (2-4): the job starts with what is free, at the same global "
+        "batch size; local runs take the upper end.",
+    )
+    spare_nodes: int = Field(
+        0,
+        ge=0,
+        description="Nodes asked for beside those; idle until one of them is lost or struck out.",
+    )
     ntasks_per_node: int = Field(1, ge=1, description="Ranks per node: one for every GPU.")
     time: DurationS = Field(86400, description="Time limit of one job; a requeue starts it anew.")
     account: OptionalStr = Field(None, description="Account to charge.")
@@ -138,3 +175,8 @@ class SlurmConfig(Section):
     hf_home: OptionalStr = Field(None, description="HF_HOME of the ranks: the hub cache.")
     hf_token: Secret = Field(None, description="HF_TOKEN of the ranks, as ${VAR} only.")
     wandb_key: Secret = Field(None, description="WANDB_API_KEY of the ranks, as ${VAR} only.")
+
+    @property
+    def job_nodes(self) -> NodeRange:
+        """Nodes that the job asks for, spares included."""
+        return self.nodes.plus(self.spare_nodes)

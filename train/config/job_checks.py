@@ -44,6 +44,7 @@ _OWN_FLAGS = frozenset(
             "-N",
             "--ntasks",
             "-n",
+            *("--nodelist", "-w", "--exclude", "-x", "--nodefile", "-F"),
         ),
         *("--ntasks-per-node", "--job-name", "-J", "--input", "-i", "--output", "-o", "--error"),
         *("-e", "--export", "--container-image"),

@@ -17,7 +17,6 @@ REFUSED: dict[tuple[str | int, ...], str] = {
     ("sweep",): _LATER,
     ("price",): _LATER,
     ("arrays",): _LATER,
-    ("slurm", "spare_nodes"): _LATER,
     ("slurm", "preflight"): _LATER,
     ("slurm", "price"): _LATER,
     ("slurm", "array"): "job arrays are not in this version: one launch is one job; remove it",

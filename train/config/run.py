@@ -125,8 +125,13 @@ class RunConfig(Section):
 
     @property
     def world_size(self) -> int:
-        """Ranks over all nodes."""
-        return self.slurm.nodes * self.slurm.ntasks_per_node
+        """Ranks over all nodes; of a range of nodes, at its upper end."""
+        return self.slurm.nodes.max * self.slurm.ntasks_per_node
+
+    @property
+    def min_world_size(self) -> int:
+        """Ranks at the lower end of a range of nodes."""
+        return self.slurm.nodes.min * self.slurm.ntasks_per_node
 
     @property
     def local_batch_size(self) -> int:

@@ -216,6 +216,8 @@ def in_words(schema: dict[str, Any]) -> str:
         return f"a list of {in_words(schema.get('items', {}))}"
     if kind is None:
         return "any value"
+    if "examples" in schema:
+        return f"a range such as {schema['examples'][0]}"
     if "pattern" in schema:
         return f"text of the form {schema['pattern'].strip('^$')}"
     limits = [

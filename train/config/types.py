@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from train.config.placeholders import PLACEHOLDER
 
@@ -117,6 +119,70 @@ def parse_off(value: Any) -> Any:
     """YAML 1.1 reads an unquoted ``off`` as false."""
     return "off" if value is False else value
 
+
+@dataclass(frozen=True)
+class NodeRange:
+    """How many nodes a job may have: ``min`` to ``max``, both included; equal for a fixed number.
+
+    Raises:
+        ValueError: not ``1 <= min <= max``.
+    """
+
+    min: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.max:
+            raise ValueError(f"expected 1 <= min <= max, got {self.min} and {self.max}")
+
+    def __str__(self) -> str:
+        return str(self.max) if self.fixed else f"{self.min}-{self.max}"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is one number."""
+        return self.min == self.max
+
+    def plus(self, spares: int) -> NodeRange:
+        """The same range with so many nodes more at both ends."""
+        return NodeRange(self.min + spares, self.max + spares)
+
+    def as_written(self) -> int | str:
+        """``4`` or ``"2-4"``, as configuration files and sbatch's ``--nodes`` have it."""
+        return self.max if self.fixed else str(self)
+
+
+def parse_nodes(value: Any) -> Any:
+    """A number of nodes, or a range of it (``2-4``); see sbatch(1), ``--nodes``.
+
+    Raises:
+        PydanticCustomError: it is neither; the caller says what is allowed.
+    """
+    if isinstance(value, NodeRange):
+        return value
+    text = "" if isinstance(value, bool) else str(value).strip()
+    match = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", text)
+    if match:
+        least, most = int(match[1]), int(match[2] or match[1])
+        if 1 <= least <= most:
+            return NodeRange(least, most)
+    raise PydanticCustomError("nodes", "neither a number of nodes nor a range")
+
+
+NodeCount = Annotated[
+    NodeRange,
+    BeforeValidator(parse_nodes),
+    PlainSerializer(NodeRange.as_written),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "string", "pattern": r"^\s*\d+\s*(-\s*\d+)?\s*$", "examples": ["2-4"]},
+            ]
+        }
+    ),
+]
+"""A number of nodes or a range of it."""
 
 DurationS = Annotated[
     int,

@@ -1,0 +1,155 @@
+"""Chooses the nodes of every attempt of this job, and keeps the bad ones out.
+
+Facts come from the attempt's evidence, attempts.jsonl and the allocation; what they mean is decided
+by ``launcher.strikes`` and ``launcher.placement``, which are pure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.allocation import Allocation
+from launcher.attempts import AttemptRecord
+from launcher.evidence import AttemptEvidence, NodeSign
+from launcher.outcome import Action, Cause, Decision
+from launcher.placement import NodeRule, Outlook, Standing, choose, in_words, outlook
+from launcher.policy import within_budget
+from launcher.strikes import Strike, blame, strikes_in, struck_out
+from monitor.hostlist import expand_nodes
+from train.config import RunConfig
+from train.events import read_events
+from train.rundir import RunDir
+
+_FOLLOWED = frozenset({Action.RESTART, Action.REQUEUE, Action.RESUBMIT})
+_MEMORY = frozenset({Cause.OUT_OF_MEMORY, Cause.HOST_OUT_OF_MEMORY})
+
+
+@dataclass
+class NodeKeeper:
+    """The nodes of one job, over its attempts."""
+
+    run_dir: RunDir
+    config: RunConfig
+    allocation: Allocation
+    lost: dict[str, str] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+    """Nodes that the next job of this run shall not get."""
+
+    def __post_init__(self) -> None:
+        resilience, granted = self.config.resilience, self.allocation.granted
+        self.rule = NodeRule.of(self.config.slurm, granted, elastic=resilience.elastic)
+        self.users_exclude = tuple(expand_nodes(self.config.slurm.exclude or ""))
+        self._blamed: tuple[NodeSign, ...] = ()
+        self._strikes: dict[str, list[Strike]] = {}
+        self._idle: tuple[str, ...] = ()
+        self._living: tuple[str, ...] = ()
+
+    def place(self) -> None:
+        """Choose the nodes of the next attempt from those that the job has now."""
+        standing = self._standing(())
+        if standing is None:
+            return
+        nodes = choose(standing, self.rule)
+        if not self.rule.enough(len(nodes)):
+            # Here the ranks shall run; whether to leave is decided after a failure, not before.
+            nodes = choose(standing, self.rule, forgive=standing.struck)
+        if nodes:
+            self.allocation.use(nodes)
+            self._idle = tuple(node for node in standing.living if node not in nodes)
+
+    def at_start(self) -> dict[str, Any]:
+        """For the line at the start of an attempt: nodes of the job that it does not use."""
+        return {"nodes_idle": list(self._idle)} if self._idle else {}
+
+    def follow(
+        self,
+        evidence: AttemptEvidence,
+        decision: Decision,
+        history: Sequence[AttemptRecord],
+    ) -> Decision:
+        """What the attempt's end means for the nodes: a restart may have to become a requeue."""
+        self.lost |= {sign.node: sign.sign for sign in evidence.lost_nodes}
+        self._blamed = blame(evidence, decision) if self.allocation.has_queue else ()
+        self.exclude = ()
+        if decision.action not in _FOLLOWED and decision.cause not in _MEMORY:
+            return decision
+        standing = self._standing(self._blamed)
+        if standing is None:
+            return decision
+        if self._lacks_memory(decision, standing):
+            return self._leave(self._for_memory(decision, standing), standing, history)
+        if decision.action in (Action.REQUEUE, Action.RESUBMIT):
+            self.exclude = self._outlook(standing).exclude
+            return decision
+        if decision.action is not Action.RESTART:
+            return decision
+        found = self._outlook(standing)
+        decision = _with_words(decision, self._told(standing), in_words(found, standing, self.rule))
+        return decision if found.nodes else self._leave(decision, standing, history)
+
+    def at_end(self) -> dict[str, Any]:
+        """For the line at the end of an attempt: what speaks against nodes, and what follows."""
+        fields: dict[str, Any] = {}
+        if self._blamed:
+            fields["strikes"] = [{"node": one.node, "why": one.sign} for one in self._blamed]
+        if self.lost:
+            fields["nodes_lost"] = self.lost
+        if self.exclude:
+            fields["nodes_excluded"] = list(self.exclude)
+        return fields
+
+    def _standing(self, blamed: Sequence[NodeSign]) -> Standing | None:
+        """What is known of the nodes now; None where there is nothing to choose."""
+        # Without an answer the last one holds: a lost node must not be used for want of news.
+        living = self._living = self.allocation.living_nodes() or self._living
+        if not living:
+            return None
+        self._strikes = self._struck(blamed)
+        return Standing(
+            living, self.allocation.spawner.nodes, tuple(self.lost), tuple(self._strikes)
+        )
+
+    def _struck(self, blamed: Sequence[NodeSign]) -> dict[str, list[Strike]]:
+        """Nodes that are out, with the strikes that are not in the record yet."""
+        now, resilience = time.time(), self.config.resilience
+        strikes = strikes_in(read_events(self.run_dir.attempts))
+        strikes += [Strike(one.node, now, 0, one.sign) for one in blamed]
+        return struck_out(
+            strikes, now=now, limit=resilience.max_strikes, expiry_s=resilience.strike_expiry
+        )
+
+    def _outlook(self, standing: Standing) -> Outlook:
+        bad = standing.lost or standing.struck
+        return outlook(standing, self.rule, self.allocation.pool() if bad else None)
+
+    def _leave(
+        self, decision: Decision, standing: Standing, history: Sequence[AttemptRecord]
+    ) -> Decision:
+        """Back into the queue, without the bad nodes, as often as the budget allows."""
+        self.exclude = self._outlook(standing).exclude
+        wanted = Decision(decision.cause, Action.REQUEUE, decision.explanation)
+        return within_budget(wanted, history, self.config.resilience)
+
+    def _lacks_memory(self, decision: Decision, standing: Standing) -> bool:
+        """Whether ranks ran out of memory on fewer nodes than the job began with."""
+        return decision.cause in _MEMORY and 0 < len(standing.current) < self.rule.wanted
+
+    def _for_memory(self, decision: Decision, standing: Standing) -> Decision:
+        have, wanted = len(standing.current), self.rule.wanted
+        return _with_words(decision, f"with {have} of {wanted} nodes: back into the queue for all")
+
+    def _told(self, standing: Standing) -> str:
+        """Why nodes in use are avoided from now on."""
+        return "; ".join(
+            f"{node} has {len(found)} strike{'s' if len(found) > 1 else ''} ({found[-1].why})"
+            for node, found in self._strikes.items()
+            if node in standing.current and node not in standing.lost
+        )
+
+
+def _with_words(decision: Decision, *words: str) -> Decision:
+    text = "; ".join([decision.explanation, *(one for one in words if one)])
+    return Decision(decision.cause, decision.action, text)
