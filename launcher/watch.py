@@ -254,6 +254,9 @@ class AttemptWatch:
         ended_well = len(records.finished | records.stopped) >= records.world_size
         asked = terminated or self._cancelled or self.stop_asked is not None
         lost, accused = self.nodes.conclude(group.exits(), ended_well=ended_well or asked)
+        hang = self.hangs.self_ended(group.exits())
+        # After a hang or a lost node the logs speak of our own kill.
+        explained = ended_well or terminated or hang is not None or bool(lost)
         return AttemptEvidence(
             attempt=self.attempt,
             world_size=records.world_size,
@@ -264,7 +267,7 @@ class AttemptWatch:
             stopped=frozenset(records.stopped),
             failures=tuple(records.failures),
             exits=group.exits(),
-            hang=self.hangs.self_ended(group.exits()),
+            hang=hang,
             launcher_code=group.launcher_code(),
             launcher_error=group.launcher_error(),
             lost_nodes=lost,
@@ -275,7 +278,7 @@ class AttemptWatch:
             noticed_at=self.noticed_at,
             cancel_requested=self._cancelled,
             job=None if everyone_finished else self.allocation.job(),
-            diagnosis=None if ended_well or terminated else self._diagnosis(),
+            diagnosis=None if explained else self._diagnosis(),
             has_queue=self.allocation.has_queue,
             restarts_before=self.allocation.restarts,
             remaining_s=self.allocation.ends_at() - time.time(),

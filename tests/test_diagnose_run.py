@@ -64,6 +64,31 @@ def test_a_ranks_own_record_tells_class_rank_and_node(folder: Folder) -> None:
     assert (found.kind, found.rank, found.node) == ("cuda_oom", 1, "node1")
 
 
+HANG = "rank 1 (node1) hung in phase step after step 3 for 75 s (budget 60 s): it stopped beating"
+
+
+@pytest.mark.parametrize(
+    ("cause", "explanation", "kind", "rank"),
+    [
+        ("hung", HANG, "nccl_timeout", 1),
+        ("node_lost", "node1 is lost: Node failure on node1", "node_fail", None),
+        ("host_out_of_memory", "rank 1 raised MemoryError", "host_oom", 1),
+        ("loss_spike", "rank 0 raised LossSpikeError", "nan_loss", 0),
+    ],
+)
+def test_what_the_supervisor_saw_outweighs_the_words_that_its_own_kill_left_in_the_logs(
+    folder: Folder, cause: str, explanation: str, kind: str, rank: int | None
+) -> None:
+    folder.log(
+        0,
+        "srun: error: node0: task 0: Killed\nslurmstepd: error: *** STEP 7.0 ON node0 "
+        "CANCELLED AT 2026-01-01T00:00:00 ***\n",
+    )
+    folder.end(cause, explanation=explanation)
+    found = folder.diagnose()
+    assert (found.kind, found.rank) == (kind, rank)
+
+
 def test_a_victims_record_is_no_cause(folder: Folder) -> None:
     folder.fail(0, "RuntimeError", "Connection closed by peer", victim=True)
     folder.fail(1, "KeyError", "'labels'")

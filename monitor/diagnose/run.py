@@ -45,6 +45,10 @@ _CAUSES: dict[str, tuple[FailureClass, Trust]] = {
     "terminated": (F.PREEMPTED, Trust.KERNEL),
     "not_finite": (F.NAN_LOSS, Trust.RECORD),
     "loss_spike": (F.NAN_LOSS, Trust.RECORD),
+    "hung": (F.NCCL_TIMEOUT, Trust.SCHEDULER),
+    "node_lost": (F.NODE_FAIL, Trust.SCHEDULER),
+    "host_out_of_memory": (F.HOST_OOM, Trust.KERNEL),
+    "out_of_memory": (F.CUDA_OOM, Trust.RECORD),
     "user_error": (F.CONFIG_ERROR, Trust.CAUSE),
     "checkpoint_error": (F.FILESYSTEM, Trust.EXCEPTION),
     "launch_failed": (F.CONFIG_ERROR, Trust.EXIT),
@@ -69,7 +73,7 @@ _SIGNALS = {
     "SIGFPE": (F.SEGFAULT, Trust.CAUSE),
 }
 _KILLED = re.compile(r"\brank \d+ (?:\([^)]*\) )?was killed by (?P<signal>SIG[A-Z]+)")
-_NAMED_RANK = re.compile(r"\brank (\d+) (?:\([^)]*\) )?(?:was killed|raised|exited)")
+_NAMED_RANK = re.compile(r"\brank (\d+) (?:\([^)]*\) )?(?:was killed|raised|exited|hung)")
 _SLURMS_WORD = re.compile(r"^\s*(?:slurm|srun)")
 
 
