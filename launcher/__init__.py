@@ -40,8 +40,9 @@ def launch(
     Raises:
         train.errors.UserError: the input is wrong; nothing was started and nothing stays behind.
     """
+    from launcher.prepare import prepare
     from launcher.run import Run
-    from launcher.start import prepare, start
+    from launcher.start import start
 
     run = Run(start(prepare(cfg, overrides=overrides, cluster=cluster, changes=changes)).root)
     if wait:

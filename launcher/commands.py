@@ -24,7 +24,7 @@ from monitor.status import RunState, RunStatus
 from train.errors import UserError
 
 if TYPE_CHECKING:
-    from launcher.start import Prepared
+    from launcher.prepare import Prepared
 
 _LOG_POLL_S = 0.5
 _PIPE_WIDTH = 250
@@ -32,7 +32,8 @@ _PIPE_WIDTH = 250
 
 def run(options: argparse.Namespace) -> int:
     """Start a run, and stay with it where that is asked for or usual."""
-    from launcher.start import prepare, start
+    from launcher.prepare import prepare
+    from launcher.start import start
 
     log_to_stderr()
     prepared = prepare(
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Show the plan."""
-    from launcher.start import prepare
+    from launcher.prepare import prepare
 
     log_to_stderr()
     prepared = prepare(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.claims import claim_submission
-from launcher.start import RecordedLaunch, gpus_available, submit
+from launcher.prepare import gpus_available
+from launcher.start import RecordedLaunch, submit
 from launcher.submit import choose_cluster
 from monitor.status import RunState
 from train.errors import UserError

@@ -1,132 +1,28 @@
-"""A launch, step by step: load, plan, run folder, record, snapshot, submit.
+"""A launch from its plan on: run folder, submission, and what a later submission needs to know.
 
-Nothing half-made stays behind: the folder is prepared under a hidden name, gets its own name when
-it is complete, and goes again when the cluster refuses the job.
+Nothing half-made stays behind (``launcher.folder``), also when the cluster refuses the job.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import structlog
+from typing import TYPE_CHECKING
 
 from launcher.claims import CLAIM_VARIABLE, Claim, claim_submission
-from launcher.inputs import check_inputs
-from launcher.record import Redactor, command_line, make_record, read_git
-from launcher.snapshot import python_path, take_snapshot
+from launcher.folder import folders_of, make_folder, place_checkpoints, remove
+from launcher.snapshot import python_path
 from launcher.submissions import note_submission
-from launcher.submit import (
-    Cluster,
-    SubmissionUnknownError,
-    choose_cluster,
-    job_environment,
-    slurm_problem,
-    submit_slurm,
-)
-from train.errors import ClusterError, SubmitrainError, UserError
-from train.rundir import RunDir, write_json_atomically, write_text_atomically
+from launcher.submit import Cluster, SubmissionUnknownError, job_environment, submit_slurm
+from train.errors import SubmitrainError, UserError
+from train.rundir import RunDir
 
 if TYPE_CHECKING:
-    from launcher.config import LoadedConfig
     from launcher.plan import Plan
-    from train.config import RunConfig
+    from launcher.prepare import Prepared
     from train.faults import Fault
-
-log = structlog.get_logger()
-
-_HASH_LENGTH = 8
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A launch that could go: configuration, where it goes and what will be asked for there."""
-
-    loaded: LoadedConfig
-    cluster: Cluster
-    plan: Plan
-    workdir: Path
-
-    @property
-    def runs_dir(self) -> Path:
-        """Folder for run folders, absolute."""
-        return self.workdir / Path(self.loaded.config.runs_dir).expanduser()
-
-
-def prepare(
-    source: str | Path | Mapping[str, Any] | RunConfig,
-    *,
-    overrides: Sequence[str] = (),
-    cluster: str | None = None,
-    changes: Mapping[str, Any] | None = None,
-    plan_only: bool = False,
-) -> Prepared:
-    """Everything before the first write: load and check the configuration, choose, plan.
-
-    With ``plan_only``, Slurm need not be here: it is planned for as for a cluster with GPUs.
-
-    Raises:
-        UserError: the input is wrong; one line for every problem.
-    """
-    from launcher.config import load_config
-    from launcher.plan import make_plan
-    from train.config.load import secret_environment
-
-    loaded = load_config(source, overrides, changes)
-    # Only to learn here, and not from a failed run, that a variable is missing.
-    secret_environment(loaded.config, os.environ)
-    workdir = Path.cwd()
-    check_inputs(loaded.config, workdir)
-    wanted = cluster or loaded.config.cluster
-    if plan_only and wanted == "slurm" and slurm_problem():
-        chosen = Cluster("slurm", "asked for; none answers here, so one with GPUs is assumed")
-        plan = make_plan(loaded, cluster="slurm", gpus_available=True)
-    else:
-        chosen = choose_cluster(wanted)
-        plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus_available(chosen))
-    return Prepared(loaded, chosen, _with_deadlines(plan, loaded.config, chosen), workdir)
-
-
-def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:
-    """The plan with what its deadlines mean; refuses those that cannot be met."""
-    from launcher.deadlines import deadline_cautions, deadline_problems
-    from monitor.slurm import kill_wait_s
-
-    size = plan.estimates.checkpoint_bytes
-    if problems := list(deadline_problems(config, size)):
-        raise UserError("\n".join(problems))
-    granted = kill_wait_s() if cluster.name == "slurm" else None
-    cautions = deadline_cautions(config, size, granted)
-    return replace(plan, warnings=(*plan.warnings, *cautions))
-
-
-def gpus_available(cluster: Cluster) -> bool:
-    """Whether jobs of this cluster can ask for GPUs; no torch needed to know.
-
-    Raises:
-        ClusterError: Slurm does not say; a guess would start a job without its GPUs.
-    """
-    if cluster.name == "local":
-        return os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in {"", "-1"} and any(
-            Path("/dev").glob("nvidia[0-9]*")
-        )
-    from monitor.slurm import ask
-
-    answer = ask(["sinfo", "--noheader", "--format=%G"])
-    if answer.code != 0:
-        raise ClusterError(
-            "cluster: sinfo does not say whether this cluster has GPUs "
-            f"({answer.error or 'no answer'}); try again when Slurm answers"
-        )
-    return "gpu" in answer.out
 
 
 def start(prepared: Prepared, *, faults: Sequence[Fault] = ()) -> RunDir:
@@ -137,67 +33,18 @@ def start(prepared: Prepared, *, faults: Sequence[Fault] = ()) -> RunDir:
         RunError: the job did not start.
         SubmissionUnknownError: it stayed open whether the job was taken; the folder is kept.
     """
-    redactor = redactor_of(prepared.loaded.config)
-    with _folders_of(prepared.runs_dir):
-        with _temporary_folder(prepared.runs_dir) as temporary:
-            _fill(temporary, prepared, redactor)
-            if faults:
-                _plan_faults(temporary, faults)
-            run_dir = _publish(temporary, prepared)
+    with folders_of(prepared.runs_dir):
+        run_dir = make_folder(prepared, faults)
         try:
-            _place_checkpoints(run_dir, prepared)
+            place_checkpoints(run_dir, prepared)
             with claim_submission(run_dir, "launch") as claim:
                 submit(run_dir, prepared.cluster, prepared.plan, claim)
         except SubmissionUnknownError:
             raise
         except SubmitrainError:
-            _remove(run_dir)
+            remove(run_dir)
             raise
     return run_dir
-
-
-def _plan_faults(run_dir: RunDir, faults: Sequence[Fault]) -> None:
-    from train.faults import write_faults
-
-    write_faults(run_dir, faults)
-
-
-def _place_checkpoints(run_dir: RunDir, prepared: Prepared) -> None:
-    """The folder for checkpoints, or a link to this run's own under ``checkpoint_dir``.
-
-    Raises:
-        UserError: ``checkpoint_dir`` cannot be written.
-    """
-    wanted = prepared.loaded.config.checkpoint.checkpoint_dir
-    if wanted is None:
-        run_dir.checkpoints.mkdir()
-        return
-    target = prepared.workdir / Path(wanted).expanduser() / run_dir.run_id
-    try:
-        target.mkdir(parents=True)
-        run_dir.checkpoints.symlink_to(target)
-    except OSError as error:
-        raise UserError(
-            f"checkpoint.checkpoint_dir: expected a folder that can be written, got {wanted} "
-            f"({error.strerror}); name another one, or none for the run folder"
-        ) from error
-
-
-def _remove(run_dir: RunDir) -> None:
-    """Take a run folder away whose job was refused."""
-    if run_dir.checkpoints.is_symlink():
-        with suppress(OSError):
-            run_dir.checkpoints.resolve().rmdir()
-    shutil.rmtree(run_dir.root, ignore_errors=True)
-
-
-def redactor_of(config: RunConfig) -> Redactor:
-    """Knows the values of the configuration's secrets and of this environment's."""
-    from train.config.placeholders import placeholder_names
-
-    slurm = config.slurm
-    texts = [slurm.hf_token or "", slurm.wandb_key or ""]
-    return Redactor.of(os.environ, [name for text in texts for name in placeholder_names(text)])
 
 
 def submit(run_dir: RunDir, cluster: Cluster, plan: Plan, claim: Claim) -> None:
@@ -250,104 +97,3 @@ class RecordedLaunch:
             raise UserError(
                 f"{run_dir.record}: expected the record of a launch, got none"
             ) from error
-
-
-def _fill(run_dir: RunDir, prepared: Prepared, redactor: Redactor) -> None:
-    """Write all that a run folder holds before its first submission."""
-    git_state = read_git(prepared.workdir)
-    snapshot = take_snapshot(
-        run_dir,
-        workdir=prepared.workdir,
-        runs_dir=prepared.runs_dir,
-        git_state=git_state,
-        redactor=redactor,
-    )
-    if snapshot.reason:
-        log.warning("code_not_pinned", reason=snapshot.reason)
-    facts = {
-        "name": prepared.loaded.name,
-        "config": {
-            "path": str(prepared.loaded.path) if prepared.loaded.path else None,
-            "sha256": prepared.loaded.digest,
-        },
-        "cluster": prepared.cluster.name,
-        "cluster_reason": prepared.cluster.reason,
-        "total_steps": prepared.plan.steps.total,
-        "code": snapshot.as_json(),
-    }
-    record = make_record(
-        redactor=redactor,
-        git_state=git_state,
-        workdir=prepared.workdir,
-        command=command_line(),
-        facts=facts,
-    )
-    write_text_atomically(run_dir.config, prepared.loaded.text)
-    write_json_atomically(run_dir.record, record)
-    for folder in (run_dir.submitit, run_dir.events_dir):
-        folder.mkdir()
-
-
-@contextmanager
-def _temporary_folder(runs_dir: Path) -> Iterator[RunDir]:
-    """A hidden folder in the runs folder; gone again after an error."""
-    temporary = runs_dir / f".launching-{os.getpid()}-{time.monotonic_ns()}"
-    try:
-        temporary.mkdir()
-        yield RunDir(temporary)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(_cannot_write(runs_dir, error)) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _folders_of(runs_dir: Path) -> Iterator[None]:
-    """Make the runs folder; after an error take away what was made for it and is empty."""
-    made = [path for path in (runs_dir, *runs_dir.parents) if not path.exists()]
-    try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(_cannot_write(runs_dir, error)) from error
-    try:
-        yield
-    except BaseException:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def _cannot_write(runs_dir: Path, error: OSError) -> str:
-    reason = {
-        errno.EEXIST: "a file of that name is in the way",
-        errno.ENOTDIR: "a file is in the way",
-        errno.EROFS: "the file system is read-only",
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-    }.get(error.errno or 0, error.strerror or str(error))
-    where = error.filename or runs_dir
-    return (
-        f"runs_dir: expected a folder that can be written, got {runs_dir}: {reason} ({where}); "
-        "set runs_dir=/some/shared/folder"
-    )
-
-
-def _publish(temporary: RunDir, prepared: Prepared) -> RunDir:
-    """Give the folder its name, ``<name>-<utc>-<hash8>``; a taken one waits for the next second."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", prepared.loaded.name).strip("-.") or "run"
-    digest = prepared.loaded.digest[:_HASH_LENGTH]
-    while True:
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        target = prepared.runs_dir / f"{name}-{stamp}-{digest}"
-        try:
-            # rename(2) refuses a target that exists and is not empty; ours never are.
-            temporary.root.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            time.sleep(0.1)
-        else:
-            return RunDir(target)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import Run
-from launcher.start import prepare, start
+from launcher.prepare import prepare
+from launcher.start import start
 from monitor.compare import compare_runs, read_curve
 from monitor.compare import read_consumed as consumed
 from train.events import Kind, read_events

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.drill.scenarios import Place, Scenario, Steps, choose
 from launcher.drill.settings import Settings, settings_of
-from launcher.start import prepare
+from launcher.prepare import prepare
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from launcher.drill.report import Report, write_report
 from launcher.drill.scenarios import REQUEUE_WAIT_S, Expected, Scenario
 from launcher.drill.settings import Measured, pace_of, paced, time_limit_overrides
 from launcher.drill.verdict import CONTROL, INTERRUPTED, UNDISTURBED, Outcome, judged, read_outcome
+from launcher.prepare import prepare
 from launcher.run import Run, list_run_folders
-from launcher.start import prepare, start
+from launcher.start import start
 from monitor.compare import Comparison
 from train.errors import SubmitrainError, UserError
 from train.events import Kind, read_events
