@@ -28,8 +28,8 @@ FROM_OUTSIDE = {
     "preempt": Expected("preempted", "leave", loses="nothing"),
     "requeue": Expected("requeued", "leave", loses="nothing"),
     "scancel": Expected("cancelled", "stop", loses="nothing"),
-    "kill_supervisor": Expected("lost"),
-    "lose_first_node": Expected("lost"),
+    "kill_supervisor": Expected("lost", "leave"),
+    "lose_first_node": Expected("lost", "leave"),
     "lose_last_node": Expected("node_lost", None, ("{node}",)),
 }
 """Graceful ends lose nothing, hard ones at most one interval."""

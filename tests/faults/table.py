@@ -121,7 +121,7 @@ OUTSIDE = Course(
         Row(
             "supervisor-killed",
             Outside("kill_supervisor", step=27),
-            Expected("lost", None, ("supervisor",)),
+            Expected("lost", "leave", ("supervisor",)),
         ),
         Row(
             "rank-dies-while-controller-is-away",
