@@ -147,7 +147,7 @@ class Supervisor:
             job_started_at=self.allocation.job_started_at,
             **self.nodes.at_start(),
         )
-        self._keep_guard(spawner.nodes)
+        self._keep_guard(self.nodes.living or spawner.nodes)
         log.info("attempt", attempt=attempt, ranks=spawner.world_size, nodes=spawner.nodes)
         watch = AttemptWatch(self.run_dir, self.config, self.allocation, self.signals, attempt)
         evidence = watch.run()

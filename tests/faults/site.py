@@ -114,7 +114,8 @@ def course_config(
 ) -> dict[str, Any]:
     """The tiny training on two nodes with one rank each: validation, checkpoints, export, epochs.
 
-    Budgets are wide: every row is judged by itself, and a matrix is no crash loop.
+    Budgets are wide: every row is judged by itself, and a matrix is no crash loop. No attempt runs
+    on fewer ranks: only at equal world size is the curve the same to the bit.
     """
     held_out = home / "held_out.jsonl"
     if not held_out.exists():
@@ -131,7 +132,7 @@ def course_config(
         },
         "optimizer": {"_target_": GOVERNED, "lr": 3e-3, "pace_file": str(pace_file or "")},
         "checkpoint": {"save_consolidated": "final"},
-        "resilience": {"max_restarts": 1000},
+        "resilience": {"max_restarts": 1000, "max_strikes": None, "elastic": False},
     }
     merged = {
         name: {**base.get(name, {}), **sections.get(name, {})} if isinstance(part, dict) else part

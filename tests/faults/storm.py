@@ -33,6 +33,7 @@ FROM_OUTSIDE = {
     "lose_last_node": Expected("node_lost", None, ("{node}",)),
 }
 """Graceful ends lose nothing, hard ones at most one interval."""
+CONFIG = {**HANG_BUDGETS, "slurm": {"spare_nodes": 1}}
 MARGIN = 6
 
 
@@ -56,7 +57,7 @@ def storm(count: int, seed: int) -> Course:
         else:
             row, step = _death(chance, number, step)
             rows.append(row)
-    return Course(f"storm-{seed}", "bare", tuple(rows), config=HANG_BUDGETS, steps=step + MARGIN)
+    return Course(f"storm-{seed}", "bare", tuple(rows), config=CONFIG, steps=step + MARGIN)
 
 
 def _begins(row: Row) -> bool:

@@ -132,14 +132,15 @@ OUTSIDE = Course(
         Row(
             "node-lost",
             Outside("lose_last_node", step=42),
-            Expected("node_lost", None, ("{node}",)),
+            Expected("node_lost", "restart", ("{node}",)),
         ),
         Row(
             "node-cut-off-and-back",
             Outside("cut_off_last_node", step=47),
-            Expected("node_lost|hung", None, ("{node}",)),
+            Expected("node_lost|hung", "requeue", ("{node}",)),
         ),
     ),
+    config={"slurm": {"spare_nodes": 1}},
     small_disk=True,
 )
 
