@@ -105,6 +105,7 @@ class Driver:
         if isinstance(fault, Outside) and fault.between:
             attempt = watch.newest
             watch.until(lambda: watch.ended(attempt), "the end of an attempt")
+            self._add(following, attempt + 2)
             return self._act(row, fault, attempt + 1, mended)
         before = self._current()
         self._plan_ahead(row, following, before)
@@ -137,9 +138,9 @@ class Driver:
 
         Earlier, they could strike this attempt; a row that waits for a fault plans after it.
         """
-        if not following or following[0].name in {one.id for one in self._planned}:
-            return
         watch = self.watch
+        if self._planned_already(following):
+            return
         watch.until(
             lambda: (
                 len(watch.spoke.get(attempt, ())) == 2
@@ -148,8 +149,16 @@ class Driver:
             ),
             f"the ranks of attempt {attempt}",
         )
-        self._planned = [*self._planned, *self._plan(following, attempt + 1)]
-        write_faults(watch.run_dir, self._planned)
+        self._add(following, attempt + 1)
+
+    def _planned_already(self, group: tuple[Row, ...]) -> bool:
+        names = {one.id for one in self._planned}
+        return all(row.inside is None or row.name in names for row in group)
+
+    def _add(self, group: tuple[Row, ...], attempt: int) -> None:
+        """Plan the faults of a group."""
+        self._planned = [*self._planned, *self._plan(group, attempt)]
+        write_faults(self.watch.run_dir, self._planned)
 
     def _await_next(self, attempt: int) -> None:
         """Wait until the attempt after this one has made a step or failed; resume where one has to.

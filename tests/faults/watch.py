@@ -80,13 +80,14 @@ class RunWatch:
                 raise GaveUpError(f"waited {patience_s:g} s in vain for {what}")
             time.sleep(POLL_S)
 
-    def _end(self) -> dict[str, Any] | None:
-        """The run's summary, if it says that nothing more happens."""
+    def _end(self) -> str | None:
+        """How the run ended, if nothing more happens."""
         try:
             summary: dict[str, Any] = json.loads(self.run_dir.summary.read_text())
         except FileNotFoundError:
             return None
-        return summary if summary["state"] != "requeued" else None
+        text = f"{summary['state']}, {summary['explanation']}"
+        return text if summary["state"] != "requeued" else None
 
     def fired(self, name: str) -> Fired | None:
         """The record of a planned fault that struck."""
