@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,9 @@ class Stage:
             finally:
                 site.cluster.restore()
             self.judged[course.name] = list(Judge(played, reference).verdicts())
+            # The file system with the run folders goes with the site.
+            kept = self.home / "played" / course.name
+            shutil.copytree(played.run.folder, kept, symlinks=True)
         return self.judged[course.name]
 
     def reference(self, course: Course) -> Path:
