@@ -48,6 +48,11 @@ bench: $(INSTALLED) ## Print the measurements of tests/bench (minutes)
 	tests/with-retries $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(RUN) -m tests.bench
 
+faults: $(INSTALLED) ## The fault matrix and a storm of 20 faults on a private Slurm (needs root; 20 minutes)
+	@tests/install-debian-packages --slurm
+	$(RUN) -m tests.faults matrix
+	$(RUN) -m tests.faults storm
+
 constraints: ## Write the installed versions to constraints.txt
 	{ echo "# Versions that CI and the Makefile install. Refresh: make constraints"; \
 	  $(RUN) -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.txt.new
@@ -57,4 +62,4 @@ clean: ## Remove caches; run folders stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help install quickstart check format slurm test cluster bench constraints clean
+.PHONY: help install quickstart check format slurm test cluster bench faults constraints clean

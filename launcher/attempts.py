@@ -107,13 +107,17 @@ def of_jobs(records: Sequence[AttemptRecord], job_ids: Sequence[str]) -> list[At
 
 
 def steps_of(run_dir: RunDir, attempt: int) -> tuple[int | None, int | None]:
-    """First and last step that rank 0 recorded in an attempt."""
-    steps = [
-        event["step"]
-        for event in read_events(run_dir.events(0))
-        if event.get("attempt") == attempt and isinstance(event.get("step"), int)
-    ]
-    return (min(steps), max(steps)) if steps else (None, None)
+    """The step from which rank 0 started in an attempt, and the last one that it recorded."""
+    first: int | None = None
+    last: int | None = None
+    for event in read_events(run_dir.events(0), kinds=frozenset({Kind.RESUME, Kind.STEP})):
+        step = event.get("step")
+        if event.get("attempt") != attempt or not isinstance(step, int):
+            continue
+        if first is None:
+            first = step if event["kind"] == Kind.RESUME else step - 1
+        last = step
+    return first, last
 
 
 def _started(event: dict[str, Any]) -> AttemptRecord:

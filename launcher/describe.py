@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 
 from launcher.evidence import AttemptEvidence, RankExit, RankFailure
+
+
+def name_rank(rank: int, hosts: Mapping[int, str]) -> str:
+    """``rank 3 (node2)``."""
+    host = hosts.get(rank)
+    return f"rank {rank} ({host})" if host else f"rank {rank}"
 
 
 def describe_failure(failure: RankFailure) -> str:

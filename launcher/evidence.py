@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -100,8 +100,12 @@ class AttemptEvidence:
     last_step: int | None = None
     """Highest step that any rank recorded."""
     started: frozenset[int] = frozenset()
+    hosts: Mapping[int, str] = field(default_factory=dict)
+    """Where ranks run, as far as they said it."""
     finished: frozenset[int] = frozenset()
     stopped: frozenset[int] = frozenset()
+    signalled: tuple[int, ...] = ()
+    """Ranks that stopped because a TERM reached themselves."""
     failures: tuple[RankFailure, ...] = ()
     """In the order of time."""
     exits: tuple[RankExit, ...] = ()

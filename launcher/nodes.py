@@ -47,6 +47,11 @@ class NodeKeeper:
         self._idle: tuple[str, ...] = ()
         self._living: tuple[str, ...] = ()
 
+    @property
+    def living(self) -> tuple[str, ...]:
+        """Nodes of the job as it was last heard of, idle ones too; empty without a scheduler."""
+        return self._living
+
     def place(self) -> None:
         """Choose the nodes of the next attempt from those that the job has now."""
         standing = self._standing(())

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launcher.attempts import AttemptRecord
-from launcher.describe import describe_exit, describe_failure
+from launcher.describe import describe_exit, describe_failure, name_rank
 from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause
 from launcher.outcome import Action, Cause, Decision
 from launcher.rollback import ANOMALIES, GOES_BACK, of_anomaly, without_budget
@@ -147,9 +147,20 @@ def _stopped(evidence: AttemptEvidence) -> Decision:
     job, saved = evidence.job, _saved(evidence)
     if job is not None and job.preempted_at and job.restarts == evidence.restarts_before:
         return Decision(Cause.PREEMPTED, Action.REQUEUE, f"Slurm announced a preemption; {saved}")
+    if _ended_by_a_stray_signal(evidence):
+        ranks = ", ".join(name_rank(rank, evidence.hosts) for rank in evidence.signalled)
+        text = f"{ranks} got SIGTERM, and neither Slurm nor we sent it; {saved}"
+        return Decision(Cause.TERMINATED, Action.RESTART, text)
     if evidence.stop_asked in (None, StopCause.TIME_LIMIT, StopCause.WARNED):
         return Decision(Cause.TIME_LIMIT, Action.REQUEUE, f"stopped for the time limit; {saved}")
     return Decision(Cause.TERMINATED, Action.STOP, f"stopped as asked; {saved}; {RESUME_HINT}")
+
+
+def _ended_by_a_stray_signal(evidence: AttemptEvidence) -> bool:
+    """Whether somebody signalled ranks while the job goes on and its limit is far."""
+    job_goes_on = evidence.job is None or evidence.job.running
+    early = evidence.remaining_s is not None and evidence.remaining_s > evidence.lead_s
+    return bool(evidence.signalled) and evidence.stop_asked is None and job_goes_on and early
 
 
 def _of_exception(
@@ -223,14 +234,15 @@ def _of_process(evidence: AttemptEvidence) -> Decision:
     silent = [rank for rank in missing if rank not in told]
     if evidence.failures:
         text = describe_failure(evidence.failures[0])
-        peers = f"; rank {silent[0]} said nothing" if silent else ""
-        return Decision(
-            Cause.RANK_DIED, Action.RESTART, f"the network or a peer failed{peers}: {text}"
-        )
+        what = "the network or a peer failed"
+        if silent:
+            what = f"{name_rank(silent[0], evidence.hosts)} ended without a word, its peers lost it"
+        return Decision(Cause.RANK_DIED, Action.RESTART, f"{what}: {text}")
     return Decision(
         Cause.RANK_DIED,
         Action.RESTART,
-        f"rank {missing[0]} ended without recording its finish ({_codes(evidence)})",
+        f"{name_rank(missing[0], evidence.hosts)} ended without recording its finish "
+        f"({_codes(evidence)})",
     )
 
 

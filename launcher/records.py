@@ -81,6 +81,8 @@ class RankRecords:
     """Rank to host."""
     finished: set[int] = field(default_factory=set)
     stopped: set[int] = field(default_factory=set)
+    signalled: list[int] = field(default_factory=list)
+    """Ranks that stopped because a TERM reached themselves."""
     failures: list[RankFailure] = field(default_factory=list)
     heartbeats: dict[int, Heartbeat] = field(default_factory=dict)
     looks: dict[int, int] = field(default_factory=dict)
@@ -205,6 +207,8 @@ def _warned(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
 
 def _stopped(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
     records.stopped.add(rank)
+    if event.get("signalled"):
+        records.signalled = sorted({*records.signalled, rank})
 
 
 def _finish(records: RankRecords, rank: int, event: dict[str, Any]) -> None:

@@ -193,13 +193,23 @@ def _additional(slurm: SlurmConfig) -> dict[str, Any]:
     return options | given
 
 
+_SUPERVISED = (
+    'trap : TERM; "$@"; code=$?; '
+    'if [ $code -eq 137 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then '
+    'scontrol requeue Incomplete "$SLURM_JOB_ID" && sleep 60; fi; exit $code'
+)
+"""Outlives TERM and waits for the supervisor; brings the job back when that was killed (137)."""
+
+
 def job_python(python: str = sys.executable) -> str:
-    """How the batch script starts Python: in place of its shell, which would die of TERM first.
+    """How the batch script starts Python: under a shell that TERM does not end.
 
     scancel sends TERM to the batch script's processes; when bash ends, the site's process tracking
-    may kill the supervisor before it has written its last word.
+    may kill the supervisor before it has written its last word. And when the supervisor is killed
+    (``kill -9``, the kernel short of memory) Slurm takes the job for failed: this shell requeues
+    it, so that its successor goes on. ``Incomplete``: never a job that ends as it is.
     """
-    return f"exec {shlex.quote(python)}"
+    return f"exec sh -c {shlex.quote(_SUPERVISED)} supervisor {shlex.quote(python)}"
 
 
 def script_text(

@@ -8,7 +8,9 @@ Runs as the batch job's own process (or a local one). Needs no torch.
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +19,7 @@ import structlog
 from launcher.allocation import Allocation
 from launcher.attempts import AttemptLog, AttemptRecord, of_jobs
 from launcher.evidence import AttemptEvidence
+from launcher.guard import Guard
 from launcher.logs import log_tail
 from launcher.nodes import NodeKeeper
 from launcher.outcome import Action, Cause, Decision
@@ -65,6 +68,7 @@ class Supervisor:
         self.attempts = AttemptLog(self.run_dir)
         self.ownership = Ownership(self.run_dir, self.allocation.job_id, self.allocation.restarts)
         self.nodes = NodeKeeper(self.run_dir, self.config, self.allocation)
+        self._guard: Guard | None = None
 
     def run(self) -> Decision:
         """Attempt after attempt; returns the decision that ends this job's work on the run.
@@ -143,6 +147,7 @@ class Supervisor:
             job_started_at=self.allocation.job_started_at,
             **self.nodes.at_start(),
         )
+        self._keep_guard(self.nodes.living or spawner.nodes)
         log.info("attempt", attempt=attempt, ranks=spawner.world_size, nodes=spawner.nodes)
         watch = AttemptWatch(self.run_dir, self.config, self.allocation, self.signals, attempt)
         evidence = watch.run()
@@ -151,6 +156,15 @@ class Supervisor:
         decision = note_rollback(self.run_dir, evidence, decision, job_id)
         self._record(evidence, decision)
         return evidence, decision
+
+    def _keep_guard(self, nodes: Sequence[str]) -> None:
+        """Where a queue can take the job back, somebody must ask for it if this node is lost."""
+        if not self.allocation.has_queue:
+            return
+        if self._guard is None:
+            first = os.environ.get("SLURMD_NODENAME") or nodes[0]
+            self._guard = Guard(self.run_dir, self.allocation.job_id, first)
+        self._guard.stand(nodes)
 
     def _record(self, evidence: AttemptEvidence, decision: Decision) -> None:
         self.ownership.check()

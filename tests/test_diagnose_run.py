@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,19 @@ def test_what_the_supervisor_repeats_in_its_log_is_no_evidence(folder: Folder) -
     log.write_text("2026-01-01 10:00:00 [warning] log line='OSError: [Errno 28] No space left'\n")
     folder.fail(1, "KeyError", "'labels'")
     folder.end("program_error", explanation="rank 1 raised")
+    assert folder.diagnose().kind == "python_exception"
+
+
+def test_what_the_supervisor_repeats_of_an_earlier_attempt_is_no_evidence(folder: Folder) -> None:
+    """However kernel-like the words are: they were another attempt's, half a second ago."""
+    folder.run_dir.submitit.mkdir()
+    now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+    said = f"{now} [info     ] attempt_ended  cause=out_of_memory why='CUDA out of memory: too big'"
+    killed = (
+        f"{now} [warning  ] log  line='slurmstepd: error: Detected 1 oom_kill event in Step 1.1'"
+    )
+    (folder.run_dir.submitit / "1_0_log.out").write_text(f"{said}\n{killed}\n")
+    folder.fail(1, "builtins.ValueError", "no such column")
     assert folder.diagnose().kind == "python_exception"
 
 

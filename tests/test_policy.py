@@ -491,3 +491,38 @@ def test_a_limit_that_only_seems_to_have_struck_gets_no_new_job() -> None:
     """It may be a scancel after the limit, and that must stay final."""
     found = evidence(terminated=True, job=JobInfo("7", "COMPLETING"), remaining_s=-5.0)
     assert outcome(found) == (Cause.TIME_LIMIT, Action.STOP)
+
+
+def test_a_term_to_a_rank_alone_restarts_in_place_and_is_no_time_limit() -> None:
+    found = evidence(
+        stopped=ALL, signalled=(1,), hosts={1: "node2"}, remaining_s=3600.0, lead_s=60.0
+    )
+    decision = decide(found, (), LIMITS)
+    assert (decision.cause, decision.action) == (Cause.TERMINATED, Action.RESTART)
+    assert "rank 1 (node2) got SIGTERM" in decision.explanation
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"remaining_s": 30.0},
+        {"remaining_s": None},
+        {"job": JobInfo("7", "COMPLETING")},
+        {"signalled": ()},
+    ],
+    ids=["near-the-limit", "no-limit-known", "the-job-ends", "nobody-signalled"],
+)
+def test_ranks_that_stopped_where_the_job_ends_go_back_into_the_queue(
+    changes: dict[str, Any],
+) -> None:
+    usual: dict[str, Any] = {"signalled": (1,), "remaining_s": 3600.0, "lead_s": 60.0}
+    found = evidence(stopped=ALL, **{**usual, **changes})
+    assert outcome(found) == (Cause.TIME_LIMIT, Action.REQUEUE)
+
+
+def test_a_rank_that_left_without_a_word_is_named_with_its_node() -> None:
+    lost = failure("builtins.RuntimeError", rank=0, message="Connection reset by peer", victim=True)
+    found = evidence(failures=(lost,), hosts={1: "node2"})
+    decision = decide(found, (), LIMITS)
+    assert (decision.cause, decision.action) == (Cause.RANK_DIED, Action.RESTART)
+    assert decision.explanation.startswith("rank 1 (node2) ended without a word")

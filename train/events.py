@@ -73,7 +73,7 @@ class Kind(StrEnum):
     EXPORT = "export"
     """path, bytes, export_s"""
     STOPPED = "stopped"
-    """step, reason: saved and stopped as asked"""
+    """step, reason, signalled (a TERM reached this very rank): saved and stopped as asked"""
     FINISH = "finish"
     """step: this rank's training is complete and its results are on disk"""
     FAILURE = "failure"

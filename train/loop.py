@@ -194,5 +194,8 @@ def _anyone_stops(training: Training) -> bool:
 def record_stop(training: Training, reason: StopReason) -> None:
     """Write down that this rank saved and stopped as asked."""
     training.context.events.write(
-        Kind.STOPPED, step=training.state.step, reason=reason.name.lower()
+        Kind.STOPPED,
+        step=training.state.step,
+        reason=reason.name.lower(),
+        signalled=training.context.stop.reason is StopReason.TERMINATED,
     )

@@ -75,6 +75,8 @@ _SIGNALS = {
 _KILLED = re.compile(r"\brank \d+ (?:\([^)]*\) )?was killed by (?P<signal>SIG[A-Z]+)")
 _NAMED_RANK = re.compile(r"\brank (\d+) (?:\([^)]*\) )?(?:was killed|raised|exited|hung)")
 _SLURMS_WORD = re.compile(r"^\s*(?:slurm|srun)")
+_SUPERVISORS_WORD = re.compile(r"^\s*\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[[a-z]+ *\] ")
+"""A line of launcher.job's log; kernel and slurmstepd write none that begins like this."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,8 @@ def _belongs(finding: Finding, attempt: Attempt) -> bool:
 
     All attempts of a job share that log, and our supervisor repeats in it what ranks said.
     """
+    if _SUPERVISORS_WORD.match(finding.text):
+        return False
     if finding.trust < Trust.KERNEL and not _SLURMS_WORD.match(finding.text):
         return False
     if finding.moment is None or finding.moment.clock != "wall":

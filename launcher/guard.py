@@ -1,0 +1,117 @@
+"""Guards a job against the loss of its first node, and of the supervisor with it.
+
+With ``--no-kill`` Slurm takes a lost node out of the job and lets the job go on, the first node
+too: seen with 22.05.8, the job then runs without a batch process until its time limit. So a light
+process on the job's last node (a step of its own) asks now and then whether the first node still
+belongs to the job, and requeues the job when it does not. The rest is the successor's business.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import structlog
+
+from launcher.policy import RESUME_HINT
+from launcher.srun import srun_environment
+from monitor.slurm import JobInfo, ask, show_job
+from train.rundir import RunDir
+
+LOOK_EVERY_S = 30.0
+ASK_AGAIN_S = 10.0
+STEP_NAME = "guard"
+
+log = structlog.get_logger(__name__)
+
+
+class Watched(StrEnum):
+    """What the guard sees of its job."""
+
+    FINE = "fine"
+    ORPHANED = "orphaned"
+    """The first node is gone, and nobody supervises the job."""
+    OVER = "over"
+
+
+def judge(job: JobInfo, first_node: str) -> Watched:
+    """Whether the job still has its first node; nobody's answer is no news. Pure."""
+    if not job.known:
+        return Watched.FINE
+    if not job.running:
+        return Watched.OVER
+    return Watched.FINE if not job.nodes or first_node in job.nodes else Watched.ORPHANED
+
+
+@dataclass
+class Guard:
+    """The supervisor's side: keeps one guard standing on the last node of the job."""
+
+    run_dir: RunDir
+    job_id: str
+    first_node: str
+    _node: str = ""
+    _step: subprocess.Popen[bytes] | None = None
+
+    def stand(self, nodes: Sequence[str]) -> None:
+        """See that the last of ``nodes`` has a living guard; one that cannot stand stops nobody."""
+        if len(nodes) < 2 or (self._alive and self._node in nodes):
+            return
+        self._node, log = nodes[-1], guard_log(self.run_dir, self.job_id)
+        command = guard_command(log, self.job_id, self._node, self.first_node)
+        with suppress(OSError), log.open("ab") as words:
+            self._step = subprocess.Popen(
+                command,
+                env=srun_environment(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+                process_group=0,
+            )
+
+    @property
+    def _alive(self) -> bool:
+        return self._step is not None and self._step.poll() is None
+
+
+def guard_log(run_dir: RunDir, job_id: str) -> Path:
+    """What the guards of a job said, and srun of them."""
+    return run_dir.submitit / f"{job_id}_guard.log"
+
+
+def guard_command(log: Path, job_id: str, node: str, first_node: str) -> list[str]:
+    """The guard's step; ``--overlap``: it shares what the ranks have.
+
+    Also their GPUs: ``--gres=none`` is refused in a job with ``--gpus-per-node`` ("Invalid
+    Trackable RESource (TRES) specification", 22.05.8).
+    """
+    flags = ["--overlap", "--no-kill", "--nodes=1", "--ntasks=1", f"--nodelist={node}"]
+    flags += ["--cpus-per-task=1", f"--job-name={STEP_NAME}", "--input=none", "--export=ALL"]
+    flags += [f"--output={str(log).replace('%', '%%')}", "--open-mode=append"]
+    return ["srun", *flags, sys.executable, "-m", "launcher.guard", job_id, first_node]
+
+
+def watch(job_id: str, first_node: str) -> None:
+    """Look until the job is over; requeue it when it is orphaned.
+
+    A job that may not be requeued is cancelled: it would hold its nodes for nothing.
+    """
+    while (seen := judge(show_job(job_id), first_node)) is not Watched.OVER:
+        if seen is Watched.ORPHANED:
+            log.warning("requeue", job_id=job_id, why=f"{first_node} and the supervisor are gone")
+            answer = ask(["scontrol", "requeue", "Incomplete", job_id])
+            if answer.code not in (0, None) and "disabled" in answer.error:
+                log.warning("cancel", job_id=job_id, why=answer.error, next_step=RESUME_HINT)
+                ask(["scancel", job_id])
+        time.sleep(LOOK_EVERY_S if seen is Watched.FINE else ASK_AGAIN_S)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1], sys.argv[2])

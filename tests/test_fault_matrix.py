@@ -1,0 +1,59 @@
+"""The fault matrix and a short storm; ``python -m tests.faults`` prints the table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.judge import Verdict
+from tests.faults.rows import Course
+from tests.faults.site import SITES
+from tests.faults.stage import Stage
+from tests.faults.storm import storm
+from tests.faults.table import COURSES
+from tests.slurm.fixtures import require_slurm
+
+# The first row of a course waits for the whole course.
+pytestmark = [pytest.mark.slurm, pytest.mark.ranks, pytest.mark.timeout(2400)]
+STORM = storm(6, seed=1)
+ROWS = [
+    pytest.param(course, row.name, id=f"{course.name}-{row.name}")
+    for course in (*sorted(COURSES.values(), key=lambda one: one.site, reverse=True), STORM)
+    for row in course.rows
+]
+WHOLE = [pytest.param(course, id=course.name) for course in (*COURSES.values(), STORM)]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Plays a course when its first row is asked for; the others read from the same run."""
+    for options in SITES.values():
+        require_slurm(options)
+    if os.geteuid() != 0:
+        pytest.fail("mounting file systems needs root: run this test as root, e.g. in a container")
+    stage = Stage(tmp_path_factory.mktemp("faults"))
+    yield stage
+    stage.close()
+
+
+def verdict(stage: Stage, course: Course, name: str) -> Verdict:
+    """The verdict on one row, or on the whole run."""
+    return next(one for one in stage.verdicts(course) if one.row == name)
+
+
+@pytest.mark.parametrize(("course", "row"), ROWS)
+def test_a_fault_is_judged_right_and_changes_nothing(
+    stage: Stage, course: Course, row: str
+) -> None:
+    found = verdict(stage, course, row)
+    assert not found.problems, f"{found.problems}\n{found.explanation}"
+
+
+@pytest.mark.parametrize("course", WHOLE)
+def test_a_run_through_all_of_them_finishes_and_is_the_undisturbed_run(
+    stage: Stage, course: Course
+) -> None:
+    found = verdict(stage, course, "the whole run")
+    assert not found.problems, found.problems
