@@ -48,7 +48,7 @@ bench: $(INSTALLED) ## Print the measurements of tests/bench (minutes)
 	tests/with-retries $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(RUN) -m tests.bench
 
-faults: $(INSTALLED) ## The fault matrix and a storm of 20 faults on a private Slurm (needs root; 20 minutes)
+faults: $(INSTALLED) ## The fault matrix and a storm of 20 faults on a private Slurm (root; half an hour)
 	@tests/install-debian-packages --slurm
 	$(RUN) -m tests.faults matrix
 	$(RUN) -m tests.faults storm

@@ -18,12 +18,18 @@ from tests.slurm.fixtures import require_slurm
 # The first row of a course waits for the whole course.
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks, pytest.mark.timeout(2400)]
 STORM = storm(6, seed=1)
+PLAYED = sorted(
+    [*(course for course in COURSES.values() if not course.by_command), STORM],
+    key=lambda course: course.site,
+    reverse=True,
+)
+"""Sorted by site: one cluster at a time."""
 ROWS = [
     pytest.param(course, row.name, id=f"{course.name}-{row.name}")
-    for course in (*sorted(COURSES.values(), key=lambda one: one.site, reverse=True), STORM)
+    for course in PLAYED
     for row in course.rows
 ]
-WHOLE = [pytest.param(course, id=course.name) for course in (*COURSES.values(), STORM)]
+WHOLE = [pytest.param(course, id=course.name) for course in PLAYED]
 
 
 @pytest.fixture(scope="module")

@@ -118,6 +118,8 @@ class Course:
     """Keep checkpoints on the small disk."""
     hidden: tuple[str, ...] = ()
     """Programs that are missing from PATH."""
+    by_command: bool = False
+    """Too slow for every run of the tests: Slurm's own patience is what it waits for."""
     again: tuple[str, ...] = ()
     """Causes that may end further attempts, beside those of the rows."""
 

@@ -116,32 +116,42 @@ OUTSIDE = Course(
             Outside("scancel", within=Inside(Moment.SAVE, FaultKind.SLOW, 1, 12, seconds=3)),
             Expected("cancelled", "stop", ("scancel",), loses="nothing"),
         ),
-        Row("controller-away", Outside("stop_controller", step=14, seconds=20), GOES_ON),
-        Row("disk-full", Outside("fill_disk", step=21), GOES_ON),
+        Row("disk-full", Outside("fill_disk", step=15), GOES_ON),
         Row(
             "supervisor-killed",
-            Outside("kill_supervisor", step=27),
+            Outside("kill_supervisor", step=21),
             Expected("lost", "leave", ("supervisor",)),
         ),
         Row(
             "rank-dies-while-controller-is-away",
-            Outside("kill_rank_without_controller", step=31, seconds=20),
+            Outside("kill_rank_without_controller", step=27, seconds=10),
             died("SIGKILL"),
         ),
-        Row("first-node-lost", Outside("lose_first_node", step=36), Expected("lost", "leave")),
         Row(
             "node-lost",
-            Outside("lose_last_node", step=42),
+            Outside("lose_last_node", step=36),
             Expected("node_lost", "restart", ("{node}",)),
-        ),
-        Row(
-            "node-cut-off-and-back",
-            Outside("cut_off_last_node", step=47),
-            Expected("node_lost|hung", "requeue", ("{node}",)),
         ),
     ),
     config={"slurm": {"spare_nodes": 1}},
     small_disk=True,
+)
+
+PATIENCE = Course(
+    "patience",
+    "bare",
+    (
+        Row(
+            "controller-away-for-a-minute", Outside("stop_controller", step=6, seconds=60), GOES_ON
+        ),
+        Row("first-node-lost", Outside("lose_first_node", step=14), Expected("lost", "leave")),
+        Row(
+            "node-cut-off-and-back",
+            Outside("cut_off_last_node", step=22),
+            Expected("node_lost", "requeue", ("{node}",)),
+        ),
+    ),
+    by_command=True,
 )
 
 HANGS = Course(
@@ -194,6 +204,7 @@ LIMIT = Course(
     config={"slurm": {"time": "1m"}, "resilience": {"stop_lead_s": 40}},
     step_s=0.4,
     again=("time_limit",),
+    by_command=True,
 )
 
 NOTICE = Course(
@@ -216,4 +227,5 @@ NOTICE = Course(
     hidden=("sacct",),
 )
 
-COURSES = {c.name: c for c in (DEATHS, OUTSIDE, HANGS, NUMBERS, LIMIT, NOTICE)}
+ALL = (DEATHS, OUTSIDE, HANGS, NUMBERS, PATIENCE, LIMIT, NOTICE)
+COURSES = {course.name: course for course in ALL}
