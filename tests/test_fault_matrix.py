@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.judge import Verdict
-from tests.faults.rows import Course
+from launcher import Run
+from tests.faults.drive import Played
+from tests.faults.judge import Judge, Verdict
+from tests.faults.rows import Course, Outside
 from tests.faults.site import SITES
 from tests.faults.stage import Stage
-from tests.faults.storm import storm
+from tests.faults.storm import FROM_OUTSIDE, storm
 from tests.faults.table import COURSES
 from tests.slurm.fixtures import require_slurm
 
@@ -63,3 +65,22 @@ def test_a_run_through_all_of_them_finishes_and_is_the_undisturbed_run(
 ) -> None:
     found = verdict(stage, course, "the whole run")
     assert not found.problems, found.problems
+
+
+def test_no_row_passes_on_a_run_to_which_nothing_happened(stage: Stage) -> None:
+    """A fault that did not strike is a failed row, however well the run went."""
+    for course in PLAYED:
+        if course.data:
+            continue
+        quiet = stage.reference(course)
+        played = Played(course, Run(quiet), state="finished")
+        *rows, whole = Judge(played, quiet).verdicts()
+        assert not whole.problems
+        assert all("the fault did not fire" in row.problems for row in rows)
+
+
+def test_a_storm_is_drawn_by_its_seed_and_leaves_no_act_out() -> None:
+    assert storm(20, seed=1) == storm(20, seed=1)
+    assert storm(20, seed=1) != storm(20, seed=2)
+    acts = {row.fault.act for row in storm(60, seed=3).rows if isinstance(row.fault, Outside)}
+    assert acts == set(FROM_OUTSIDE)
