@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from launcher import Run
-from launcher.start import prepare, start
+from launcher.prepare import prepare
+from launcher.start import start
 from monitor.status import RunState
 from tests.faults.outside import ACTS, Scene
 from tests.faults.rows import Course, Outside, Row
