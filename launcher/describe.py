@@ -29,6 +29,8 @@ def describe_exit(one: RankExit, evidence: AttemptEvidence) -> str:
     """``rank 1 (node2) was killed by SIGKILL at step 10``."""
     host = f" ({one.host})" if one.host else ""
     step = f" at step {evidence.last_step}" if evidence.last_step is not None else ""
+    if evidence.first_step is None and not evidence.last_step:
+        step = " before its first step"
     return f"rank {one.rank}{host} {describe_code(one.code)}{step}"
 
 

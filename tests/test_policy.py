@@ -526,3 +526,8 @@ def test_a_rank_that_left_without_a_word_is_named_with_its_node() -> None:
     decision = decide(found, (), LIMITS)
     assert (decision.cause, decision.action) == (Cause.RANK_DIED, Action.RESTART)
     assert decision.explanation.startswith("rank 1 (node2) ended without a word")
+
+
+def test_a_rank_that_died_before_it_knew_where_the_run_stands_is_not_said_to_be_at_step_0() -> None:
+    found = evidence(first_step=None, last_step=0, exits=(RankExit(1, -9, "node2"),))
+    assert decide(found, (), LIMITS).explanation.endswith("before its first step")
