@@ -170,14 +170,19 @@ def test_a_job_that_slurm_may_not_requeue_says_how_to_go_on(
     assert "launcher resume" in run.summary["explanation"]
 
 
-def test_a_killed_supervisor_takes_the_job_and_its_ranks_with_it(
+def test_a_killed_supervisor_brings_the_job_back(
     slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
+    """Slurm alone takes the job for failed; the shell around the supervisor requeues it."""
     with slurm_run(slurm_cluster, tmp_path / "run", plan=LONG) as run:
         run.wait_for_step(10)
+        pid = run.rank_pid(1)
         os.kill(int(run.starts()[0]["pid"]), signal.SIGKILL)
-        run.wait_for_state("FAILED")
-        run.wait_for(lambda: ProcessRef.of(run.rank_pid(1)) is None)
+        run.wait_for(lambda: len(run.events(Kind.RESUME)) == 2, timeout_s=60)
+        assert ProcessRef.of(pid) is None
+        assert run.causes() == [("lost", "leave")]
+        assert run.events(Kind.RESUME)[1]["step"] >= 10
+        assert restarts(run) == 1
 
 
 def test_preemption_without_notice_saves_within_killwait(
