@@ -41,11 +41,15 @@ class Watched(StrEnum):
     OVER = "over"
 
 
-def judge(job: JobInfo, first_node: str) -> Watched:
-    """Whether the job still has its first node; nobody's answer is no news. Pure."""
+def judge(job: JobInfo, first_node: str, restarts: int) -> Watched:
+    """Whether the job still has its first node; nobody's answer is no news. Pure.
+
+    A job with more ``restarts`` than when this guard was set up is another one's to guard: this
+    node was cut off and came back.
+    """
     if not job.known:
         return Watched.FINE
-    if not job.running:
+    if not job.running or job.restarts != restarts:
         return Watched.OVER
     return Watched.FINE if not job.nodes or first_node in job.nodes else Watched.ORPHANED
 
@@ -57,6 +61,7 @@ class Guard:
     run_dir: RunDir
     job_id: str
     first_node: str
+    restarts: int
     _node: str = ""
     _step: subprocess.Popen[bytes] | None = None
 
@@ -65,7 +70,8 @@ class Guard:
         if len(nodes) < 2 or (self._alive and self._node in nodes):
             return
         self._node, log = nodes[-1], guard_log(self.run_dir, self.job_id)
-        command = guard_command(log, self.job_id, self._node, self.first_node)
+        command = guard_command(log, self._node)
+        command += [self.job_id, self.first_node, str(self.restarts)]
         with suppress(OSError), log.open("ab") as words:
             self._step = subprocess.Popen(
                 command,
@@ -86,8 +92,8 @@ def guard_log(run_dir: RunDir, job_id: str) -> Path:
     return run_dir.submitit / f"{job_id}_guard.log"
 
 
-def guard_command(log: Path, job_id: str, node: str, first_node: str) -> list[str]:
-    """The guard's step; ``--overlap``: it shares what the ranks have.
+def guard_command(log: Path, node: str) -> list[str]:
+    """The guard's step, less the arguments of ``watch``; it shares what the ranks have (overlap).
 
     Also their GPUs: ``--gres=none`` is refused in a job with ``--gpus-per-node`` ("Invalid
     Trackable RESource (TRES) specification", 22.05.8).
@@ -95,15 +101,15 @@ def guard_command(log: Path, job_id: str, node: str, first_node: str) -> list[st
     flags = ["--overlap", "--no-kill", "--nodes=1", "--ntasks=1", f"--nodelist={node}"]
     flags += ["--cpus-per-task=1", f"--job-name={STEP_NAME}", "--input=none", "--export=ALL"]
     flags += [f"--output={str(log).replace('%', '%%')}", "--open-mode=append"]
-    return ["srun", *flags, sys.executable, "-m", "launcher.guard", job_id, first_node]
+    return ["srun", *flags, sys.executable, "-m", "launcher.guard"]
 
 
-def watch(job_id: str, first_node: str) -> None:
+def watch(job_id: str, first_node: str, restarts: int) -> None:
     """Look until the job is over; requeue it when it is orphaned.
 
     A job that may not be requeued is cancelled: it would hold its nodes for nothing.
     """
-    while (seen := judge(show_job(job_id), first_node)) is not Watched.OVER:
+    while (seen := judge(show_job(job_id), first_node, restarts)) is not Watched.OVER:
         if seen is Watched.ORPHANED:
             log.warning("requeue", job_id=job_id, why=f"{first_node} and the supervisor are gone")
             answer = ask(["scontrol", "requeue", "Incomplete", job_id])
@@ -114,4 +120,4 @@ def watch(job_id: str, first_node: str) -> None:
 
 
 if __name__ == "__main__":
-    watch(sys.argv[1], sys.argv[2])
+    watch(sys.argv[1], sys.argv[2], int(sys.argv[3]))

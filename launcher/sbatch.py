@@ -194,11 +194,15 @@ def _additional(slurm: SlurmConfig) -> dict[str, Any]:
 
 
 _SUPERVISED = (
-    'trap : TERM; "$@"; code=$?; '
-    'if [ $code -eq 137 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then '
-    'scontrol requeue Incomplete "$SLURM_JOB_ID" && sleep 60; fi; exit $code'
+    'trap : TERM; "$@"; code=$?; n=${SLURM_RESTART_COUNT:-0}; '
+    "if [ $code -eq 137 ] && [ $n -lt 50 ]; then "
+    'case "$(scontrol show job --oneliner "$SLURM_JOB_ID")" in *" Restarts=$n "*) '
+    'scontrol requeue Incomplete "$SLURM_JOB_ID" && sleep 60;; esac; fi; exit $code'
 )
-"""Outlives TERM and waits for the supervisor; brings the job back when that was killed (137)."""
+"""Outlives TERM and waits for the supervisor; brings the job back when that was killed (137).
+
+Not when Slurm has restarted the job meanwhile: a node that was cut off may come back.
+"""
 
 
 def job_python(python: str = sys.executable) -> str:

@@ -163,7 +163,8 @@ class Supervisor:
             return
         if self._guard is None:
             first = os.environ.get("SLURMD_NODENAME") or nodes[0]
-            self._guard = Guard(self.run_dir, self.allocation.job_id, first)
+            restarts = self.allocation.restarts
+            self._guard = Guard(self.run_dir, self.allocation.job_id, first, restarts)
         self._guard.stand(nodes)
 
     def _record(self, evidence: AttemptEvidence, decision: Decision) -> None:

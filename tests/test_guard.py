@@ -19,6 +19,7 @@ SEEN = {
     "without its last node": (JobInfo("7", "RUNNING", nodes=("a",)), Watched.FINE),
     "no answer": (JobInfo("7", UNKNOWN), Watched.FINE),
     "nodes not said": (JobInfo("7", "RUNNING"), Watched.FINE),
+    "restarted elsewhere": (JobInfo("7", "RUNNING", nodes=("b",), restarts=1), Watched.OVER),
     "requeued": (JobInfo("7", "PENDING"), Watched.OVER),
     "ending": (JobInfo("7", "COMPLETING", nodes=("b",)), Watched.OVER),
     "forgotten": (JobInfo("7", NOT_FOUND), Watched.OVER),
@@ -28,7 +29,7 @@ SEEN = {
 @pytest.mark.parametrize("name", SEEN)
 def test_only_a_running_job_without_its_first_node_is_orphaned(name: str) -> None:
     job, expected = SEEN[name]
-    assert judge(job, "a") is expected
+    assert judge(job, "a", 0) is expected
 
 
 @pytest.mark.slurm
