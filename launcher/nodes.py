@@ -14,6 +14,7 @@ from typing import Any
 from launcher.allocation import Allocation
 from launcher.attempts import AttemptRecord
 from launcher.evidence import AttemptEvidence, NodeSign
+from launcher.left_nodes import last_left
 from launcher.outcome import Action, Cause, Decision
 from launcher.placement import NodeRule, Outlook, Standing, choose, in_words, outlook
 from launcher.policy import within_budget
@@ -46,6 +47,25 @@ class NodeKeeper:
         self._strikes: dict[str, list[Strike]] = {}
         self._idle: tuple[str, ...] = ()
         self._living: tuple[str, ...] = ()
+        self._left = last_left(read_events(self.run_dir.attempts), self.allocation.job_id)
+        self._returned = self._left.among(self.allocation.spawner.nodes)
+        """Nodes that this job left, and that Slurm gave it all the same."""
+
+    def leaves_again(self) -> bool:
+        """Whether the job shall go back at once: Slurm gave it a node that it had left.
+
+        At most once for every time that it left; then the node is used again. Not where spares
+        take its place.
+        """
+        standing = self._standing(()) if self._returned else None
+        if standing is None or len(choose(standing, self.rule)) >= self.rule.wanted:
+            return False
+        self.exclude = self._outlook(standing).exclude
+        restarts = self.allocation.restarts
+        if self._left.helps_again(self.exclude, standing.living, restarts):
+            return True
+        self._returned = self.exclude = ()
+        return False
 
     @property
     def living(self) -> tuple[str, ...]:
@@ -113,9 +133,8 @@ class NodeKeeper:
         if not living:
             return None
         self._strikes = self._struck(blamed)
-        return Standing(
-            living, self.allocation.spawner.nodes, tuple(self.lost), tuple(self._strikes)
-        )
+        bad = tuple(dict.fromkeys([*self._strikes, *self._returned]))
+        return Standing(living, self.allocation.spawner.nodes, tuple(self.lost), bad)
 
     def _struck(self, blamed: Sequence[NodeSign]) -> dict[str, list[Strike]]:
         """Nodes that are out, with the strikes that are not in the record yet."""

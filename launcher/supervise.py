@@ -82,6 +82,7 @@ class Supervisor:
             return Decision(Cause.FENCED, Action.STOP, str(error))
 
     def _run(self) -> Decision:
+        self._leave_again()
         while True:
             if self.run_dir.cancel_request.exists():
                 return self._cancelled_before()
@@ -95,6 +96,15 @@ class Supervisor:
             if decision.action is Action.REQUEUE:
                 self.allocation.renew()
             self._pause(evidence, decision)
+
+    def _leave_again(self) -> None:
+        """Before the first attempt: back at once if Slurm gave this job nodes that it had left."""
+        if self.run_dir.cancel_request.exists() or not self.nodes.leaves_again():
+            return
+        log.warning("leave_again", nodes=self.allocation.spawner.nodes, without=self.nodes.exclude)
+        self.ownership.check()
+        refused = self.requeue(None, (*self.nodes.users_exclude, *self.nodes.exclude))
+        log.warning("stays", why=refused.explanation)
 
     def _take_over(self) -> None:
         """Forget what the last supervisor made of the run, and close what it left open."""
@@ -169,6 +179,9 @@ class Supervisor:
 
     def _record(self, evidence: AttemptEvidence, decision: Decision) -> None:
         self.ownership.check()
+        self._write(evidence, decision)
+
+    def _write(self, evidence: AttemptEvidence, decision: Decision) -> None:
         nodes = list(self.allocation.spawner.nodes)
         rank = culprit_rank(evidence)
         tail = log_tail(self.run_dir, evidence.attempt, rank) if rank is not None else []
@@ -206,6 +219,7 @@ class Supervisor:
 
     def _resubmit(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
         """A new job goes on with the run; this one ends. Never against a cancellation."""
+        self.ownership.check()
         if self.run_dir.cancel_request.exists():
             decision = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
         elif self.resubmit is None or not self.config.resilience.resubmit:
@@ -213,7 +227,11 @@ class Supervisor:
             decision = Decision(decision.cause, Action.STOP, text)
         else:
             decision = self._submitted_anew(self.resubmit, decision)
-        self._record(evidence, decision)
+        if decision.action is Action.RESUBMIT:
+            # The new job may have claimed the run already, and that is no reason for silence.
+            self._write(evidence, decision)
+        else:
+            self._record(evidence, decision)
         return decision
 
     def _submitted_anew(self, resubmit: Resubmit, decision: Decision) -> Decision:
@@ -228,9 +246,10 @@ class Supervisor:
         return Decision(decision.cause, Action.RESUBMIT, text)
 
     def _conclude(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
+        if decision.action is Action.RESUBMIT:
+            return decision  # the run is the new job's, which may have begun
         self.ownership.check()
-        handed_over = decision.action in (Action.LEAVE, Action.RESUBMIT)
-        if not handed_over and decision.cause is not Cause.FENCED:
+        if decision.action is not Action.LEAVE and decision.cause is not Cause.FENCED:
             summary = summary_of(evidence, decision)
             write_json_atomically(self.run_dir.summary, summary)
             self._add_goodput(summary)

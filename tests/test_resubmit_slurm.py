@@ -14,6 +14,7 @@ from launcher.submissions import read_submissions
 from monitor.status import RunState
 from tests.slurm import ClusterOptions, PreemptMode, SlurmCluster
 from tests.slurm.fixtures import ClusterFactory
+from tests.supervised import rank_environment
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
 from train.events import Kind
 from train.rundir import write_json_atomically
@@ -121,3 +122,24 @@ def test_a_cancel_that_comes_while_the_new_job_is_submitted_ends_that_job(
         write_json_atomically(run.run_dir.cancel_request, {"by": "test"})
         new = int(resubmit(run.run_dir, str(run.job_id), ()))
         slurm_cluster.wait_for_state(new, "CANCELLED")
+
+
+def test_a_new_job_whose_submitter_died_first_enters_itself(
+    slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after sbatch: the new job is the only one who knows of itself."""
+    with slurm_run(slurm_cluster, tmp_path / "run", plan=LONG) as run:
+        seen = handle(slurm_cluster, run, monkeypatch)
+        for name, value in rank_environment().items():
+            monkeypatch.setenv(name, value)
+        run.wait_for_step(3)
+        monkeypatch.setattr("launcher.resubmit.note_submission", lambda *_: None)
+        new = resubmit(run.run_dir, str(run.job_id), ())
+        run.wait_for(lambda: len(run.starts()) == 2, timeout_s=60)
+        assert run.starts()[1]["job_id"] == new
+        line = read_submissions(run.run_dir)[-1]
+        assert (line["job_id"], line["via"], line["after"]) == (new, "supervisor", str(run.job_id))
+        assert seen.status().job_ids == (str(run.job_id), new)
+        slurm_cluster.wait_for_state(run.job_id, "FAILED")  # fenced: the run is the new job's
+        assert run.causes() == [("lost", "stop")]
+        assert not run.run_dir.summary.exists()

@@ -1,0 +1,79 @@
+"""A supervisor that submitted a new job, which may begin before the old one has had its say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher.allocation import LocalAllocation, allocation_of
+from launcher.outcome import Action, Cause, Decision
+from launcher.signals import SignalNotes
+from launcher.supervise import Supervisor
+from monitor.slurm import JobInfo
+from tests.supervised import make_run, rank_environment
+from train.config.load import load_resolved
+from train.events import Kind, read_events
+from train.rundir import RunDir
+
+pytestmark = pytest.mark.ranks
+
+PLAN = {"steps": 10_000, "step_s": 0.05}
+NEARLY_OVER = {"stop_lead_s": 57}
+
+
+def refused(job: JobInfo | None, exclude: tuple[str, ...]) -> Decision:
+    """What Slurm says of a job with ``--no-requeue``."""
+    return Decision(Cause.TIME_LIMIT, Action.RESUBMIT, "Slurm did not requeue job 7")
+
+
+def supervisor(run_dir: RunDir, resubmit: Callable[[tuple[str, ...]], str]) -> Supervisor:
+    """A supervisor on this machine that believes to be in a job with a queue, near its limit."""
+    config = load_resolved(run_dir.config, os.environ)
+    allocation = allocation_of(run_dir, config, os.environ)
+    assert isinstance(allocation, LocalAllocation)
+    allocation.has_queue = True
+    return Supervisor(run_dir, config, allocation, SignalNotes(), refused, resubmit)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    for name, value in rank_environment().items():
+        monkeypatch.setenv(name, value)
+    return make_run(tmp_path / "run", plan=PLAN, slurm={"time": "1m"}, resilience=NEARLY_OVER)
+
+
+def test_a_new_job_that_begins_at_once_does_not_silence_the_one_that_submitted_it(
+    run_dir: RunDir,
+) -> None:
+    def resubmit(exclude: tuple[str, ...]) -> str:
+        assert run_dir.claim_attempt(after=1) == 2
+        return "8"
+
+    decision = supervisor(run_dir, resubmit).run()
+    assert (decision.cause, decision.action) == (Cause.TIME_LIMIT, Action.RESUBMIT)
+    end = list(read_events(run_dir.attempts, kinds=frozenset({Kind.ATTEMPT_END})))[-1]
+    assert (end["attempt"], end["action"]) == (1, "resubmit")
+    assert end["explanation"].endswith("job 8 goes on with the run")
+    assert not run_dir.summary.exists()
+
+
+def test_a_supervisor_that_lost_the_run_submits_nothing(run_dir: RunDir) -> None:
+    submitted = []
+
+    def lose(job: JobInfo | None, exclude: tuple[str, ...]) -> Decision:
+        assert run_dir.claim_attempt(after=1) == 2  # another supervisor, while Slurm was asked
+        return refused(job, exclude)
+
+    def resubmit(exclude: tuple[str, ...]) -> str:
+        submitted.append(exclude)
+        return "8"
+
+    old = supervisor(run_dir, resubmit)
+    old.requeue = lose
+    assert old.run().cause is Cause.FENCED
+    assert submitted == []
+    end = list(read_events(run_dir.attempts, kinds=frozenset({Kind.ATTEMPT_END})))[-1]
+    assert end["action"] == "requeue"
