@@ -59,7 +59,8 @@ class HangWatch:
     """The hang for which the ranks were, or are to be, ended."""
     _next: float = 0.0
     _anew_from: float = -math.inf
-    _excused: tuple[int | None, float] | None = None
+    _excused: tuple[int | None, float, float] = (None, -math.inf, -math.inf)
+    """Newest step at the last sign that the file system stops; first and last such sign."""
     _beats: dict[int, tuple[object, float]] = field(default_factory=dict)
     _looks: dict[int, tuple[int, float]] = field(default_factory=dict)
 
@@ -96,14 +97,15 @@ class HangWatch:
         return None if hang.everyone and not probe.good else hang
 
     def _may_excuse(self, now: float) -> bool:
-        """Whether the file system may still be the reason: so long since the first such sign.
+        """Whether the file system may still be the reason: not for too long without a new step.
 
-        A new step ends the account.
+        A calm as long as that ends the account, too.
         """
-        step = self.records.last_step
-        if self._excused is None or self._excused[0] != step:
-            self._excused = (step, now)
-        return now - self._excused[1] < FOLDER_PATIENCE_S
+        step, (known, first, last) = self.records.last_step, self._excused
+        if step != known or now - last >= FOLDER_PATIENCE_S:
+            first = now
+        self._excused = (step, first, now)
+        return now - first < FOLDER_PATIENCE_S
 
     def _start_anew(self) -> None:
         """From now on every rank has its whole budget again: what was blocked has to move on."""
