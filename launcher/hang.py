@@ -138,6 +138,16 @@ def _stalled(states: Sequence[RankState], budget: Budget) -> Hang | None:
     return _blame(first, first.stalled_s, limit, why)
 
 
+def straggler(states: Sequence[RankState]) -> RankState | None:
+    """The rank that the others wait for, as far as heartbeats tell; None where they do not."""
+    least = min(one.passed for one in states)
+    behind = [one for one in states if one.passed == least]
+    suspects = [one for one in behind if one.late and not one.told] or behind
+    if len(suspects) == len(states) > 1:
+        return None
+    return min(suspects, key=lambda one: one.rank)
+
+
 def _advance(states: Sequence[RankState], limit: float) -> bool:
     """Whether some rank gets on: then nobody keeps it waiting."""
     return any(one.stalled_s < limit / 2 for one in states)

@@ -7,8 +7,7 @@ other hosts do not matter, nor does time in which this process could not look.
 
 from __future__ import annotations
 
-import os
-import threading
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,8 @@ from pathlib import Path
 import structlog
 
 from launcher.evidence import RankExit
-from launcher.hang import Hang, RankState, find_hang, name_by_stacks
+from launcher.folderwatch import STOPPED_S, FolderWatch
+from launcher.hang import Hang, RankState, find_hang, name_by_stacks, straggler
 from launcher.pace import Pace, budget_s
 from launcher.records import RankRecords
 from launcher.stacks import Stack, ended_by_timer, parse_dump, read_from
@@ -31,10 +31,13 @@ DUMP_WAIT_S = 5.0
 DUMP_REST_S = 1.5
 """Seconds for a rank that does not beat, after all the others have written theirs."""
 DUMP_SETTLE_S = 0.3
-PROBE_S = 5.0
-"""Seconds in which the run folder must take a file, or its file system is what hangs."""
-PROBE_AGAIN_S = 30.0
-"""Seconds until the next such try: one that is blocked may leave its thread behind."""
+PROBE_S = 1.0
+"""Seconds to wait for the run folder to take a file before a hang is believed; then look again."""
+FOLDER_PATIENCE_S = 600.0
+"""Seconds for which a file system that does not answer excuses ranks: a failover of an NFS server
+takes minutes, and ranks that were ended would only wait for the same files in their next attempt.
+Not for ever: the mount of this node alone may be broken."""
+NO_ANSWER = "the file system of the run folder does not answer"
 LATE_BEATS = 3
 LATE_S = 5.0
 """A rank is late after so many heartbeats, and at least these seconds."""
@@ -55,8 +58,14 @@ class HangWatch:
     found: Hang | None = None
     """The hang for which the ranks were, or are to be, ended."""
     _next: float = 0.0
+    _anew_from: float = -math.inf
+    _excused: tuple[int | None, float, float] = (None, -math.inf, -math.inf)
+    """Newest step at the last sign that the file system stops; first and last such sign."""
     _beats: dict[int, tuple[object, float]] = field(default_factory=dict)
     _looks: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder = FolderWatch(self._folder)
 
     def look(self) -> Hang | None:
         """The hang that shows by now, if any; cheap, may be called at every turn of a loop."""
@@ -64,23 +73,65 @@ class HangWatch:
         if now < self._next:
             return None
         self._next = now + LOOK_EVERY_S
-        self.clock.tick(now)
-        hang = find_hang(self.states(), self.budget_s, self.silence_s)
-        if hang is not None and hang.everyone and not folder_takes_files(self._folder):
-            self._next = now + PROBE_AGAIN_S
-            log.warning("file_system_stalls", attempt=self.attempt, folder=str(self._folder))
+        if stop_s := self.folder.over_s():
+            log.warning("file_system_stood_still", attempt=self.attempt, seconds=round(stop_s, 1))
+            self.clock.hold(now)
+            if self._may_excuse(now):
+                self._start_anew()
+        self.folder.look()
+        if self.folder.stopped_s and self._may_excuse(now):
+            self.clock.hold(now)
             return None
-        return hang
+        self.clock.tick(now)
+        hang = self._confessed() or find_hang(self.states(), self.budget_s, self.silence_s)
+        return None if hang is None else self._believed(hang, now)
 
-    def examine(self, hang: Hang, dump_stacks: Callable[[], None]) -> Hang:
-        """Have all ranks dump their stacks, wait a moment for them, and name the culprit."""
-        before = {rank: _size(self._stacks(rank)) for rank in self.records.started}
+    def _believed(self, hang: Hang, now: float) -> Hang | None:
+        """A hang counts when the run folder takes a file now: else that is why nobody advances."""
+        probe = self.folder.answers(PROBE_S)
+        if probe is None or (probe.took_s or 0.0) > STOPPED_S:
+            if self._may_excuse(now):
+                return None
+            why = f"{hang.why}; {NO_ANSWER} for {self.folder.stopped_s:.0f} s"
+            return replace(hang, why=why)
+        return None if hang.everyone and not probe.good else hang
+
+    def _may_excuse(self, now: float) -> bool:
+        """Whether the file system may still be the reason: not for too long without a new step.
+
+        A calm as long as that ends the account, too.
+        """
+        step, (known, first, last) = self.records.last_step, self._excused
+        if step != known or now - last >= FOLDER_PATIENCE_S:
+            first = now
+        self._excused = (step, first, now)
+        return now - first < FOLDER_PATIENCE_S
+
+    def _start_anew(self) -> None:
+        """From now on every rank has its whole budget again: what was blocked has to move on."""
+        self._anew_from = self.clock.seconds
+
+    def examine(self, hang: Hang, dump_stacks: Callable[[], None]) -> Hang | None:
+        """Have all ranks dump their stacks, wait a moment for them, and name the culprit.
+
+        None if the culprit was writing an event: the file system let it go only now, so it has to
+        show whether it moves on.
+        """
+        gone = {failure.rank for failure in self.records.failures}
+        asked = {rank: host for rank, host in self.records.started.items() if rank not in gone}
+        before = {rank: _size(self._stacks(rank)) for rank in asked}
         dump_stacks()
         prompt = {one.rank for one in self.states() if not one.late and not one.told}
         stacks = self._await_dumps(before, prompt & set(before))
-        named = name_by_stacks(hang, stacks, self.records.started)
-        folder = self._folder / "stacks"
-        self.found = replace(named, stacks=str(folder.relative_to(self.run_dir.root)))
+        named = name_by_stacks(hang, {**self._last_words(), **stacks}, asked)
+        culprits = stacks if named.rank is None else {named.rank: stacks.get(named.rank)}
+        blocked = any(stack is not None and stack.in_record for stack in culprits.values())
+        if blocked and self._may_excuse(time.monotonic()):
+            self._start_anew()
+            return None
+        if blocked:
+            named = replace(named, why=f"{named.why}; {NO_ANSWER}")
+        self.found = replace(named, stacks=self._stacks_folder)
         log.error("hang", attempt=self.attempt, why=self.found.describe())
         return self.found
 
@@ -91,32 +142,51 @@ class HangWatch:
         for one in exits:
             dumped = one.died and not one.ours and ended_by_timer(read_from(self._stacks(one.rank)))
             if dumped:
-                why = "it held the interpreter lock until its own timer ended it"
-                beat = self.records.heartbeats.get(one.rank)
-                return self._own_word(one.rank, beat.phase if beat else "import", why)
-        for failure in self.records.failures:
-            if failure.kind == "HungError":
-                states = self.states()
-                behind = [s for s in states if s.passed == min(one.passed for one in states)]
-                rank = behind[0].rank if len(behind) < len(states) else failure.rank
-                return self._own_word(rank, failure.phase, failure.message)
-        return None
+                return self._locked(one.rank)
+        hang, words = self._confessed(), self._last_words()
+        if hang is None:
+            return None
+        named = name_by_stacks(hang, words, {rank: self.records.started[rank] for rank in words})
+        return replace(named, stacks=self._stacks_folder)
 
-    def _own_word(self, rank: int, phase: str, why: str) -> Hang:
+    def _locked(self, rank: int) -> Hang:
         state = next(one for one in self.states() if one.rank == rank)
         stack = parse_dump(read_from(self._stacks(rank)))
-        folder = self._folder / "stacks"
         return Hang(
             rank,
             state.host,
-            phase,
+            state.phase,
             state.step,
             state.stalled_s,
-            self.budget_s(phase) or 0.0,
-            why,
+            self.budget_s(state.phase) or 0.0,
+            "it held the interpreter lock until its own timer ended it",
             where=stack.where if stack else "",
-            stacks=str(folder.relative_to(self.run_dir.root)),
+            stacks=self._stacks_folder,
         )
+
+    def _confessed(self) -> Hang | None:
+        """A rank's own watchdog gave up: that rank may well be the one that waits for another."""
+        failure = next((one for one in self.records.failures if one.kind == "HungError"), None)
+        if failure is None:
+            return None
+        states = self.states()
+        named, own = straggler(states), states[failure.rank]
+        one = named or own
+        return Hang(
+            one.rank if named else None,
+            one.host if named else "",
+            one.phase,
+            one.step,
+            max(one.stalled_s, own.stalled_s),
+            self.budget_s(one.phase) or 0.0,
+            f"rank {failure.rank} gave up: {failure.message}",
+        )
+
+    def _last_words(self) -> dict[int, Stack]:
+        """Stacks of the ranks whose own watchdog gave up."""
+        gone = [one.rank for one in self.records.failures if one.kind == "HungError"]
+        dumps = {rank: parse_dump(read_from(self._stacks(rank))) for rank in gone}
+        return {rank: stack for rank, stack in dumps.items() if stack is not None}
 
     def states(self) -> list[RankState]:
         """All ranks as of now."""
@@ -137,7 +207,8 @@ class HangWatch:
         return self.config.resilience.hang.silence_limit_s(phase, beat_s)
 
     def _state(self, rank: int) -> RankState:
-        silent_s = self._silent_s(rank)
+        anew_s = self.clock.seconds - self._anew_from
+        silent_s = min(anew_s, self._silent_s(rank))
         beat = self.records.heartbeats.get(rank)
         told = rank in self.records.finished | self.records.stopped
         told |= any(failure.rank == rank for failure in self.records.failures)
@@ -150,7 +221,7 @@ class HangWatch:
             phase=phase,
             step=beat.step if beat else 0,
             progress=beat.progress if beat else (0, 0),
-            stalled_s=silent_s + (beat.idle_s if beat else 0.0),
+            stalled_s=min(anew_s, silent_s + (beat.idle_s if beat else 0.0)),
             silent_s=silent_s,
             late=silent_s > late_s,
             told=told,
@@ -169,6 +240,10 @@ class HangWatch:
     @property
     def _folder(self) -> Path:
         return self.run_dir.attempt_dir(self.attempt)
+
+    @property
+    def _stacks_folder(self) -> str:
+        return str((self._folder / "stacks").relative_to(self.run_dir.root))
 
     def _stacks(self, rank: int) -> Path:
         return self.run_dir.stacks(self.attempt, rank)
@@ -195,26 +270,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def folder_takes_files(folder: Path, *, within_s: float = PROBE_S) -> bool:
-    """Whether a file can be written and read back in time; a thread tries, since it may block."""
-    done = threading.Event()
-    alive = False
-
-    def attempt() -> None:
-        nonlocal alive
-        path = folder / f".probe-{os.getpid()}"
-        try:
-            with path.open("w+b") as file:
-                file.write(b"alive")
-                file.flush()
-                os.fsync(file.fileno())
-            alive = path.read_bytes() == b"alive"
-            path.unlink()
-        except OSError:
-            alive = False
-        done.set()
-
-    threading.Thread(target=attempt, name="probe", daemon=True).start()
-    return done.wait(within_s) and alive

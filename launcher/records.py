@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,18 @@ def _unsaved(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
 
 
 def _heartbeat(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    records.heartbeats[rank] = Heartbeat(
+    """Where a rank is: by its heartbeats, and by the phases that it entered in between.
+
+    A heartbeat that was put together before the newest phase began may be written after it.
+    """
+    before, beat = records.heartbeats.get(rank), _beat_of(event)
+    if before is not None and beat.progress[0] < before.progress[0]:
+        beat = replace(before, t=beat.t)
+    records.heartbeats[rank] = beat
+
+
+def _beat_of(event: dict[str, Any]) -> Heartbeat:
+    return Heartbeat(
         t=float(event.get("t", 0.0)),
         step=int(event.get("step") or 0),
         phase=str(event.get("phase", "")),

@@ -17,6 +17,7 @@ _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function
 _TIMEOUT = "Timeout ("
 """First words of what the interpreter's own watchdog (``dump_traceback_later``) writes."""
 _COLLECTIVE = "/torch/distributed/"
+_RECORDING, _EVENTS = ("append_line", "write"), "train/events.py"
 _SAVING = "write_checkpoint"
 _JOINING = "_land"
 _INSTALLED = re.compile(
@@ -45,6 +46,14 @@ class Stack:
     def in_collective(self) -> bool:
         """Whether it waits for other ranks."""
         return bool(self.frames) and _COLLECTIVE in self.frames[0].file
+
+    @property
+    def in_record(self) -> bool:
+        """Whether it waits for the run folder to take a line of an event file."""
+        return any(
+            frame.function in _RECORDING and frame.file.endswith(_EVENTS)
+            for frame in self.frames[:5]
+        )
 
     @property
     def where(self) -> str:

@@ -220,7 +220,8 @@ class AttemptWatch:
         hang = self.hangs.look()
         if hang is None or any(one.died for one in group.exits()):
             return False
-        self.hangs.examine(hang, group.dump_stacks)
+        if self.hangs.examine(hang, group.dump_stacks) is None:
+            return False
         group.kill()
         return True
 

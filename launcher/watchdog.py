@@ -4,7 +4,8 @@ The supervisor names and ends a hung rank long before. This is for a rank whose 
 frozen or cut off. Two parts, since a thread of Python needs the interpreter lock:
 
 - the heartbeat's thread looks twice a second whether anything advanced; at twice the budget of the
-  phase it dumps all stacks, writes the failure record and leaves;
+  phase, and some seconds, it dumps all stacks, writes the failure record and leaves. That budget
+  is never shorter than what the supervisor may have learned from this run;
 - a timer in C (``faulthandler.dump_traceback_later``), set anew with every heartbeat, ends a
   process that holds its lock all the time. It is as long as a collective may take: a suspended job
   that goes on within that time survives, after a longer stand its collectives would fail anyway.
@@ -13,6 +14,7 @@ frozen or cut off. Two parts, since a thread of Python needs the interpreter loc
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -23,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from launcher.blame import class_name, is_library
-from launcher.pace import ENOUGH_STEPS, PATIENCE
+from launcher.pace import ENOUGH_STEPS, PATIENCE, budget_s, read_pace
 from launcher.watched import Stall, WatchedClock
 from train.config import RunConfig
 from train.context import RankContext, leave_if_fenced
@@ -32,10 +34,17 @@ from train.events import EXIT_HUNG, Kind, Phase
 
 CEILING = 2.0
 """Times the budget of a phase."""
+SUPERVISOR_S = 15.0
+"""Seconds more, in which the supervisor looks, asks for stacks and ends all ranks."""
 FROZEN_S = 10.0
 """After such a gap this process stood still: another attempt may have taken its place."""
 TELL_S = 10.0
 """Seconds for the last words; a file system that hangs must not keep the rank alive."""
+LINGER_S = 10.0
+"""Seconds between the last words and the end: a supervisor that still lives can ask all ranks where
+they stand, since the rank that gives up first may be one that waits."""
+STALLED_S = 1.0
+"""A line of an event file that takes longer waits for the file system."""
 TIMER_EVERY_S = 5.0
 
 
@@ -50,6 +59,8 @@ class Watchdog:
     _slowest_s: dict[Phase, float] = field(default_factory=dict)
     _phase: Phase | None = None
     _steps_from: int | None = None
+    _learned_for: object = None
+    _learned: float | None = None
     _set_for: tuple[Phase | None, float] = (None, 0.0)
 
     def __post_init__(self) -> None:
@@ -58,6 +69,10 @@ class Watchdog:
 
     def look(self, now: float) -> None:
         """Take note of what advanced; end this process if nothing did for too long."""
+        if self.context.events.stalled_s() > STALLED_S:
+            self.clock.hold(now)  # the run folder takes no line: nobody hangs for that
+            self._set_timer(now)
+            return
         gap_s = self.clock.tick(now)
         if gap_s > FROZEN_S:
             leave_if_fenced(self.context)
@@ -74,7 +89,9 @@ class Watchdog:
         self._set_timer(now)
         ceiling_s = self.ceiling_s(phase)
         if ceiling_s is not None and context.idle_s > ceiling_s:
-            self._end(ceiling_s)
+            ceiling_s = max(ceiling_s, self._learned_s(seen, phase))
+            if context.idle_s > ceiling_s:
+                self._end(ceiling_s)
 
     def close(self) -> None:
         """Stop the timer: training is over."""
@@ -89,7 +106,20 @@ class Watchdog:
             limit = None if first is None else max(limit, first)
         if limit is None:
             return None
-        return CEILING * max(limit, PATIENCE * self._slowest_s.get(phase, 0.0))
+        return _ceiling_s(max(limit, PATIENCE * self._slowest_s.get(phase, 0.0)))
+
+    def _learned_s(self, stall: object, phase: Phase) -> float:
+        """The same from what the supervisor knows: looked up once in a stall, before the end."""
+        if self._learned_for != stall:
+            context = self.context
+            self._learned_for = stall
+            self._learned = budget_s(
+                phase,
+                read_pace(context.run_dir.events(0)),
+                self.config.resilience.hang,
+                collective_s=self.config.distributed.timeout_s,
+            )
+        return math.inf if self._learned is None else _ceiling_s(self._learned)
 
     @property
     def _steps_are_known(self) -> bool:
@@ -115,12 +145,13 @@ class Watchdog:
         """Say all that is known, within a time limit, and leave for good."""
         context = self.context
         error = HungError(
-            f"no progress for {context.idle_s:.0f} s in phase {context.phase} (twice the budget: "
-            f"{ceiling_s:.0f} s), and nobody ended this rank"
+            f"no progress for {context.idle_s:.0f} s in phase {context.phase} (a rank ends itself "
+            f"after {ceiling_s:.0f} s), and nobody ended this rank"
         )
         teller = threading.Thread(target=self._tell, args=(error,), daemon=True)
         teller.start()
         teller.join(TELL_S)
+        time.sleep(LINGER_S)
         os._exit(EXIT_HUNG)
 
     def _tell(self, error: HungError) -> None:
@@ -149,3 +180,7 @@ def main_stack() -> tuple[str, str]:
     last = (own or list(calls))[-1:]
     where = f"{last[0].filename}:{last[0].lineno}" if last else ""
     return where, "".join(traceback.format_list(calls))
+
+
+def _ceiling_s(limit_s: float) -> float:
+    return CEILING * limit_s + SUPERVISOR_S

@@ -19,6 +19,10 @@ class WatchedClock:
     seconds: float = 0.0
     _last: float | None = None
 
+    def hold(self, now: float) -> None:
+        """Go on to ``now`` without counting: what is watched cannot move."""
+        self._last = now
+
     def tick(self, now: float) -> float:
         """Go on to ``now`` (monotonic seconds); returns the whole gap since the last look."""
         gap = 0.0 if self._last is None else max(0.0, now - self._last)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +78,22 @@ class NoisyAdamW(torch.optim.AdamW):
                 for parameter in group["params"]:
                     parameter.add_(nudge)
         return loss
+
+
+class HangingData:
+    """Rows of text, of which one never comes in the first attempt that asks for it."""
+
+    def __init__(self, *, rows: int, row: int, struck: str) -> None:
+        self._rows, self._row, self._struck = rows, row, Path(struck)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, number: int) -> dict[str, str]:
+        if number == self._row and not self._struck.exists():
+            self._struck.touch()
+            signal.pause()
+        return {"prompt": f"Count from {number}.", "response": f"{number} {number + 1}"}
 
 
 class HangingAdamW(torch.optim.AdamW):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from launcher.hang import Hang, RankState, find_hang, name_by_stacks
-from launcher.hangwatch import folder_takes_files
+from launcher.folderwatch import FolderWatch
+from launcher.hang import Hang, RankState, find_hang, name_by_stacks, straggler
 from launcher.outcome import Action, Cause
 from launcher.pace import Pace, budget_s, read_pace
 from launcher.policy import decide
@@ -213,6 +213,24 @@ def test_processes_that_do_not_leave_are_ended() -> None:
     assert hang.phase == "exit"
 
 
+@pytest.mark.parametrize(
+    ("states", "behind"),
+    [
+        ([state(0, progress=(39, 0)), state(1, told=True)], 0),
+        ([state(0), state(1, told=True)], None),
+        ([state(0), state(1, told=True, silent_s=70, late=True)], None),
+        ([state(0, **FROZEN), state(1, told=True, silent_s=20, late=True)], 0),
+        ([state(0, told=True)], 0),
+    ],
+    ids=["behind", "equal", "who-gave-up-is-silent", "frozen", "alone"],
+)
+def test_the_rank_that_gave_up_is_not_to_blame_for_that(
+    states: list[RankState], behind: int | None
+) -> None:
+    found = straggler(states)
+    assert (found.rank if found else None) == behind
+
+
 WAITING = Stack((Frame("/env/site-packages/torch/distributed/distributed_c10d.py", 3, "wait"),))
 WORKING = Stack((Frame("/home/me/project/data.py", 7, "read"),))
 HOSTS = {0: "node1", 1: "node2", 2: "node3"}
@@ -308,9 +326,13 @@ def test_silence_is_at_least_six_heartbeats_and_can_be_turned_off() -> None:
 
 
 def test_a_folder_that_takes_files_is_not_the_culprit(tmp_path: Path) -> None:
-    assert folder_takes_files(tmp_path)
+    probe = FolderWatch(tmp_path).answers(5.0)
+    assert probe is not None
+    assert probe.good
     assert list(tmp_path.iterdir()) == []
-    assert not folder_takes_files(tmp_path / "missing", within_s=0.2)
+    probe = FolderWatch(tmp_path / "missing").answers(5.0)
+    assert probe is not None
+    assert not probe.good
 
 
 def test_a_hang_is_restarted_and_told_with_rank_node_phase_and_place() -> None:

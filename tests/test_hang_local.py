@@ -122,7 +122,8 @@ def test_a_rank_ends_itself_when_its_supervisor_does_nothing(tmp_path: Path) -> 
     with counting_run(tmp_path / "run", plan=plan, resilience={"hang": BUDGETS}) as run:
         run.wait_for_step(30)
         run.signal(signal.SIGSTOP)
-        run.wait_for(lambda: bool(run.events(Kind.FAILURE, 1)), timeout_s=30)
+        stat = Path(f"/proc/{run.rank_pid(1)}/stat")
+        run.wait_for(lambda: stat.read_text().split()[2] == "Z", timeout_s=60)
         run.signal(signal.SIGCONT)
         assert run.wait() == 0, run.log
     assert causes(run) == RESTARTED

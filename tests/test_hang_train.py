@@ -65,3 +65,23 @@ def test_a_component_that_never_returns_is_named_with_its_line(
     [line] = [n for n, text in enumerate(lines, start=1) if "time.sleep(3600)" in text]
     assert hang_of(first)["where"].endswith(f"components.py:{line}")
     assert_same_run(run.folder, undisturbed)
+
+
+def test_a_data_set_that_never_returns_is_named_with_its_line(tmp_path: Path) -> None:
+    """Rank 0 reads the data, and the other rank waits for it, outside of any collective."""
+    dataset = {
+        "_target_": "tests.components.HangingData",
+        "rows": 200,
+        "row": 150,
+        "struck": str(tmp_path / "struck"),
+    }
+    config = tiny_config(tmp_path, resilience={"hang": {**HANG, "data_s": 6}})
+    config["dataset"] = {**dataset, "max_length": 64, "cache_dir": str(tmp_path / "cache")}
+    run = launch(config, cluster="local")
+    assert run.wait(WAIT_S).state == "finished"
+    first, last = attempts(run.folder)
+    assert (first["cause"], last["cause"]) == ("hung", "finished")
+    assert (hang_of(first)["rank"], hang_of(first)["phase"]) == (0, "data")
+    lines = Path(__file__).with_name("components.py").read_text().splitlines()
+    [line] = [n for n, text in enumerate(lines, start=1) if "signal.pause()" in text]
+    assert hang_of(first)["where"].endswith(f"components.py:{line}")

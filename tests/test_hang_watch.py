@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from launcher.hang import Hang
 from launcher.hangwatch import LOOK_EVERY_S, HangWatch
 from launcher.records import RankRecords
 from train.config import RunConfig
 from train.context import RankContext
-from train.events import Kind, Phase, append_line
+from train.events import Kind, Phase, append_line, read_events
 from train.rundir import RunDir
 
 
@@ -31,6 +34,24 @@ class Ranks:
         for rank in self.ranks:
             rank.events.write(Kind.START, host=f"node{rank.rank + 1}")
             rank.enter(Phase.STEP)
+
+    def dump(self, rank: int, file: str, function: str) -> None:
+        """What this rank's stack dump says, and that the others wait for it."""
+        waits = "/env/site-packages/torch/distributed/distributed_c10d.py", "wait"
+        for one in range(2):
+            place, name = (file, function) if one == rank else waits
+            path = self.run_dir.stacks(1, one)
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a") as text:
+                text.write("Thread 0x1 (most recent call first):\n")
+                text.write(f'  File "{place}", line 7 in {name}\n')
+
+    def look_again(self) -> Hang:
+        """The hang that shows a moment later, too."""
+        self.now += LOOK_EVERY_S
+        hang = self.watch.look()
+        assert hang is not None
+        return hang
 
     def pass_time(self, seconds: float, *beating: int) -> str | None:
         """Let time pass in looks of a second; these ranks beat, and do not advance."""
@@ -90,3 +111,63 @@ def test_silence_of_all_ranks_is_no_hang_while_the_folder_takes_no_files(
     found = ranks.pass_time(60)
     assert found is not None
     assert "no heartbeat from any of 2 ranks" in found
+
+
+def test_a_phase_is_known_from_its_beginning_on(ranks: Ranks) -> None:
+    """A rank may stop before its first heartbeat in it; one from before may be written late."""
+    context = ranks.ranks[1]
+    context.beat()
+    late = list(read_events(ranks.run_dir.events(1)))[-1]
+    context.enter(Phase.EXPORT)
+    append_line(ranks.run_dir.events(1), late)
+    found = ranks.pass_time(400, 0)
+    assert found is not None
+    assert found.startswith("rank 1 (node2) hung in phase export")
+
+
+@pytest.fixture
+def stopped_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A file system that finishes no write until the event is set."""
+    going = threading.Event()
+    monkeypatch.setattr("launcher.folderwatch.os.fsync", lambda _: going.wait(60))
+    for name in ("folderwatch", "hangwatch"):
+        monkeypatch.setattr(f"launcher.{name}.STOPPED_S", 0.05)
+    monkeypatch.setattr("launcher.hangwatch.PROBE_S", 0.01)
+    yield going
+    going.set()
+
+
+def test_nobody_hangs_while_the_file_system_stands_still(
+    ranks: Ranks, stopped_files: threading.Event
+) -> None:
+    assert ranks.pass_time(400, 0) is None
+    stopped_files.set()
+    returned = ranks.watch.folder.answers(30)
+    assert returned is not None
+    assert ranks.pass_time(58, 0) is None, "what was blocked needs time to move on"
+    found = ranks.pass_time(10, 0)
+    assert found is not None
+    assert found.startswith("rank 1 (node2) hung in phase step")
+
+
+def test_a_file_system_that_never_answers_is_no_excuse_for_ever(
+    ranks: Ranks, stopped_files: threading.Event
+) -> None:
+    found = ranks.pass_time(1000, 0)
+    assert found is not None
+    assert not stopped_files.is_set()
+    assert "the file system of the run folder does not answer" in found
+
+
+def test_a_rank_that_was_writing_its_record_may_move_on(ranks: Ranks) -> None:
+    for _ in range(3):
+        assert ranks.pass_time(100, 0) is not None
+        hang = ranks.look_again()
+        if ranks.watch.examine(hang, lambda: ranks.dump(1, "/srv/train/events.py", "append_line")):
+            pytest.fail("it waited for the file system")
+        assert ranks.pass_time(50, 0) is None
+    assert ranks.pass_time(100, 0) is not None
+    hang = ranks.look_again()
+    found = ranks.watch.examine(hang, lambda: ranks.dump(1, "/home/me/data.py", "read"))
+    assert found is not None
+    assert found.where == "/home/me/data.py:7"

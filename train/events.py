@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,11 @@ class EventWriter:
     job_id: str
     dropped: int = 0
     fenced: Callable[[], bool] = open_gate
+    _writing: dict[int, float] = field(default_factory=dict)
+
+    def stalled_s(self) -> float:
+        """Seconds for which a write of any thread has not returned; 0 while nobody writes."""
+        return max((time.monotonic() - begun for begun in list(self._writing.values())), default=0)
 
     def write(self, kind: Kind, **fields: Any) -> None:
         """Append one event; a full disk or a read-only folder only raises ``dropped``."""
@@ -133,11 +139,15 @@ class EventWriter:
             **({"dropped": self.dropped} if self.dropped else {}),
             **fields,
         }
+        thread = threading.get_ident()
+        self._writing[thread] = time.monotonic()
         try:
             if not self.fenced():
                 append_line(self.path, event)
         except OSError:
             self.dropped += 1
+        finally:
+            del self._writing[thread]
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
