@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from launcher.claims import CLAIM_VARIABLE, read_claims, starts_of, superseded
 from launcher.outcome import Action, Cause, Decision
+from launcher.patience import patiently
 from train.errors import FencedError
 from train.events import read_events
 from train.rundir import RunDir
@@ -38,8 +39,8 @@ class Ownership:
             FencedError: the run is another supervisor's.
         """
         self.newest = self.run_dir.newest_attempt()
-        if self._has_finished():
-            return Decision(Cause.FINISHED, Action.DONE, "the run had finished already")
+        if (ended := self._ended()) is not None:
+            return ended
         number = self.environ.get(CLAIM_VARIABLE, "")
         reason = superseded(
             read_claims(self.run_dir),
@@ -57,13 +58,13 @@ class Ownership:
         Raises:
             FencedError: another supervisor has claimed one meanwhile.
         """
-        self.newest = self.run_dir.claim_attempt(after=self.newest)
+        self.newest = patiently(lambda: self.run_dir.claim_attempt(after=self.newest))
         self.claimed = True
         return self.newest
 
     def lost(self) -> bool:
         """Whether another supervisor has claimed an attempt."""
-        return self.run_dir.newest_attempt() > self.newest
+        return patiently(self.run_dir.newest_attempt) > self.newest
 
     def check(self) -> None:
         """Refuse to go on.
@@ -77,9 +78,21 @@ class Ownership:
                 f"{self.run_dir.run_id}; this one, with attempt {self.newest}, ends"
             )
 
-    def _has_finished(self) -> bool:
+    def _ended(self) -> Decision | None:
+        """What ended the run for good: a job that Slurm restarts after that has nothing to do.
+
+        A run that was only stopped goes on, and so does one that another job is to resume.
+        """
         try:
             summary = json.loads(self.run_dir.summary.read_text())
         except (OSError, ValueError):
-            return False
-        return isinstance(summary, dict) and summary.get("state") == "finished"
+            return None
+        if not isinstance(summary, dict):
+            return None
+        if summary.get("state") == "finished":
+            return Decision(Cause.FINISHED, Action.DONE, "the run had finished already")
+        mine = summary.get("job_id") == self.job_id
+        if mine and summary.get("state") in ("failed", "cancelled"):
+            cause = Cause(str(summary.get("cause")))
+            return Decision(cause, Action.STOP, str(summary.get("explanation")))
+        return None

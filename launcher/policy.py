@@ -311,6 +311,30 @@ def attempts_without_progress(
     return idle
 
 
+def vanished_in_a_row(
+    history: Sequence[AttemptRecord], limits: ResilienceConfig
+) -> Decision | None:
+    """Whether to give up because supervisor after supervisor was killed without a new step.
+
+    Nobody judged those attempts, so their successor has to, before it starts another one.
+    """
+    if not history or history[-1].cause is not Cause.LOST:
+        return None
+    last = history[-1]
+    evidence = AttemptEvidence(
+        attempt=last.attempt, world_size=0, first_step=last.first_step, last_step=last.last_step
+    )
+    idle = attempts_without_progress(evidence, history[:-1], Cause.LOST)
+    if idle < limits.max_attempts_without_progress:
+        return None
+    return Decision(
+        Cause.CRASH_LOOP,
+        Action.STOP,
+        f"{idle} attempts in a row without a new step, the last one: {last.explanation}; "
+        f"{RESUME_HINT}",
+    )
+
+
 def stop_lead_s(
     *,
     configured: int | None,

@@ -12,23 +12,32 @@ from monitor.slurm import Ask, ask
 
 STEP_TIMEOUT_S = 20.0
 """Seconds for one empty task on a node; a living one takes less than a second."""
-MOST_NODES = 16
-"""Nodes asked at once; when more are silent, it is not the nodes."""
+AT_ONCE = 16
+"""Nodes asked at the same time."""
 _USABLE = ("idle", "alloc", "mix", "comp", "plnd", "planned", "resv")
 """Beginnings of sinfo's words for nodes that run jobs, or will."""
 
 
 def silent_to_a_step(nodes: Sequence[str], job_id: str) -> dict[str, str]:
-    """Nodes of a job on which an empty task does not start, with srun's reason."""
-    if not nodes or len(nodes) > MOST_NODES:
-        return {}
-    asked = {node: _start(node, job_id) for node in nodes}
+    """Nodes of a job on which an empty task does not start, with srun's reason.
+
+    Every time this node, which lives, is asked too: where a task does not start here either, it is
+    the controller that is slow or away, and nobody is lost.
+    """
+    found: dict[str, str] = {}
+    for start in range(0, len(nodes), AT_ONCE):
+        found |= _ask(nodes[start : start + AT_ONCE], job_id)
+    return found
+
+
+def _ask(nodes: Sequence[str], job_id: str) -> dict[str, str]:
+    here = os.environ.get("SLURMD_NODENAME", "")
+    asked = {node: _start(node, job_id) for node in dict.fromkeys([*nodes, here]) if node}
     deadline = time.monotonic() + STEP_TIMEOUT_S
-    return {
-        node: why
-        for node, process in asked.items()
-        if (why := _verdict(process, deadline)) is not None
-    }
+    verdicts = {node: _verdict(process, deadline) for node, process in asked.items()}
+    if verdicts.pop(here, None) is not None:
+        return {}
+    return {node: why for node, why in verdicts.items() if why is not None}
 
 
 def _start(node: str, job_id: str) -> subprocess.Popen[str]:

@@ -195,7 +195,7 @@ def _additional(slurm: SlurmConfig) -> dict[str, Any]:
 
 _SUPERVISED = (
     'trap : TERM; "$@"; code=$?; n=${SLURM_RESTART_COUNT:-0}; '
-    "if [ $code -eq 137 ] && [ $n -lt 50 ]; then "
+    "if [ $code -eq 137 ] && [ $n -lt 1000 ]; then "
     'case "$(scontrol show job --oneliner "$SLURM_JOB_ID")" in *" Restarts=$n "*) '
     'scontrol requeue Incomplete "$SLURM_JOB_ID" && sleep 60;; esac; fi; exit $code'
 )

@@ -24,7 +24,8 @@ from launcher.logs import log_tail
 from launcher.nodes import NodeKeeper
 from launcher.outcome import Action, Cause, Decision
 from launcher.ownership import Ownership
-from launcher.policy import RESUME_HINT, attempts_without_progress, decide
+from launcher.patience import patiently
+from launcher.policy import RESUME_HINT, attempts_without_progress, decide, vanished_in_a_row
 from launcher.rollback import note_rollback
 from launcher.signals import SignalNotes
 from launcher.submissions import chain_of, read_submissions
@@ -84,7 +85,7 @@ class Supervisor:
     def _run(self) -> Decision:
         self._leave_again()
         while True:
-            if self.run_dir.cancel_request.exists():
+            if self._cancel_requested():
                 return self._cancelled_before()
             evidence, decision = self._attempt()
             if decision.action is Action.REQUEUE and self.allocation.has_queue:
@@ -99,12 +100,15 @@ class Supervisor:
 
     def _leave_again(self) -> None:
         """Before the first attempt: back at once if Slurm gave this job nodes that it had left."""
-        if self.run_dir.cancel_request.exists() or not self.nodes.leaves_again():
+        if self._cancel_requested() or not self.nodes.leaves_again():
             return
         log.warning("leave_again", nodes=self.allocation.spawner.nodes, without=self.nodes.exclude)
         self.ownership.check()
         refused = self.requeue(None, (*self.nodes.users_exclude, *self.nodes.exclude))
         log.warning("stays", why=refused.explanation)
+
+    def _cancel_requested(self) -> bool:
+        return patiently(self.run_dir.cancel_request.exists)
 
     def _take_over(self) -> None:
         """Forget what the last supervisor made of the run, and close what it left open."""
@@ -146,6 +150,10 @@ class Supervisor:
             self._take_over()
         history = self._history()
         spawner = self.allocation.spawner
+        if first and (hopeless := vanished_in_a_row(history, self.config.resilience)):
+            return AttemptEvidence(
+                attempt, spawner.world_size, last_step=history[-1].last_step
+            ), hopeless
         self.attempts.start(
             attempt,
             job_id,
@@ -200,7 +208,7 @@ class Supervisor:
 
     def _requeue(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
         """Back into the queue; comes back only with the reason why that was not possible."""
-        if self.run_dir.cancel_request.exists():
+        if self._cancel_requested():
             refused = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
         else:
             self.ownership.check()
@@ -220,7 +228,7 @@ class Supervisor:
     def _resubmit(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
         """A new job goes on with the run; this one ends. Never against a cancellation."""
         self.ownership.check()
-        if self.run_dir.cancel_request.exists():
+        if self._cancel_requested():
             decision = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
         elif self.resubmit is None or not self.config.resilience.resubmit:
             text = f"{decision.explanation}; {RESUME_HINT}"
@@ -240,7 +248,7 @@ class Supervisor:
         except (SubmitrainError, OSError) as error:
             text = f"{decision.explanation}; no new job: {error}; {RESUME_HINT}"
             return Decision(decision.cause, Action.STOP, text)
-        if self.run_dir.cancel_request.exists():
+        if self._cancel_requested():
             return Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
         text = f"{decision.explanation}; job {job_id} goes on with the run"
         return Decision(decision.cause, Action.RESUBMIT, text)
@@ -250,8 +258,8 @@ class Supervisor:
             return decision  # the run is the new job's, which may have begun
         self.ownership.check()
         if decision.action is not Action.LEAVE and decision.cause is not Cause.FENCED:
-            summary = summary_of(evidence, decision)
-            write_json_atomically(self.run_dir.summary, summary)
+            summary = {**summary_of(evidence, decision), "job_id": self.allocation.job_id}
+            patiently(lambda: write_json_atomically(self.run_dir.summary, summary))
             self._add_goodput(summary)
         return decision
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from launcher.attempts import AttemptRecord
 from launcher.evidence import AttemptEvidence, NodeSign, RankExit, RankFailure, StopCause
 from launcher.outcome import Action, Cause, Decision
-from launcher.policy import attempts_without_progress, decide, stop_lead_s
+from launcher.policy import attempts_without_progress, decide, stop_lead_s, vanished_in_a_row
 from launcher.rollback import note_rollback
 from monitor.diagnose import diagnose_text
 from monitor.slurm import UNKNOWN, JobInfo
@@ -531,3 +531,21 @@ def test_a_rank_that_left_without_a_word_is_named_with_its_node() -> None:
 def test_a_rank_that_died_before_it_knew_where_the_run_stands_is_not_said_to_be_at_step_0() -> None:
     found = evidence(first_step=None, last_step=0, exits=(RankExit(1, -9, "node2"),))
     assert decide(found, (), LIMITS).explanation.endswith("before its first step")
+
+
+def test_supervisors_that_are_killed_again_and_again_are_a_crash_loop() -> None:
+    lost = [record(Cause.LOST, Action.LEAVE, 0, 10)] + [
+        record(Cause.LOST, Action.LEAVE, 10, 10)
+        for _ in range(LIMITS.max_attempts_without_progress)
+    ]
+    assert vanished_in_a_row(lost[:-1], LIMITS) is None
+    decision = vanished_in_a_row(lost, LIMITS)
+    assert decision is not None
+    assert (decision.cause, decision.action) == (Cause.CRASH_LOOP, Action.STOP)
+
+
+def test_a_killed_supervisor_whose_ranks_advanced_is_no_crash_loop() -> None:
+    lost = [record(Cause.LOST, Action.LEAVE, step, step + 5) for step in range(0, 50, 5)]
+    assert vanished_in_a_row(lost, LIMITS) is None
+    died = record(Cause.RANK_DIED, Action.RESTART, 0, 0)
+    assert vanished_in_a_row([died] * 9, LIMITS) is None

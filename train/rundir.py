@@ -164,8 +164,11 @@ class RunDir:
             FencedError: someone else has claimed an attempt behind ``after``.
         """
         (self.root / "attempts").mkdir(exist_ok=True)
+        self.events_dir.mkdir(exist_ok=True)
         while True:
             attempt = (self.newest_attempt() if after is None else after) + 1
+            # Before the claim, so that a full disk here leaves no claim without its folders.
+            self.logs(attempt).mkdir(parents=True, exist_ok=True)
             try:
                 self.attempt_dir(attempt).mkdir()
             except FileExistsError as error:
@@ -175,8 +178,6 @@ class RunDir:
                     f"attempt {attempt} belongs to another supervisor, which goes on with "
                     f"{self.run_id}; this one ends"
                 ) from error
-            self.logs(attempt).mkdir(parents=True, exist_ok=True)
-            self.events_dir.mkdir(exist_ok=True)
             return attempt
 
 
