@@ -69,7 +69,7 @@ class Guard:
         """See that the last of ``nodes`` has a living guard; one that cannot stand stops nobody."""
         if len(nodes) < 2 or (self._alive and self._node in nodes):
             return
-        self._node, log = nodes[-1], guard_log(self.run_dir, self.job_id)
+        self._node, log = nodes[-1], self.log_path
         command = guard_command(log, self._node)
         command += [self.job_id, self.first_node, str(self.restarts)]
         with suppress(OSError), log.open("ab") as words:
@@ -83,13 +83,13 @@ class Guard:
             )
 
     @property
+    def log_path(self) -> Path:
+        """What the guards said, and srun of them; a supervisor that comes back late has its own."""
+        return self.run_dir.submitit / f"{self.job_id}_{self.restarts}_guard_log.txt"
+
+    @property
     def _alive(self) -> bool:
         return self._step is not None and self._step.poll() is None
-
-
-def guard_log(run_dir: RunDir, job_id: str) -> Path:
-    """What the guards of a job said, and srun of them."""
-    return run_dir.submitit / f"{job_id}_guard.log"
 
 
 def guard_command(log: Path, node: str) -> list[str]:
