@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from launcher.allocation import LocalAllocation, allocation_of
 from launcher.outcome import Action, Cause, Decision
 from launcher.signals import SignalNotes
-from launcher.supervise import Supervisor
+from launcher.supervise import Resubmit, Supervisor
 from monitor.slurm import JobInfo
 from tests.supervised import make_run, rank_environment
 from train.config.load import load_resolved
@@ -29,7 +28,7 @@ def refused(job: JobInfo | None, exclude: tuple[str, ...]) -> Decision:
     return Decision(Cause.TIME_LIMIT, Action.RESUBMIT, "Slurm did not requeue job 7")
 
 
-def supervisor(run_dir: RunDir, resubmit: Callable[[tuple[str, ...]], str]) -> Supervisor:
+def supervisor(run_dir: RunDir, resubmit: Resubmit) -> Supervisor:
     """A supervisor on this machine that believes to be in a job with a queue, near its limit."""
     config = load_resolved(run_dir.config, os.environ)
     allocation = allocation_of(run_dir, config, os.environ)
