@@ -302,10 +302,18 @@ def _status_rows(found: RunStatus) -> list[tuple[str, str]]:
         ("time left", _duration(found.eta_s)),
         ("last activity", f"{_duration(time.time() - activity)} ago" if activity else ""),
         ("checkpoints", ", ".join(str(step) for step in found.checkpoints)),
+        ("saves", _saves(found)),
         ("left out", _left_out(found)),
         ("folder", found.folder),
     ]
     return [(label, text) for label, text in rows if text]
+
+
+def _saves(found: RunStatus) -> str:
+    """The automatic interval between checkpoints, where there is one and it is known."""
+    if found.ckpt_interval_s is None or found.state.ended:
+        return ""
+    return f"automatically, every {_duration(found.ckpt_interval_s)}"
 
 
 def _left_out(found: RunStatus) -> str:

@@ -15,6 +15,7 @@ from launcher.config import LoadedConfig
 from launcher.machine import Machine, this_machine
 from launcher.memory import MemoryEstimate, checkpoint_bytes, rank_memory, trained_parameters
 from launcher.parameters import ModelSize, model_size
+from launcher.saves import saves_text
 from launcher.sbatch import gpus_per_node, sbatch_parameters, script_text
 from train.config import RunConfig
 
@@ -60,6 +61,8 @@ class Plan:
     sbatch: dict[str, Any]
     """Arguments for submitit's ``SlurmExecutor.update_parameters``."""
     estimates: Estimates
+    saves: str
+    """How often it saves; of an automatic interval, what it is likely to be at first."""
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -123,6 +126,7 @@ def make_plan(
         time_limit_s=slurm.time,
         sbatch=sbatch_parameters(config, name=loaded.name, gpus_available=gpus_available),
         estimates=estimates,
+        saves=saves_text(config, estimates.checkpoint_bytes),
         warnings=tuple(cautions(config, situation)),
         notes=(*loaded.notes, *_notes(config, size)),
     )

@@ -168,6 +168,8 @@ def notable(event: dict[str, Any]) -> str | None:
         return f"step {step}  validation loss {_shown(loss)}"
     if kind == Kind.CHECKPOINT:
         return f"step {step}  checkpoint saved in {_shown(event.get('save_s'), '{:.1f}')} s"
+    if kind == Kind.CHECKPOINT_INTERVAL:
+        return f"step {step}  saves every {_shown(event.get('interval_s'), '{:.0f}')} s from now on"
     if kind == Kind.CHECKPOINT_FAILED:
         return f"step {step}  checkpoint could not be saved: {event.get('reason')}"
     if kind == Kind.CHECKPOINT_REJECTED:

@@ -83,6 +83,8 @@ class RunStatus:
     """How often the run went back and left data out."""
     skipped_steps: int = 0
     """Steps without an update among the events at the end of rank 0's file."""
+    ckpt_interval_s: float | None = None
+    """Seconds between checkpoints, where that is automatic and measured."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -117,6 +119,7 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
         user_error=state is RunState.FAILED and _is_user_error(evidence),
         rollbacks=evidence.rollbacks,
         skipped_steps=_skipped(evidence),
+        ckpt_interval_s=_newest(evidence.tail, "ckpt_interval_s"),
     )
 
 
@@ -235,6 +238,10 @@ def _last(events: Iterable[Event], kind: Kind) -> Event:
         if event["kind"] == kind:
             found = event
     return found
+
+
+def _newest(events: tuple[Event, ...], key: str) -> float | None:
+    return next((_number(event[key]) for event in reversed(events) if key in event), None)
 
 
 def _number(value: object) -> float | None:

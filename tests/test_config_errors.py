@@ -94,6 +94,26 @@ BAD = {
     "item of a list": Bad(
         "slurm:\n  srun_args:\n    - [a]\n", ("slurm.srun_args.0: expected text, got a list", ":5)")
     ),
+    "steps between checkpoints": Bad(
+        "step_scheduler: {ckpt_every_steps: often}\n",
+        (
+            "step_scheduler.ckpt_every_steps: expected an integer >= 1 or auto or none, got "
+            "'often'",
+            ":3)",
+        ),
+    ),
+    "no steps between checkpoints": Bad(
+        "step_scheduler: {ckpt_every_steps: 0}\n",
+        ("expected an integer >= 1 or auto or none, got 0", ":3)"),
+    ),
+    "automatic validation": Bad(
+        "step_scheduler: {val_every_steps: auto}\n",
+        ("step_scheduler.val_every_steps: expected an integer >= 1 or none, got 'auto'", ":3)"),
+    ),
+    "failures that never come": Bad(
+        "resilience: {mttf: never}\n",
+        ("resilience.mttf: expected a duration, got 'never'", ":3)"),
+    ),
     "duration": Bad(
         "slurm: {time: tomorrow}\n",
         ("slurm.time: expected a duration, got 'tomorrow'", "24:00:00", ":3)"),

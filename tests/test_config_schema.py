@@ -98,11 +98,18 @@ def test_valid_files_have_no_errors_in_the_editor(path: Path, schema: dict[str, 
             assert key not in known or accepts(known[key], read), f"{section}.{key}: {value!r}"
 
 
+@pytest.mark.parametrize("value", [100, "auto", None])
+def test_steps_between_checkpoints_may_be_automatic(value: Any, schema: dict[str, Any]) -> None:
+    assert accepts(properties(schema, "step_scheduler")["ckpt_every_steps"], value)
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
         ("slurm", "nodes", 0),
         ("slurm", "nodes", "many"),
+        ("step_scheduler", "ckpt_every_steps", "often"),
+        ("step_scheduler", "ckpt_every_steps", 0),
         ("slurm", "hf_token", "hf_literal"),
         ("model", "torch_dtype", "int8"),
         ("lr_scheduler", "lr_decay_style", "cos"),

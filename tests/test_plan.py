@@ -173,6 +173,42 @@ def test_packing_makes_the_number_of_steps_an_upper_bound() -> None:
     assert "3 steps or fewer" in steps.text
 
 
+@pytest.mark.parametrize(
+    ("every", "sections", "says"),
+    [
+        (100, {}, ["every 100 steps"]),
+        ("none", {}, ["at the end, and when the run is stopped"]),
+        (100, {"checkpoint": {"enabled": False}}, ["none: checkpoint.enabled is false"]),
+        (
+            "auto",
+            {"slurm": {"nodes": 50}},
+            ["first after 10 steps or 60 s", "of 50 nodes in 3.0 days"],
+        ),
+        (
+            "AUTO",
+            {"resilience": {"mttf": "2h"}},
+            ["of 1 node in 2.0 hours (sqrt(2 x cost x MTTF))"],
+        ),
+        ("auto", {"resilience": {"mttf": "30m"}}, ["saves neither overlap nor take over 10 %"]),
+        ("auto", {"resilience": {"mttf": "400d"}}, ["at most 30 minutes of work at risk"]),
+        (
+            "auto",
+            {"model": {"config": None, "pretrained_model_name_or_path": "hub/name"}},
+            ["to measure what one costs; then sqrt(2 x cost x MTTF)"],
+        ),
+    ],
+)
+def test_the_plan_says_how_often_it_saves(
+    every: Any, sections: dict[str, Any], says: list[str]
+) -> None:
+    sections = {**sections, "step_scheduler": {"ckpt_every_steps": every}}
+    made = plan(sections)
+    for part in says:
+        assert part in made.saves
+    assert f"\nsaves        {made.saves}" in made.render()
+    assert made.as_json()["saves"] == made.saves
+
+
 WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
     "validation is training": (
         {"validation_dataset": {"_target_": "python_stdlib"}},

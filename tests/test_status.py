@@ -78,6 +78,15 @@ def test_a_run_with_steps_reports_its_numbers_and_the_time_left(run_dir: RunDir)
     assert (found.loss, found.validation_loss, found.eta_s) == (1.0, 1.5, 3.0)
 
 
+def test_the_automatic_interval_is_that_of_the_newest_heartbeat(run_dir: RunDir) -> None:
+    begin_attempt(run_dir)
+    assert status(run_dir, RUNNING).ckpt_interval_s is None
+    for seconds in (900.0, 600.0):
+        say(run_dir.events(0), "heartbeat", attempt=1, step=3, ckpt_interval_s=seconds)
+    step(run_dir, 4)
+    assert status(run_dir, RUNNING).ckpt_interval_s == 600.0
+
+
 def test_skipped_steps_and_rollbacks_are_counted_as_they_ended(run_dir: RunDir) -> None:
     begin_attempt(run_dir)
     for number in (2, 5):

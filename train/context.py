@@ -44,6 +44,8 @@ class RankContext:
     """Signs of work that only this rank does."""
     idle_s: float = 0.0
     """Seconds without progress, as the heartbeat's thread saw it."""
+    ckpt_interval_s: float | None = None
+    """Seconds between saves, where that is automatic and known (rank 0)."""
 
     def __post_init__(self) -> None:
         self.events = EventWriter(
@@ -87,6 +89,7 @@ class RankContext:
             progress=self.progress,
             save_progress=self.save_progress,
             idle_s=round(self.idle_s, 3),
+            **({} if self.ckpt_interval_s is None else {"ckpt_interval_s": self.ckpt_interval_s}),
         )
 
     def fenced(self) -> bool:

@@ -43,7 +43,8 @@ class Kind(StrEnum):
     HEARTBEAT = "heartbeat"
     """step, phase, phase_age_s: the rank's Python runs; step and phase say whether it advances;
     progress, save_progress: points of the program passed, equal on all ranks where they wait for
-    each other; idle_s: seconds without any progress"""
+    each other; idle_s: seconds without any progress; ckpt_interval_s: seconds between automatic
+    saves (rank 0)"""
     STEP = "step"
     """step, epoch, position, loss, grad_norm, lr, tokens and label_tokens (of this step, all ranks,
     without padding), total_tokens, tokens_per_s, step_s, data_wait_s, mem_bytes, mfu (when the peak
@@ -63,6 +64,10 @@ class Kind(StrEnum):
     """step: Slurm sent its warning signal; the supervisor finds out what it means"""
     CHECKPOINT = "checkpoint"
     """step, path, bytes, blocked_s, save_s: published"""
+    CHECKPOINT_INTERVAL = "checkpoint_interval"
+    """step, interval_s, interval_steps (about), bound (what decides: formula, cost, risk),
+    blocked_s, slowed_s, save_s (of a typical save), mttf_s, failures: the automatic interval is new
+    or has changed by a fifth (rank 0)"""
     CHECKPOINT_FAILED = "checkpoint_failed"
     """step, path, reason: could not be saved (disk full, ...); training went on"""
     CHECKPOINT_REJECTED = "checkpoint_rejected"

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from train import faults
 from train.anomaly import MEMORY_KEY, Memory, Place
+from train.autosave import AutoSave
 from train.checkpoint.checkpointer import Checkpointer
 from train.checkpoint.state import TrainState
 from train.config import RunConfig
@@ -42,6 +43,8 @@ class Training:
     checkpointer: Checkpointer | None
     """None when the configuration turned checkpoints off."""
     state: TrainState
+    autosave: AutoSave | None = None
+    """Rank 0's, where the interval between checkpoints is automatic."""
     memory: Memory = field(default_factory=Memory)
     """What is remembered of earlier steps' losses and of steps without an update."""
     validated: int = -1
@@ -75,13 +78,13 @@ def _steps(training: Training) -> StopReason:
     """Every step that is left, or those up to an agreed stop."""
     reason = StopReason.NONE
     for batches, waited_s in _steps_to_do(training):
-        agreed = agree(batches, training.context.stop.reason, training.world)
+        wish = training.autosave is not None and training.autosave.wants()
+        agreed = agree(batches, training.context.stop.reason, training.world, save=wish)
         training.context.mark()
         if reason := agreed.stop:
             break
         _advance(training, batches, agreed, waited_s)
-        if _due(training, training.config.step_scheduler.ckpt_every_steps):
-            _save(training, wait=False)
+        _save_if_due(training, agreed, waited_s)
         if _due(training, training.config.step_scheduler.val_every_steps):
             _validate(training)
     return reason
@@ -150,6 +153,17 @@ def _due(training: Training, every: int | None) -> bool:
     """Whether this is one of every so many steps; the last step is dealt with after the loop."""
     step = training.state.step
     return every is not None and step % every == 0 and step < training.data.total_steps
+
+
+def _save_if_due(training: Training, agreed: Agreement, waited_s: float) -> None:
+    """Save after so many steps, or where rank 0 wished it."""
+    every, auto = training.config.step_scheduler.ckpt_every_steps, training.autosave
+    if auto is not None:
+        auto.stepped(waited_s)
+    if _due(training, 1) and agreed.save if every == "auto" else _due(training, every):
+        _save(training, wait=False)
+        if auto is not None:
+            auto.saved()
 
 
 def _save(training: Training, *, wait: bool) -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from train import faults
 from train.anomaly import remembered
+from train.autosave import auto_save
 from train.checkpoint.checkpointer import Checkpointer
 from train.checkpoint.hf_weights import Pretrained
 from train.checkpoint.state import TrainState
@@ -162,6 +163,7 @@ def _prepare(
         ),
         checkpointer=checkpointer,
         state=state,
+        autosave=auto_save(context, config, checkpointer),
         memory=remembered(state.extra),
     )
 

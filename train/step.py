@@ -34,6 +34,8 @@ class Agreement:
     """Sum of the squared document lengths: what attention has to compute."""
     stop: StopReason
     """The strongest reason to stop that any rank has seen."""
+    save: bool = False
+    """Whether to save after this step, where rank 0 decides that (``train.autosave``)."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,24 @@ class StepResult:
     """2-norm of the whole gradient, before clipping."""
 
 
-def agree(batches: Sequence[MicroBatch], reason: StopReason, world: World) -> Agreement:
-    """Sum up the step's tokens over all ranks; the stop flag rides along in the same all-reduce."""
+def agree(
+    batches: Sequence[MicroBatch], reason: StopReason, world: World, *, save: bool = False
+) -> Agreement:
+    """Sum up the step's tokens over all ranks; the stop flag rides along in the same all-reduce.
+
+    So does ``save``: any rank's wish (rank 0's) makes all of them save after this step.
+    """
     sizes = [
         sum(b.label_tokens for b in batches),
         sum(b.tokens for b in batches),
         sum(int(torch.diff(b.cu_seqlens).long().square().sum()) for b in batches if b.tokens),
     ]
     reasons = [int(reason is possible) for possible in StopReason]
-    vote = torch.tensor([*sizes, *reasons], dtype=torch.int64)
+    vote = torch.tensor([*sizes, int(save), *reasons], dtype=torch.int64)
     dist.all_reduce(vote, group=world.control)
-    label_tokens, tokens, pairs, *votes = vote.tolist()
+    label_tokens, tokens, pairs, saves, *votes = vote.tolist()
     strongest = max(why for why, count in zip(StopReason, votes, strict=True) if count)
-    return Agreement(label_tokens, tokens, pairs, strongest)
+    return Agreement(label_tokens, tokens, pairs, strongest, save=saves > 0)
 
 
 def reseed(seed: int, step: int, rank: int) -> None:

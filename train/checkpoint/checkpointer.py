@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from train.cadence import SaveCost
 from train.checkpoint.agreement import Agreement
 from train.checkpoint.folders import CheckpointFolders
 from train.checkpoint.hf_weights import Pretrained
@@ -79,6 +80,7 @@ class Checkpointer:
         self._stager = Stager()
         self._flight: _Flight | None = None
         self._newest_step: int | None = None
+        self._newest_cost: SaveCost | None = None
         self._configured: list[Scalars] | None = None
         self._rejected: set[Path] = set()
 
@@ -169,6 +171,11 @@ class Checkpointer:
         flight = self._flight
         return flight is None or flight.thread is None or not flight.thread.is_alive()
 
+    @property
+    def newest_cost(self) -> SaveCost | None:
+        """What the newest save of this attempt took that has ended, well or not."""
+        return self._newest_cost
+
     def wait(self) -> None:
         """Wait until no save is in flight.
 
@@ -225,6 +232,9 @@ class Checkpointer:
             except (Exception, CheckpointException) as error:
                 flight.problem = f"{type(error).__name__}: {error}"
                 self._record_failure(task, flight.problem)
+            save_s = time.monotonic() - task.started
+            blocked_s = save_s if task.blocked_s is None else task.blocked_s
+            self._newest_cost = SaveCost(blocked_s, save_s)
 
         flight.thread = threading.Thread(target=run, name="checkpoint", daemon=True)
         self._flight = flight

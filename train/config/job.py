@@ -84,6 +84,12 @@ class ResilienceConfig(Section):
         "down to the lower end of slurm.nodes (of a fixed number: half, rounded up), until the "
         "next requeue; false = back into the queue at once, without that node.",
     )
+    mttf: DurationS = Field(
+        150 * 86400,
+        description="Mean time between failures of one node, for ckpt_every_steps: auto; 150 days "
+        "is 6.5 failures in 1000 node-days, as on Meta's RSC-1 (Kokolis et al. 2025, "
+        "arXiv:2410.21680). The run's own failures are added to it.",
+    )
     resubmit: bool = Field(
         True,
         description="Submit a new job for the run when Slurm does not requeue this one.",

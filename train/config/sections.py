@@ -22,7 +22,7 @@ from train.config.targets import (
     model_target,
     peft_target,
 )
-from train.config.types import Dtype, OptionalInt, OptionalStr
+from train.config.types import Dtype, EverySteps, OptionalInt, OptionalStr
 
 __all__ = [
     "CheckpointConfig",
@@ -186,8 +186,11 @@ class StepSchedulerConfig(Section):
     num_epochs: OptionalInt = Field(
         None, ge=1, description="Passes over the data; default 1 if max_steps is not given."
     )
-    ckpt_every_steps: OptionalInt = Field(
-        500, ge=1, description="Steps between checkpoints; none = only at the end or when stopped."
+    ckpt_every_steps: EverySteps = Field(
+        500,
+        description="Steps between checkpoints; auto = from the measured cost of a save and "
+        "resilience.mttf, at most 30 minutes of work at risk; none = only at the end or when "
+        "stopped.",
     )
     val_every_steps: OptionalInt = Field(
         None, ge=1, description="Steps between validations; none = only at the end."

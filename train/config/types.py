@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from train.config.placeholders import PLACEHOLDER
@@ -226,6 +226,18 @@ SpikeAction = Annotated[
     BeforeValidator(parse_off),
     WithJsonSchema({"enum": ["off", "warn", "skip", "rollback", False]}),
 ]
+
+
+def parse_interval(value: Any) -> Any:
+    """``Auto`` is ``auto``."""
+    value = none_word(value)
+    return "auto" if isinstance(value, str) and value.strip().lower() == "auto" else value
+
+
+EverySteps = Annotated[
+    Annotated[int, Field(ge=1)] | Literal["auto"] | None, BeforeValidator(parse_interval)
+]
+"""Steps between two of something, ``auto``, or None for never."""
 OptionalInt = Annotated[int | None, BeforeValidator(none_word)]
 OptionalStr = Annotated[str | None, BeforeValidator(none_word)]
 Secret = Annotated[
