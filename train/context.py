@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from train.busy import busy_s
 from train.events import EXIT_FENCED, EventWriter, Kind, Phase
 from train.fence import Fence
 from train.rundir import RunDir
@@ -44,6 +45,8 @@ class RankContext:
     """Signs of work that only this rank does."""
     idle_s: float = 0.0
     """Seconds without progress, as the heartbeat's thread saw it."""
+    on_cpu: bool = True
+    """Whether it computes on the CPU, so that its busy time says how long its steps take."""
 
     def __post_init__(self) -> None:
         self.events = EventWriter(
@@ -87,6 +90,7 @@ class RankContext:
             progress=self.progress,
             save_progress=self.save_progress,
             idle_s=round(self.idle_s, 3),
+            **({"busy_s": round(busy_s(), 3)} if self.on_cpu else {}),
         )
 
     def fenced(self) -> bool:
