@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.explain import RunResult, read_result
-from launcher.jobs import cancel_job, job_views, look, terminate_job
+from launcher.jobs import cancel_job, look, terminate_job
 from monitor.evidence import read_evidence
 from monitor.goodput import Goodput
+from monitor.jobs import job_views
 from monitor.status import RunState, RunStatus, status_of
 from train.errors import RunError, UserError
 from train.events import curve

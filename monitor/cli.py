@@ -18,6 +18,8 @@ Handler = Callable[[argparse.Namespace], int]
 
 EXAMPLES = """\
 examples:
+  python -m monitor watch latest                             alerts of one run, until it has ended
+  python -m monitor watch --all --config alerts.yaml         all runs, for ever
   python -m monitor diagnose runs/quickstart-20260101-1a2b   why a run of ours ended
   python -m monitor diagnose slurm-4711.out slurm-4711.err   any trainer's logs, one verdict
   journalctl -k | python -m monitor diagnose -               standard input
@@ -77,7 +79,48 @@ def _diagnose_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_lazy("monitor.diagnose.cli"))
 
 
+def _watch_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("run", metavar="RUN", nargs="?", help="a run folder, its name, or latest")
+    which.add_argument("--all", action="store_true", help="every run of the runs folder")
+    parser.add_argument(
+        "--runs-dir", default="runs", metavar="DIR", help="folder of run folders (default: runs)"
+    )
+    parser.add_argument(
+        "--interval",
+        type=float,
+        metavar="S",
+        help="seconds between looks (default: monitor.interval_s)",
+    )
+    parser.add_argument("--once", action="store_true", help="look once, send, and leave")
+    parser.add_argument("--json", action="store_true", help="one JSON object a run and look")
+    _alerts_arguments(parser)
+    parser.add_argument(
+        "--state-dir", metavar="DIR", help="where to remember; default: in each run folder"
+    )
+    parser.set_defaults(handler=_lazy("monitor.watch_cli"))
+
+
+def _test_alert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a run whose channels are tried")
+    parser.add_argument(
+        "--runs-dir", default="runs", metavar="DIR", help="folder of run folders (default: runs)"
+    )
+    _alerts_arguments(parser)
+    parser.set_defaults(handler=_lazy("monitor.alerts.trial"))
+
+
+def _alerts_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML with alerts and monitor sections for all runs, instead of each run's own",
+    )
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "watch": ("look at runs again and again, and send alerts", _watch_arguments),
+    "test-alert": ("send a test message to every channel that is set up", _test_alert_arguments),
     "diagnose": ("the cause of a failure, from logs or a run folder", _diagnose_arguments),
 }
 

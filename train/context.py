@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from train.busy import busy_s
 from train.events import EXIT_FENCED, EventWriter, Kind, Phase
 from train.fence import Fence
 from train.rundir import RunDir
@@ -46,6 +47,8 @@ class RankContext:
     """Seconds without progress, as the heartbeat's thread saw it."""
     ckpt_interval_s: float | None = None
     """Seconds between saves, where that is automatic and known (rank 0)."""
+    on_cpu: bool = True
+    """Whether it computes on the CPU, so that its busy time says how long its steps take."""
 
     def __post_init__(self) -> None:
         self.events = EventWriter(
@@ -90,6 +93,7 @@ class RankContext:
             save_progress=self.save_progress,
             idle_s=round(self.idle_s, 3),
             **({} if self.ckpt_interval_s is None else {"ckpt_interval_s": self.ckpt_interval_s}),
+            **({"busy_s": round(busy_s(), 3)} if self.on_cpu else {}),
         )
 
     def fenced(self) -> bool:

@@ -70,6 +70,7 @@ def join(context: RankContext, settings: DistributedConfig) -> World:
     """
     replicas = replica_count(settings, context.world_size)
     device = choose_device(settings.backend, context.local_rank)
+    context.on_cpu = device.type == "cpu"
     store = meet(context, timeout_s=settings.timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=settings.timeout_s)

@@ -44,7 +44,7 @@ class Kind(StrEnum):
     """step, phase, phase_age_s: the rank's Python runs; step and phase say whether it advances;
     progress, save_progress: points of the program passed, equal on all ranks where they wait for
     each other; idle_s: seconds without any progress; ckpt_interval_s: seconds between automatic
-    saves (rank 0)"""
+    saves (rank 0); busy_s (on CPUs): seconds that its threads have computed or waited for a core"""
     STEP = "step"
     """step, epoch, position, loss, grad_norm, lr, tokens and label_tokens (of this step, all ranks,
     without padding), total_tokens, tokens_per_s, step_s, data_wait_s, mem_bytes, mfu (when the peak

@@ -11,6 +11,7 @@
   export/                     the trained model, for from_pretrained
   submitit/  code/  reports/
   faults.json  faults/<id>/   planned faults and those that struck; drills and tests only
+  alerts.jsonl  monitor/      written by the monitor
 """
 
 from __future__ import annotations
@@ -113,6 +114,16 @@ class RunDir:
     def fired(self) -> Path:
         """One folder for every fault that has struck."""
         return self.root / "faults"
+
+    @property
+    def alerts(self) -> Path:
+        """What the monitor raised and resolved, one line each."""
+        return self.root / "alerts.jsonl"
+
+    @property
+    def monitor(self) -> Path:
+        """The monitor's own folder: state, outbox, history."""
+        return self.root / "monitor"
 
     @property
     def events_dir(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from train.config.alerts import AlertsConfig, MonitorConfig
 from train.config.checks import problems_of
 from train.config.sections import (
     CheckpointConfig,
@@ -122,6 +123,8 @@ class RunConfig(Section):
     )
     slurm: SlurmConfig = Field(default=SlurmConfig(), description="Resources and sbatch options.")
     wandb: WandbConfig | None = Field(None, description="Weights & Biases; none = not used.")
+    alerts: AlertsConfig = Field(default=AlertsConfig(), description="Where alerts go.")
+    monitor: MonitorConfig = Field(default=MonitorConfig(), description="When something is one.")
 
     @property
     def world_size(self) -> int:

@@ -14,13 +14,14 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
+from train.config.alerts import LATE
 from train.config.document import KeyPath
 from train.config.later import REFUSED
 from train.config.run import RunConfig
 from train.config.sections import Section, TargetSection
 from train.config.types import Secret
 
-VERBATIM = frozenset(
+VERBATIM = LATE | frozenset(
     {
         ("slurm", "setup"),
         ("sample", "prompt"),
@@ -29,7 +30,7 @@ VERBATIM = frozenset(
         ("wandb", "notes"),
     }
 )
-"""Free text and shell: ``${`` there is no placeholder of ours."""
+"""Free text and shell, where ``${`` is no placeholder of ours, and what the monitor expands."""
 
 ENVIRONMENT_ONLY = frozenset(
     {("slurm", "env"), ("slurm", "hf_token"), ("slurm", "wandb_key")},

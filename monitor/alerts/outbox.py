@@ -1,0 +1,180 @@
+"""Sends what is in the outbox: at least once, and never twice where that can be avoided.
+
+Every try is written down before and after. A try without an end means that the sender was killed,
+or the answer was lost: the message may have arrived, and is sent again, under the same key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from monitor.alerts.channels import CHANNELS, DeliveryError, Send
+from monitor.alerts.model import Message
+from monitor.alerts.settings import NotSetError, Settings
+from monitor.alerts.store import AlertFiles
+
+TRYING, SENT, FAILED, GIVEN_UP = "trying", "sent", "failed", "given_up"
+TRIES_AT_ONCE = 3
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 600.0
+PASS_S = 60.0
+"""Seconds after which a pass begins no further message."""
+
+
+@dataclass(frozen=True)
+class Tries:
+    """What deliveries.jsonl says of one message."""
+
+    failures: int = 0
+    done: bool = False
+    uncertain: bool = False
+    """An earlier try may have arrived."""
+    next_at: float = 0.0
+
+    def after(self, line: Mapping[str, Any]) -> Tries:
+        """With one more line."""
+        outcome = line.get("outcome")
+        if outcome == TRYING:
+            return Tries(self.failures, self.done, True, self.next_at)
+        if outcome == FAILED:
+            uncertain = bool(line.get("uncertain"))
+            return Tries(self.failures + 1, self.done, uncertain, float(line.get("next_at", 0.0)))
+        return Tries(self.failures, True, False, self.next_at)
+
+
+def tries_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, Tries]:
+    """Tries by message key."""
+    found: dict[str, Tries] = {}
+    for line in lines:
+        key = str(line.get("key"))
+        found[key] = found.get(key, Tries()).after(line)
+    return found
+
+
+def backoff_s(failures: int) -> float:
+    """Seconds until the next pass tries again, after so many passes that failed."""
+    return float(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures - 1, 20)))
+
+
+def due(messages: Iterable[Message], tries: Mapping[str, Tries], now: float) -> list[Message]:
+    """Messages to send now: none before an earlier one of the same channel and alert."""
+    found: list[Message] = []
+    held: set[tuple[str, str]] = set()
+    for message in messages:
+        known = tries.get(message.key, Tries())
+        if known.done:
+            continue
+        about = {(message.channel, entry.fingerprint) for entry in message.entries}
+        if known.next_at > now or about & held:
+            held |= about
+        else:
+            found.append(message)
+    return found
+
+
+def deliver(
+    files: AlertFiles,
+    settings: Settings,
+    *,
+    channels: Mapping[str, Send] = CHANNELS,
+    clock: Callable[[], float] = time.time,
+) -> bool:
+    """One pass over a run's outbox; returns false where somebody else is sending."""
+    with files.locked("outbox") as mine:
+        state = files.load() if mine else None
+        if state is None:
+            return mine
+        tries = tries_of(files.read_deliveries())
+        began, down, unsent = clock(), set[str](), set[tuple[str, str]]()
+        for message in due(state.outbox, tries, began):
+            about = {(message.channel, entry.fingerprint) for entry in message.entries}
+            if message.channel in down or about & unsent or clock() - began > PASS_S:
+                unsent |= about
+                continue
+            known = tries.get(message.key, Tries())
+            error = _send(files, settings, channels[message.channel], message, known, clock)
+            if error is not None:
+                unsent |= about
+                if error.transient:
+                    down.add(message.channel)
+    return True
+
+
+def _send(
+    files: AlertFiles,
+    settings: Settings,
+    send: Send,
+    message: Message,
+    known: Tries,
+    clock: Callable[[], float],
+) -> DeliveryError | None:
+    """Try one message and write down what came of it; returns what went wrong."""
+
+    def note(outcome: str, **more: Any) -> None:
+        line = {"key": message.key, "channel": message.channel, "outcome": outcome, **more}
+        files.append_delivery({"t": round(clock(), 3), **line})
+
+    note(TRYING)
+    try:
+        remark = settings.redact(_retrying(send, message, settings, known.uncertain))
+    except DeliveryError as error:
+        text = settings.redact(str(error))
+        if clock() - message.created_at > settings.alerts.give_up_s:
+            note(GIVEN_UP, error=text)
+            return None
+        wait_s = max(backoff_s(known.failures + 1), error.retry_after_s or 0.0)
+        uncertain = known.uncertain or error.uncertain
+        note(FAILED, error=text, uncertain=uncertain, next_at=round(clock() + wait_s, 3))
+        return error
+    note(SENT, **({"remark": remark} if remark else {}))
+    return None
+
+
+def _retrying(send: Send, message: Message, settings: Settings, uncertain: bool) -> str:
+    """Send, with a few more tries at once for what passes quickly."""
+    maybe_there = uncertain
+
+    def once() -> str:
+        nonlocal maybe_there
+        try:
+            return send(message, settings, maybe_there)
+        except NotSetError as error:
+            raise DeliveryError(str(error)) from error
+        except DeliveryError as error:
+            maybe_there = maybe_there or error.uncertain
+            raise
+        except Exception as error:
+            # A channel of a third party may raise anything; the other messages must go out.
+            raise DeliveryError(f"{type(error).__name__}: {error}", uncertain=True) from error
+
+    retrying = Retrying(
+        stop=stop_after_attempt(TRIES_AT_ONCE),
+        wait=wait_random_exponential(multiplier=0.2, max=2.0),
+        retry=retry_if_exception(_worth_another_try),
+        retry_error_callback=_last_error,
+    )
+    return retrying(once)
+
+
+def _worth_another_try(error: BaseException) -> bool:
+    return (
+        isinstance(error, DeliveryError)
+        and error.transient
+        and not error.uncertain
+        and error.retry_after_s is None
+    )
+
+
+def _last_error(state: RetryCallState) -> str:
+    assert state.outcome is not None
+    return str(state.outcome.result())
