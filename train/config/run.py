@@ -122,6 +122,15 @@ class RunConfig(Section):
     )
     slurm: SlurmConfig = Field(default=SlurmConfig(), description="Resources and sbatch options.")
     wandb: WandbConfig | None = Field(None, description="Weights & Biases; none = not used.")
+    on_success: OptionalStr = Field(
+        None, description="Shell command after a run that finished; none = nothing."
+    )
+    on_failure: OptionalStr = Field(
+        None, description="Shell command after a run that failed for good; none = nothing."
+    )
+    hook_timeout_s: int = Field(
+        300, ge=1, description="Seconds for on_success or on_failure; then it is ended."
+    )
 
     @property
     def world_size(self) -> int:
