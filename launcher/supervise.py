@@ -18,6 +18,7 @@ import structlog
 
 from launcher.allocation import Allocation
 from launcher.attempts import AttemptLog, AttemptRecord, of_jobs
+from launcher.conclusion import follow_up
 from launcher.evidence import AttemptEvidence
 from launcher.guard import Guard
 from launcher.logs import log_tail
@@ -261,6 +262,7 @@ class Supervisor:
             summary = {**summary_of(evidence, decision), "job_id": self.allocation.job_id}
             patiently(lambda: write_json_atomically(self.run_dir.summary, summary))
             self._add_goodput(summary)
+            follow_up(self.run_dir, self.config, summary)
         return decision
 
     def _add_goodput(self, summary: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ examples:
   python -m monitor watch --all --config alerts.yaml         all runs, for ever
   python -m monitor diagnose runs/quickstart-20260101-1a2b   why a run of ours ended
   python -m monitor diagnose slurm-4711.out slurm-4711.err   any trainer's logs, one verdict
+  python -m monitor report latest                            reports/report.html, and a summary
   journalctl -k | python -m monitor diagnose -               standard input
 """
 
@@ -118,10 +119,23 @@ def _alerts_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder, its name, or latest")
+    parser.add_argument(
+        "--html", metavar="FILE", help="where to write it (default: RUN/reports/report.html)"
+    )
+    parser.add_argument(
+        "--runs-dir", default="runs", metavar="DIR", help="folder of run folders (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.set_defaults(handler=_lazy("monitor.report.cli"))
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "watch": ("look at runs again and again, and send alerts", _watch_arguments),
     "test-alert": ("send a test message to every channel that is set up", _test_alert_arguments),
     "diagnose": ("the cause of a failure, from logs or a run folder", _diagnose_arguments),
+    "report": ("one HTML file about a run, and a summary", _report_arguments),
 }
 
 

@@ -111,6 +111,7 @@ def make_run(
     slurm: dict[str, Any] | None = None,
     resilience: dict[str, Any] | None = None,
     distributed: dict[str, Any] | None = None,
+    top: dict[str, Any] | None = None,
 ) -> RunDir:
     """A run folder for the counting program, as ``launch`` would leave it."""
     root.mkdir(parents=True)
@@ -119,6 +120,7 @@ def make_run(
         "resilience": resilience or {},
         "distributed": distributed or {},
         "logging": {"heartbeat_s": 0.5},
+        **(top or {}),
     }
     (root / "config.yaml").write_text(yaml.safe_dump(config))
     (root / "counting.json").write_text(json.dumps(plan))

@@ -33,8 +33,8 @@ def main(options: argparse.Namespace) -> int:
 def _diagnosis(options: argparse.Namespace) -> Diagnosis:
     targets: list[str] = options.targets
     if len(targets) == 1 and targets[0] != _STDIN and not Path(targets[0]).is_file():
-        folder = _run_folder(targets[0], Path(options.runs_dir))
-        return diagnose_run(folder, attempt=options.attempt, job=_newest_job(folder))
+        folder = run_folder(targets[0], Path(options.runs_dir))
+        return diagnose_run(folder, attempt=options.attempt, job=newest_job(folder))
     if options.attempt is not None:
         raise UserError("--attempt: expected one run folder, got log files")
     return diagnose([one for target in targets for one in _scan(target)])
@@ -57,7 +57,7 @@ def _scan_stdin() -> list[Finding]:
         return scan_file(Path(copy.name), name="stdin")
 
 
-def _run_folder(target: str, runs_dir: Path) -> Path:
+def run_folder(target: str, runs_dir: Path) -> Path:
     """A run by its folder, its name, the unique beginning of its name, or ``latest``."""
     if _is_run(Path(target)):
         return Path(target)
@@ -78,7 +78,7 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() or (folder / "attempts.jsonl").is_file()
 
 
-def _newest_job(folder: Path) -> JobInfo | None:
+def newest_job(folder: Path) -> JobInfo | None:
     """What the scheduler says of a Slurm run's newest job; None where nobody can be asked."""
     evidence = read_evidence(folder)
     submission = evidence.submission or {}

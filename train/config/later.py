@@ -8,9 +8,7 @@ from __future__ import annotations
 _LATER = "not in this version; remove it"
 
 REFUSED: dict[tuple[str | int, ...], str] = {
-    ("hooks",): _LATER,
-    ("on_success",): _LATER,
-    ("on_failure",): _LATER,
+    ("hooks",): "write the top-level on_success and on_failure",
     ("monitor", "autostart"): _LATER,
     ("preflight",): _LATER,
     ("sweep",): _LATER,

@@ -125,6 +125,15 @@ class RunConfig(Section):
     wandb: WandbConfig | None = Field(None, description="Weights & Biases; none = not used.")
     alerts: AlertsConfig = Field(default=AlertsConfig(), description="Where alerts go.")
     monitor: MonitorConfig = Field(default=MonitorConfig(), description="When something is one.")
+    on_success: OptionalStr = Field(
+        None, description="Shell command after a run that finished; none = nothing."
+    )
+    on_failure: OptionalStr = Field(
+        None, description="Shell command after a run that failed for good; none = nothing."
+    )
+    hook_timeout_s: int = Field(
+        300, ge=1, description="Seconds for on_success or on_failure; then it is ended."
+    )
 
     @property
     def world_size(self) -> int:

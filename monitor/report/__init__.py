@@ -1,0 +1,1 @@
+"""The report of a run: read (edge) -> model (pure) -> page and text (pure)."""

@@ -1,0 +1,187 @@
+"""What a report says of a run. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from monitor.diagnose.model import Diagnosis
+from monitor.evidence import Event, RunEvidence
+from monitor.goodput import Goodput
+from monitor.report.thin import Point, thin
+from monitor.status import RunStatus
+from train.events import Kind
+
+GIB = 2**30
+MOST_ROWS = 200
+"""Rows of a table; of more, the newest."""
+_CHECKPOINTS = {
+    Kind.CHECKPOINT: "published",
+    Kind.CHECKPOINT_FAILED: "failed",
+    Kind.CHECKPOINT_REJECTED: "rejected",
+}
+_CURVES = {"loss": 1.0, "lr": 1.0, "tokens_per_s": 1.0, "mem_bytes": GIB, "grad_norm": 1.0}
+"""Field of a step event, and what its values are divided by."""
+
+
+@dataclass
+class Curves:
+    """Rank 0's story; of a step that was computed again, the last time holds."""
+
+    values: dict[str, dict[int, float]] = field(
+        default_factory=lambda: {name: {} for name in (*_CURVES, "validation")}
+    )
+    checkpoints: list[Event] = field(default_factory=list)
+    anomalies: list[Event] = field(default_factory=list)
+    setup: Event = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        """Keep what a report needs of one event."""
+        kind, step = event["kind"], event.get("step")
+        if kind == Kind.STEP and isinstance(step, int):
+            for name, unit in _CURVES.items():
+                self._keep(name, step, event.get(name), unit)
+        elif kind == Kind.VALIDATION and isinstance(step, int):
+            self._keep("validation", step, event.get("loss"), 1.0)
+        elif kind in _CHECKPOINTS:
+            self.checkpoints.append(event)
+        elif kind == Kind.ANOMALY:
+            self.anomalies.append(event)
+        elif kind == Kind.SETUP:
+            self.setup = event
+
+    def _keep(self, name: str, step: int, value: object, unit: float) -> None:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            self.values[name][step] = value / unit
+        elif isinstance(value, str):  # "nan" and "inf": JSON has no such numbers
+            self.values[name][step] = math.nan
+
+    def points(self, name: str) -> list[Point]:
+        """A curve by step, thinned."""
+        return thin([(float(step), y) for step, y in sorted(self.values[name].items())])
+
+
+@dataclass(frozen=True)
+class AttemptRow:
+    """One attempt; times are UTC seconds."""
+
+    attempt: int
+    job_id: str
+    nodes: tuple[str, ...]
+    started_at: float
+    ended_at: float | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+    cause: str = ""
+    action: str = ""
+    explanation: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether it ended as an attempt should."""
+        return self.cause == "finished"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page and the text show."""
+
+    status: RunStatus
+    summary: Event
+    record: Event
+    setup: Event
+    attempts: tuple[AttemptRow, ...]
+    curves: dict[str, list[Point]]
+    goodput: Goodput
+    checkpoints: tuple[Event, ...]
+    """step, what, t, bytes, blocked_s, save_s, reason"""
+    anomalies: tuple[Event, ...]
+    diagnosis: Diagnosis | None
+    config: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``--json``; curves are thinned, what is no number is null."""
+        return {
+            "status": self.status.as_json(),
+            "summary": self.summary,
+            "record": self.record,
+            "setup": self.setup,
+            "attempts": [{**vars(one), "nodes": list(one.nodes)} for one in self.attempts],
+            "curves": {
+                name: [[x, y if math.isfinite(y) else None] for x, y in points]
+                for name, points in self.curves.items()
+            },
+            "goodput": self.goodput.as_json(),
+            "checkpoints": list(self.checkpoints),
+            "anomalies": list(self.anomalies),
+            "diagnosis": self.diagnosis.as_json() if self.diagnosis else None,
+            "config": self.config,
+        }
+
+    def count(self, what: str) -> int:
+        """Checkpoints that were published, failed or rejected."""
+        return sum(one["what"] == what for one in self.checkpoints)
+
+
+def report_of(
+    evidence: RunEvidence,
+    status: RunStatus,
+    curves: Curves,
+    goodput: Goodput,
+    *,
+    diagnosis: Diagnosis | None,
+    config: str,
+) -> Report:
+    """Put together what was read."""
+    return Report(
+        status=status,
+        summary=evidence.summary or {},
+        record=evidence.record,
+        setup=curves.setup,
+        attempts=tuple(attempt_rows(evidence.attempts)),
+        curves={name: curves.points(name) for name in curves.values},
+        goodput=goodput,
+        checkpoints=tuple(_checkpoint(event) for event in curves.checkpoints),
+        anomalies=tuple(curves.anomalies),
+        diagnosis=diagnosis,
+        config=config,
+    )
+
+
+def attempt_rows(events: Iterable[Event]) -> list[AttemptRow]:
+    """The attempts in order; the last line about an attempt's end holds."""
+    starts: dict[int, Event] = {}
+    ends: dict[int, Event] = {}
+    for event in events:
+        number = event.get("attempt")
+        if isinstance(number, int) and event["kind"] == Kind.ATTEMPT_START:
+            starts[number] = event
+        elif isinstance(number, int) and event["kind"] == Kind.ATTEMPT_END:
+            ends[number] = event
+    return [_attempt(number, starts[number], ends.get(number)) for number in sorted(starts)]
+
+
+def _attempt(number: int, start: Event, end: Event | None) -> AttemptRow:
+    found = end or {}
+    return AttemptRow(
+        attempt=number,
+        job_id=str(start.get("job_id", "")),
+        nodes=tuple(map(str, start.get("nodes") or ())),
+        started_at=float(start.get("t", 0.0)),
+        ended_at=float(found["t"]) if "t" in found else None,
+        first_step=found.get("first_step"),
+        last_step=found.get("last_step"),
+        cause=str(found.get("cause", "")),
+        action=str(found.get("action", "")),
+        explanation=str(found.get("explanation", "")),
+    )
+
+
+def _checkpoint(event: Event) -> Event:
+    kept = ("step", "t", "attempt", "path", "bytes", "blocked_s", "save_s", "reason")
+    return {
+        "what": _CHECKPOINTS[event["kind"]],
+        **{name: event[name] for name in kept if event.get(name) is not None},
+    }

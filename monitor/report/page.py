@@ -1,0 +1,198 @@
+"""A run's report as one self-contained HTML page. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from monitor.diagnose.report import render as render_diagnosis
+from monitor.goodput_text import headline, rows
+from monitor.html.line_chart import Series, line_chart
+from monitor.html.page import badge, details, escape, page, section, table
+from monitor.html.stacked_bars import Bar, stacked_bars
+from monitor.html.timeline import Stretch, timeline
+from monitor.ledger import Category
+from monitor.report.model import MOST_ROWS, AttemptRow, Report
+from monitor.report.text import lasted, sentence, utc
+from monitor.status import RunState
+
+_MOST_STRETCHES = 40
+_SAVED = ("published", "failed", "rejected")
+_CHARTS = (
+    ("Learning rate", "lr", "learning rate"),
+    ("Throughput", "tokens_per_s", "tokens/s"),
+    ("Memory of rank 0", "mem_bytes", "GiB"),
+)
+
+
+def report_page(report: Report) -> str:
+    """The whole page."""
+    return page(f"Report of {report.status.run_id}", _body(report))
+
+
+def _body(report: Report) -> Iterator[str]:
+    yield f"<h1>{escape(report.status.run_id)}</h1>"
+    yield _origin(report)
+    kind = {RunState.FINISHED: " good", RunState.FAILED: " bad"}.get(report.status.state, "")
+    yield f'<p class="verdict{kind}">{escape(sentence(report))}</p>'
+    if report.diagnosis is not None:
+        yield section("Diagnosis", f"<pre>{escape(render_diagnosis(report.diagnosis))}</pre>")
+    if loss := _loss(report):
+        yield section("Loss", loss)
+    for title, name, unit in _CHARTS:
+        series = [Series(title.lower(), report.curves[name])]
+        if chart := line_chart(series, x_label="step", y_label=unit, title=f"{title} by step"):
+            yield section(title, chart)
+    yield section("Attempts", *_attempts(report.attempts))
+    if report.goodput.allocated_us:
+        yield section("Where the time went", *_time(report))
+    yield section("Checkpoints", *_checkpoints(report))
+    if report.anomalies:
+        yield section("Anomalies and rollbacks", *_anomalies(report))
+    yield section("Record", *_record(report))
+    yield section("Configuration", details("config.yaml", f"<pre>{escape(report.config)}</pre>"))
+
+
+def _origin(report: Report) -> str:
+    who = report.record.get("who") or {}
+    parts = [
+        f"started by {who.get('user')}@{who.get('host')}" if who else "",
+        f"{utc(report.status.submitted_at)} UTC" if report.status.submitted_at else "",
+        f"on {report.status.cluster}",
+        f"ended {utc(report.summary['ended_at'])} UTC" if "ended_at" in report.summary else "",
+    ]
+    return f'<p class="faint">{escape(", ".join(part for part in parts if part))}</p>'
+
+
+def _loss(report: Report) -> str:
+    training = report.curves["loss"]
+    losses = dict(training)
+    marks = [
+        (float(one["step"]), losses[one["step"]], f"{one.get('what')}: {one.get('action')}")
+        for one in report.anomalies[-MOST_ROWS:]
+        if one.get("step") in losses
+    ]
+    series = [
+        Series("training", training, 0, marks=marks),
+        Series("validation", report.curves["validation"], 1, dash=1),
+    ]
+    drawn = [one for one in series if one.points]
+    return line_chart(
+        drawn, x_label="step", y_label="loss (nats per label token)", title="Loss by step"
+    )
+
+
+def _attempts(attempts: Sequence[AttemptRow]) -> Iterator[str]:
+    if not attempts:
+        yield "<p>None has begun.</p>"
+        return
+    shown = attempts[-_MOST_STRETCHES:]
+    yield timeline([_stretch(one, shown[0].started_at) for one in shown], title="Attempts by time")
+    lines = [
+        [
+            str(one.attempt),
+            utc(one.started_at),
+            lasted(one),
+            escape(one.job_id),
+            escape(_few(one.nodes)),
+            f"{one.first_step or 0} to {one.last_step or 0}" if one.cause else "",
+            badge(one.cause, good=one.good) if one.cause else "no end recorded",
+            escape(f"{one.explanation}; then {one.action}" if one.action else ""),
+        ]
+        for one in attempts[-MOST_ROWS:]
+    ]
+    header = ("attempt", "from (UTC)", "lasted", "job", "nodes", "steps", "ended as", "because")
+    yield table(header, lines)
+    yield _left_out(len(attempts))
+
+
+def _stretch(one: AttemptRow, origin: float) -> Stretch:
+    start = max(0.0, one.started_at - origin)
+    end = start if one.ended_at is None else max(start, one.ended_at - origin)
+    color = "good" if one.good else "bad" if one.action == "stop" else "warn"
+    label = f"{one.cause}, then {one.action}" if one.cause else "no end recorded"
+    return Stretch(f"attempt {one.attempt}", start, end, label, color)
+
+
+def _few(nodes: Sequence[str]) -> str:
+    return ", ".join(nodes[:4]) + (f" and {len(nodes) - 4} more" if len(nodes) > 4 else "")
+
+
+def _left_out(count: int) -> str:
+    if count <= MOST_ROWS:
+        return ""
+    return f'<p class="faint">{count - MOST_ROWS} earlier ones are left out.</p>'
+
+
+def _time(report: Report) -> Iterator[str]:
+    goodput = report.goodput
+    yield f"<p>{escape(headline(goodput))}</p>"
+    spent = {
+        str(name).replace("_", " "): goodput.rank_us[name] / 1e6
+        for name in Category
+        if goodput.rank_us[name]
+    }
+    unit = "GPU time" if goodput.gpus else "rank time"
+    yield stacked_bars([Bar(unit, spent)], title=f"Seconds of {unit} by purpose")
+    yield table(("spent on", "share, time"), [[escape(a), escape(b)] for a, b in rows(goodput)])
+
+
+def _checkpoints(report: Report) -> Iterator[str]:
+    counts = ", ".join(f"{report.count(what)} {what}" for what in _SAVED)
+    kept = ", ".join(map(str, report.status.checkpoints)) or "none"
+    yield f"<p>{counts}; in the folder now: {kept}</p>"
+    lines = [
+        [
+            badge(one["what"], good=one["what"] == "published"),
+            escape(str(one.get("step", one.get("path", "")))),
+            utc(one.get("t")),
+            f"{one['bytes'] / 1e6:,.1f}" if "bytes" in one else "",
+            f"{one['blocked_s']:.2f}" if "blocked_s" in one else "",
+            f"{one['save_s']:.2f}" if "save_s" in one else "",
+            escape(str(one.get("reason", ""))),
+        ]
+        for one in report.checkpoints[-MOST_ROWS:]
+    ]
+    header = ("checkpoint", "step", "at (UTC)", "MB", "blocked s", "save s", "reason")
+    if lines:
+        yield table(header, lines, numbers=(3, 4, 5))
+        yield _left_out(len(report.checkpoints))
+
+
+def _anomalies(report: Report) -> Iterator[str]:
+    lines = [
+        [escape(str(one.get(name, "") or "")) for name in ("step", "what", "action", "loss")]
+        + [utc(one.get("t")), escape(_data(one))]
+        for one in report.anomalies[-MOST_ROWS:]
+    ]
+    yield table(("step", "what", "action", "loss", "at (UTC)", "data"), lines)
+    yield _left_out(len(report.anomalies))
+
+
+def _data(one: dict[str, object]) -> str:
+    if one.get("position") is None:
+        return ""
+    return f"positions {one['position']} to {one.get('end')}"
+
+
+def _record(report: Report) -> Iterator[str]:
+    record = report.record
+    who, git = record.get("who") or {}, record.get("git") or {}
+    packages = record.get("packages") or {}
+    facts = {
+        "who": f"{who.get('user', '')}@{who.get('host', '')}" if who else "",
+        "when": record.get("when"),
+        "command": " ".join(map(str, record.get("command") or ())),
+        "commit": " ".join(f"{key} {value}" for key, value in git.items() if value is not None),
+        "python": record.get("python"),
+        "system": record.get("os"),
+        "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "jobs": ", ".join(report.status.job_ids),
+        "device": report.setup.get("device"),
+        "parameters": report.setup.get("parameters"),
+        "batch": report.setup.get("batch"),
+        "folder": report.status.folder,
+    }
+    yield table(
+        ("record", ""),
+        [[escape(name), escape(str(value))] for name, value in facts.items() if value],
+    )
