@@ -108,7 +108,9 @@ def account(records: GoodputRecords) -> Goodput:
     )
 
 
-def booked(records: GoodputRecords) -> Iterator[tuple[Allocation, list[AttemptTime], Ledger]]:
+def booked(
+    records: GoodputRecords, *, stretches: bool = False
+) -> Iterator[tuple[Allocation, list[AttemptTime], Ledger]]:
     """Every allocation of a run, its attempts, and what its time was spent on."""
     times = attempt_times(records)
     stories = _by_attempt(records.events)
@@ -116,6 +118,7 @@ def booked(records: GoodputRecords) -> Iterator[tuple[Allocation, list[AttemptTi
     for span, members in allocations(records, times):
         wall, ranks = dict.fromkeys(Category, 0), dict.fromkeys(Category, 0)
         ledger = Ledger(span.started_us, span.ended_us, wall, ranks)
+        ledger.stretches = [] if stretches else None
         ledger.capacity = members[0].capacity if members else _capacity(times)
         ledger.number = members[0].attempt if members else 0
         ledger.category = Category.STARTUP if members else Category.UNEXPLAINED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from monitor.allocations import AttemptTime
@@ -70,8 +70,8 @@ class Ledger:
     """Ranks of the attempt that runs; 0 between attempts, when the whole allocation waits."""
     number: int = 0
     """The attempt that runs, or ran last."""
-    stretches: list[Stretch] = field(default_factory=list)
-    """What was booked, in the order of time."""
+    stretches: list[Stretch] | None = None
+    """What was booked, in the order of time; None where only the sums are wanted."""
 
     def mark(self, t_us: int, category: Category) -> None:
         """From here on the time belongs to ``category``."""
@@ -96,7 +96,7 @@ class Ledger:
         until = max(self.at_us, min(t_us, self.end_us, self.limit_us))
         begin, spent, self.at_us = self.at_us, until - self.at_us, until
         busy = self.world_size or self.capacity
-        if spent:
+        if spent and self.stretches is not None:
             stretch = Stretch(begin, until, self.category, busy, self.capacity, self.number)
             self.stretches.append(stretch)
         self.wall[self.category] += spent

@@ -86,10 +86,10 @@ def charges_of(run: RunFacts) -> list[Charge]:
     gpus = on_gpus(run.records.events)
     seen: set[str] = set()
     charges: list[Charge] = []
-    for span, members, ledger in booked(run.records):
+    for span, members, ledger in booked(run.records, stretches=True):
         job = _job(run.jobs, span)
         labels = job.labels if job is not None else run.labels
-        stretches = [_within(one, job) for one in ledger.stretches]
+        stretches = [_within(one, job) for one in ledger.stretches or ()]
         again = span.job_id in seen
         seen.add(span.job_id)
         for place, holding in enumerate(_holdings(run, job, gpus=gpus, capacity=ledger.capacity)):

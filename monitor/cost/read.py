@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,8 @@ def accounting(job_ids: Sequence[str], *, run: Ask = ask) -> tuple[list[Row], st
     ``--duplicates`` is what makes sacct(1) show a requeued job's earlier stretches.
     """
     rows: list[Row] = []
-    for ids in batched(job_ids, _JOBS_A_CALL, strict=False):
+    for place in range(0, len(job_ids), _JOBS_A_CALL):
+        ids = job_ids[place : place + _JOBS_A_CALL]
         command = ["sacct", "-X", "--duplicates", "-P", "-n", f"--delimiter={_SEPARATOR}"]
         answer = run([*command, f"--format={','.join(_FIELDS)}", f"--jobs={','.join(ids)}"])
         if answer.code != 0:
