@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.acts import client_act
 from launcher.claims import claim_submission
 from launcher.prepare import gpus_available
 from launcher.start import RecordedLaunch, submit
 from launcher.submit import choose_cluster
+from monitor.audit.entry import Act
 from monitor.status import RunState
 from train.errors import UserError
 from train.rundir import write_text_atomically
@@ -42,8 +44,9 @@ def resume(run: Run, slurm: Mapping[str, Any]) -> None:
         secret_environment(loaded.config, os.environ)
         plan = make_plan(loaded, cluster=cluster.name, gpus_available=gpus_available(cluster))
         aside = _set_aside(run_dir.cancel_request, run_dir.summary)
-        with aside, _rewritten(run_dir.config, loaded):
+        with client_act(run_dir, Act.RESUME) as act, aside, _rewritten(run_dir.config, loaded):
             submit(run_dir, cluster, plan, claim)
+            act.job_id = str(claim.job_id)
 
 
 def why_not(state: RunState) -> str | None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.acts import client_act
 from launcher.explain import RunResult, read_result
 from launcher.jobs import cancel_job, look, terminate_job
+from monitor.audit.entry import Act
 from monitor.evidence import read_evidence
 from monitor.goodput import Goodput
 from monitor.jobs import job_views
@@ -148,14 +150,16 @@ class Run:
         submission = self._living_submission()
         # First the wish, then the signal: whoever sees the job end finds out that it was wanted.
         request = {"by": getpass.getuser(), "at": time.time()}
-        write_json_atomically(self.run_dir.cancel_request, request)
-        cancel_job(submission)
+        with client_act(self.run_dir, Act.CANCEL, str(submission.get("job_id", ""))):
+            write_json_atomically(self.run_dir.cancel_request, request)
+            cancel_job(submission)
         return self.status()
 
     def terminate(self) -> RunStatus:
         """Ask it to save and stop, as a shutdown of the machine would; raises like ``cancel``."""
         submission = self._living_submission()
-        terminate_job(submission)
+        with client_act(self.run_dir, Act.TERMINATE, str(submission.get("job_id", ""))):
+            terminate_job(submission)
         return self.status()
 
     def _living_submission(self) -> dict[str, Any]:

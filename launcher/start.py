@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.acts import note_launch
 from launcher.claims import CLAIM_VARIABLE, Claim, claim_submission
 from launcher.folder import folders_of, make_folder, place_checkpoints, remove
 from launcher.snapshot import python_path
@@ -39,11 +40,13 @@ def start(prepared: Prepared, *, faults: Sequence[Fault] = ()) -> RunDir:
             place_checkpoints(run_dir, prepared)
             with claim_submission(run_dir, "launch") as claim:
                 submit(run_dir, prepared.cluster, prepared.plan, claim)
-        except SubmissionUnknownError:
+        except SubmissionUnknownError as error:
+            note_launch(run_dir, "", error)
             raise
         except SubmitrainError:
             remove(run_dir)
             raise
+        note_launch(run_dir, str(claim.job_id))
     return run_dir
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from launcher.acts import SupervisorActs
 from launcher.allocation import Allocation
 from launcher.attempts import AttemptLog, AttemptRecord, of_jobs
 from launcher.conclusion import follow_up
@@ -71,6 +72,7 @@ class Supervisor:
         self.ownership = Ownership(self.run_dir, self.allocation.job_id, self.allocation.restarts)
         self.nodes = NodeKeeper(self.run_dir, self.config, self.allocation)
         self._guard: Guard | None = None
+        self.acts = SupervisorActs(self.run_dir, self.allocation.job_id)
 
     def run(self) -> Decision:
         """Attempt after attempt; returns the decision that ends this job's work on the run.
@@ -116,6 +118,7 @@ class Supervisor:
         self.run_dir.summary.unlink(missing_ok=True)
         for lost in self.attempts.close_lost(self.allocation.job_id):
             log.warning("lost_attempt", attempt=lost.attempt, job_id=lost.job_id)
+        self.acts.published()
 
     def _pause(self, evidence: AttemptEvidence, decision: Decision) -> None:
         """A first restart comes at once; ranks that die without a step are started less eagerly."""
@@ -213,7 +216,9 @@ class Supervisor:
             refused = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
         else:
             self.ownership.check()
+            self.acts.requeue(evidence.attempt, decision)
             refused = self.requeue(evidence.job, (*self.nodes.users_exclude, *self.nodes.exclude))
+            self.acts.not_requeued(evidence.attempt, refused)
         if refused.action is Action.RESUBMIT:
             text = f"{decision.explanation}; {refused.explanation}"
             return Decision(decision.cause, Action.RESUBMIT, text)
@@ -245,7 +250,8 @@ class Supervisor:
 
     def _submitted_anew(self, resubmit: Resubmit, decision: Decision) -> Decision:
         try:
-            job_id = resubmit(self.nodes.exclude)
+            with self.acts.resubmit() as act:
+                act.job_id = job_id = resubmit(self.nodes.exclude)
         except (SubmitrainError, OSError) as error:
             text = f"{decision.explanation}; no new job: {error}; {RESUME_HINT}"
             return Decision(decision.cause, Action.STOP, text)
@@ -263,6 +269,7 @@ class Supervisor:
             patiently(lambda: write_json_atomically(self.run_dir.summary, summary))
             self._add_goodput(summary)
             follow_up(self.run_dir, self.config, summary)
+        self.acts.published()
         return decision
 
     def _add_goodput(self, summary: dict[str, Any]) -> None:

@@ -23,6 +23,8 @@ examples:
   python -m monitor diagnose runs/quickstart-20260101-1a2b   why a run of ours ended
   python -m monitor diagnose slurm-4711.out slurm-4711.err   any trainer's logs, one verdict
   python -m monitor report latest                            reports/report.html, and a summary
+  python -m monitor cost --all --by user --prices prices.yaml   who used what, and what it cost
+  python -m monitor audit verify latest                      was the record of who did what changed
   journalctl -k | python -m monitor diagnose -               standard input
 """
 
@@ -131,11 +133,27 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_lazy("monitor.report.cli"))
 
 
+def _audit_arguments(parser: argparse.ArgumentParser) -> None:
+    from monitor.audit.options import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(handler=_lazy("monitor.audit.cli"))
+
+
+def _cost_arguments(parser: argparse.ArgumentParser) -> None:
+    from monitor.cost.options import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(handler=_lazy("monitor.cost.cli"))
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "watch": ("look at runs again and again, and send alerts", _watch_arguments),
     "test-alert": ("send a test message to every channel that is set up", _test_alert_arguments),
     "diagnose": ("the cause of a failure, from logs or a run folder", _diagnose_arguments),
     "report": ("one HTML file about a run, and a summary", _report_arguments),
+    "cost": ("GPU hours, money and where they went, of any runs", _cost_arguments),
+    "audit": ("who did what to a run, and whether anyone changed the record", _audit_arguments),
 }
 
 

@@ -7,11 +7,12 @@ microseconds, whatever the records look like. Definitions: docs/goodput.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from monitor.allocations import (
+    Allocation,
     AttemptTime,
     Span,
     allocations,
@@ -92,24 +93,39 @@ class Goodput:
 def account(records: GoodputRecords) -> Goodput:
     """What every microsecond of a run's allocations was spent on."""
     times = attempt_times(records)
-    stories = _by_attempt(records.events)
-    kept = _Kept.of(times, stories, ended=records.ended)
     wall = dict.fromkeys(Category, 0)
     ranks = dict.fromkeys(Category, 0)
-    for span, members in allocations(records, times):
-        ledger = Ledger(span.started_us, span.ended_us, wall, ranks)
-        ledger.capacity = members[0].capacity if members else _capacity(times)
-        ledger.category = Category.STARTUP if members else Category.UNEXPLAINED
-        for one in members:
-            _tell(ledger, one, stories.get(one.attempt, []), kept)
-        ledger.close()
+    for _, _, ledger in booked(records):
+        for name in Category:
+            wall[name] += ledger.wall[name]
+            ranks[name] += ledger.ranks[name]
     return Goodput(
         wall,
         ranks,
         queued_us(records, times),
         attempts=len(times),
-        gpus=_on_gpus(records.events),
+        gpus=on_gpus(records.events),
     )
+
+
+def booked(
+    records: GoodputRecords, *, stretches: bool = False
+) -> Iterator[tuple[Allocation, list[AttemptTime], Ledger]]:
+    """Every allocation of a run, its attempts, and what its time was spent on."""
+    times = attempt_times(records)
+    stories = _by_attempt(records.events)
+    kept = _Kept.of(times, stories, ended=records.ended)
+    for span, members in allocations(records, times):
+        wall, ranks = dict.fromkeys(Category, 0), dict.fromkeys(Category, 0)
+        ledger = Ledger(span.started_us, span.ended_us, wall, ranks)
+        ledger.stretches = [] if stretches else None
+        ledger.capacity = members[0].capacity if members else _capacity(times)
+        ledger.number = members[0].attempt if members else 0
+        ledger.category = Category.STARTUP if members else Category.UNEXPLAINED
+        for one in members:
+            _tell(ledger, one, stories.get(one.attempt, []), kept)
+        ledger.close()
+        yield span, members, ledger
 
 
 _PHASES = {
@@ -249,5 +265,6 @@ def _capacity(times: Sequence[AttemptTime]) -> int:
     return max((one.capacity for one in times), default=1)
 
 
-def _on_gpus(events: Iterable[Event]) -> bool:
+def on_gpus(events: Iterable[Event]) -> bool:
+    """Whether a rank of this run is a GPU."""
     return any(event["kind"] == Kind.SETUP and event.get("backend") == "nccl" for event in events)

@@ -39,6 +39,20 @@ class Category(StrEnum):
     """Nothing was recorded: a silent job, or an allocation without a supervisor."""
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of an allocation that was spent on one thing."""
+
+    started_us: int
+    ended_us: int
+    category: Category
+    busy: int
+    """Ranks that it is booked to; those beyond, up to ``capacity``, were spare."""
+    capacity: int
+    attempt: int
+    """The attempt that runs, or ran last; 0 in an allocation without one."""
+
+
 @dataclass
 class Ledger:
     """Books the time from each mark to the next one; time never runs backwards here."""
@@ -54,6 +68,10 @@ class Ledger:
     """No mark of the attempt that runs is later: ranks of an old one may still write."""
     world_size: int = 0
     """Ranks of the attempt that runs; 0 between attempts, when the whole allocation waits."""
+    number: int = 0
+    """The attempt that runs, or ran last."""
+    stretches: list[Stretch] | None = None
+    """What was booked, in the order of time; None where only the sums are wanted."""
 
     def mark(self, t_us: int, category: Category) -> None:
         """From here on the time belongs to ``category``."""
@@ -65,6 +83,7 @@ class Ledger:
         self.limit_us = self.end_us
         self.mark(t_us, Category.STARTUP if one is not None else Category.WAITING)
         self.limit_us = one.ended_us if one is not None else self.end_us
+        self.number = one.attempt if one is not None else self.number
         self.world_size = one.world_size if one is not None else 0
         self.capacity = one.capacity if one is not None else self.capacity
 
@@ -75,8 +94,11 @@ class Ledger:
 
     def _book(self, t_us: int) -> None:
         until = max(self.at_us, min(t_us, self.end_us, self.limit_us))
-        spent, self.at_us = until - self.at_us, until
+        begin, spent, self.at_us = self.at_us, until - self.at_us, until
         busy = self.world_size or self.capacity
+        if spent and self.stretches is not None:
+            stretch = Stretch(begin, until, self.category, busy, self.capacity, self.number)
+            self.stretches.append(stretch)
         self.wall[self.category] += spent
         self.ranks[self.category] += spent * busy
         self.ranks[Category.SPARE] += spent * (self.capacity - busy)

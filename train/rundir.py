@@ -9,7 +9,7 @@
   logs/attempt-003/rank00000.{out,err}
   checkpoints/step-00000500/{...,manifest.json}   + latest
   export/                     the trained model, for from_pretrained
-  submitit/  code/  reports/
+  submitit/  code/  reports/  audit/
   faults.json  faults/<id>/   planned faults and those that struck; drills and tests only
   alerts.jsonl  monitor/      written by the monitor
 """
@@ -99,6 +99,11 @@ class RunDir:
     def export(self) -> Path:
         """The trained model in Hugging Face form."""
         return self.root / "export"
+
+    @property
+    def audit(self) -> Path:
+        """Who did what: one ledger for each writer (``monitor.audit``)."""
+        return self.root / "audit"
 
     @property
     def reports(self) -> Path:

@@ -1,0 +1,152 @@
+"""``python -m monitor audit``: show, verify or export the trail of runs."""
+
+# ruff: noqa: T201 - printing is what a command line does
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from monitor.audit.entry import Act
+from monitor.audit.ledger import AuditLedger
+from monitor.audit.read import Trail, read_trail
+from monitor.chosen import chosen_runs
+from train.errors import RunError, UserError
+from train.rundir import RunDir, write_text_atomically
+
+_COLUMNS = ("time", "run", "act", "outcome", "user", "uid", "host", "via", "job_id", "attempt")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the command; 1 when a ledger is broken."""
+    folders = chosen_runs(options.runs, everything=options.all, runs_dir=Path(options.runs_dir))
+    if options.action == "verify":
+        return _verify(folders, options)
+    if options.action == "export":
+        for folder in folders:
+            AuditLedger(RunDir(folder), "monitor").note(Act.EXPORT, facts={"to": options.output})
+    trails = [read_trail(RunDir(folder)) for folder in folders]
+    text = _rendered(trails, options.format or ("json" if options.action == "export" else "table"))
+    if options.action == "export" and options.output:
+        try:
+            write_text_atomically(Path(options.output), text)
+        except OSError as error:
+            raise UserError(f"--output: expected a file that can be written: {error}") from error
+    else:
+        print(text, end="")
+    for trail in trails:
+        for line in _complaints(trail):
+            print(f"error: {line}", file=sys.stderr)
+    return 1 if any(trail.broken for trail in trails) else 0
+
+
+def _verify(folders: Sequence[Path], options: argparse.Namespace) -> int:
+    if options.head and len(folders) != 1:
+        raise UserError("--head: expected one run with it")
+    trails = [read_trail(RunDir(folder)) for folder in folders]
+    moved = bool(options.head) and trails[0].head != options.head
+    if options.format == "json":
+        print(json.dumps([_verdict(trail) for trail in trails], indent=2))
+    else:
+        for trail in trails:
+            for line in [*_complaints(trail), *_notes(trail)]:
+                print(line)
+            state = "BROKEN" if trail.broken else "intact"
+            print(f"{trail.folder.name}: {state}, {_size(trail)}, head {trail.head}")
+    if moved:
+        raise RunError(
+            f"--head: expected {options.head}, got {trails[0].head}: the trail is not the one that "
+            "this was the head of, or it has grown since"
+        )
+    return 1 if any(trail.broken for trail in trails) else 0
+
+
+def _size(trail: Trail) -> str:
+    lines = sum(len(one.entries) for one in trail.ledgers.values())
+    return f"{lines} lines in {len(trail.ledgers)} ledgers"
+
+
+def _complaints(trail: Trail) -> list[str]:
+    return [
+        f"{RunDir(trail.folder).audit / name}:{broken.line}: {broken.damage}: {broken.why}"
+        for name, broken in trail.broken
+    ]
+
+
+def _notes(trail: Trail) -> list[str]:
+    notes = []
+    for name, one in trail.ledgers.items():
+        path = RunDir(trail.folder).audit / name
+        if one.torn:
+            notes.append(
+                f"{path}: note: its writer was killed within line {one.head.seq + 1}, which was "
+                "never acknowledged; no tampering"
+            )
+        if not one.broken and one.anchored < one.head.seq:
+            notes.append(
+                f"{path}: note: lines after {one.anchored} are not anchored in record.json; a cut "
+                "there would not be seen"
+            )
+    return notes
+
+
+def _verdict(trail: Trail) -> dict[str, Any]:
+    return {
+        "run": trail.folder.name,
+        "intact": not trail.broken,
+        "head": trail.head,
+        "ledgers": {
+            name: {
+                "lines": len(one.entries),
+                "anchored": one.anchored,
+                "torn": one.torn,
+                "broken": None
+                if one.broken is None
+                else {
+                    "line": one.broken.line,
+                    "damage": str(one.broken.damage),
+                    "why": one.broken.why,
+                },
+            }
+            for name, one in trail.ledgers.items()
+        },
+    }
+
+
+def _rendered(trails: Sequence[Trail], form: str) -> str:
+    entries = [{"run": trail.folder.name, **entry} for trail in trails for entry in trail.entries]
+    if form == "json":
+        return json.dumps(entries, indent=2) + "\n"
+    rows = [[str(value) for value in _row(entry)] for entry in entries]
+    if form == "csv":
+        file = StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*_COLUMNS, "facts"])
+        for row, entry in zip(rows, entries, strict=True):
+            writer.writerow([*row, json.dumps(entry.get("facts"), sort_keys=True)])
+        return file.getvalue()
+    return _table([_COLUMNS, *rows])
+
+
+def _row(entry: Mapping[str, Any]) -> list[Any]:
+    who, t, attempt = entry.get("who") or {}, float(entry.get("t") or 0), entry.get("attempt")
+    time = datetime.fromtimestamp(t, UTC).isoformat(timespec="seconds")
+    what = [entry["run"], entry.get("act", ""), entry.get("outcome", "")]
+    place = [who.get(key, "") for key in ("user", "uid", "host", "via")]
+    return [time, *what, *place, entry.get("job_id", ""), "" if attempt is None else attempt]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,175 @@
+"""Writes audit ledgers: one file for each writer, one write and one fsync at a time.
+
+The head of each ledger is anchored in ``record.json``, and the first line of a ledger carries the
+heads of all others, so that a tail or a file that is cut off is missed. An act that cannot be
+written is loud, and stops nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from monitor.audit.chain import Anchor, genesis, seal
+from monitor.audit.entry import Act, make_entry
+from train.rundir import RunDir, write_json_atomically
+
+ANCHORS = "audit"
+"""Key of ``record.json``: ledger to seq and hash of its newest line."""
+_LOCK_WAIT_S = 2.0
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class AuditLedger:
+    """One writer's ledger in a run folder; the file comes into being with the first act."""
+
+    run_dir: RunDir
+    via: str
+    """How the writer acts: cli, notebook, python, supervisor, monitor."""
+    path: Path | None = None
+    head: Anchor = field(default=Anchor(0, ""))
+
+    def note(self, act: Act, **content: Any) -> bool:
+        """Append one act; ``content``: outcome, job_id, attempt, facts. Whether it was written."""
+        return self.note_all([make_entry(act, via=self.via, **content)])
+
+    def note_all(self, entries: Sequence[Mapping[str, Any]]) -> bool:
+        """Append several at once (one write, one fsync), all or none; whether they were written."""
+        if not entries:
+            return True
+        try:
+            self.append(entries)
+        except (OSError, ValueError, TypeError) as error:
+            log.error("audit_not_written", acts=len(entries), why=_words(error))
+            return False
+        self._anchor()
+        return True
+
+    def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Append entries and make them durable.
+
+        Raises:
+            OSError: they were not written; nothing of them is left in the file.
+            ValueError: a number in them is not finite.
+            TypeError: something in them is no JSON value.
+        """
+        path, head = self.path, self.head
+        flags = 0
+        if path is None:
+            path, flags = self._new_path(), os.O_CREAT | os.O_EXCL
+            head = Anchor(0, genesis(path.name))
+            others = {name: _plain(one) for name, one in read_anchors(self.run_dir).items()}
+            entries = [{**entries[0], "others": others}, *entries[1:]]
+        lines = []
+        for entry in entries:
+            line, digest = seal(entry, head.seq + 1, head.hash)
+            lines.append(line)
+            head = Anchor(head.seq + 1, digest)
+        path.parent.mkdir(exist_ok=True)
+        self.path = None  # after an error it is uncertain what the file holds: begin another one
+        _append(path, b"".join(lines), flags)
+        self.path, self.head = path, head
+
+    def _new_path(self) -> Path:
+        host = re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()) or "host"
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        name = f"{stamp}-{host}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
+        return self.run_dir.audit / name
+
+    def _anchor(self) -> None:
+        """Tell ``record.json`` the new head; a lost update only leaves an older anchor behind."""
+        assert self.path is not None
+        try:
+            with _locked(self.run_dir.audit / ".lock"):
+                record = json.loads(self.run_dir.record.read_text())
+                record[ANCHORS] = {**record.get(ANCHORS, {}), self.path.name: _plain(self.head)}
+                write_json_atomically(self.run_dir.record, record)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            log.error("audit_not_anchored", why=_words(error))
+
+
+def read_anchors(run_dir: RunDir) -> dict[str, Anchor]:
+    """Heads of the ledgers as ``record.json`` has them; nothing where it says nothing."""
+    try:
+        record = json.loads(run_dir.record.read_text())
+    except (OSError, ValueError):
+        return {}
+    return anchors_of(record.get(ANCHORS) if isinstance(record, dict) else None)
+
+
+def anchors_of(value: object) -> dict[str, Anchor]:
+    """Anchors by ledger, of the JSON that ``record.json`` and first lines hold."""
+    if not isinstance(value, dict):
+        return {}
+    return {
+        str(name): Anchor(one["seq"], one["hash"])
+        for name, one in value.items()
+        if isinstance(one, dict)
+        and isinstance(one.get("seq"), int)
+        and isinstance(one.get("hash"), str)
+    }
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _plain(anchor: Anchor) -> dict[str, Any]:
+    return {"seq": anchor.seq, "hash": anchor.hash}
+
+
+def _append(path: Path, line: bytes, flags: int = 0) -> None:
+    mode = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    descriptor = os.open(path, mode | flags, 0o644)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            if os.write(descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, "only a part of the line was written", str(path))
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer of ``record.json`` at a time, where the file system has locks (flock(2)).
+
+    Raises:
+        OSError: another one holds the lock for too long.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    break
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
