@@ -9,6 +9,12 @@ from tests.slurm.fixtures import make_cluster, report_not_run, slurm_cluster
 __all__ = ["make_cluster", "slurm_cluster"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that wait for Slurm first: with several workers nobody waits for them at the end."""
+    of_slurm = {item.path for item in items if item.get_closest_marker("slurm")}
+    items.sort(key=lambda item: item.path not in of_slurm)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the tests that did not run for want of Slurm; never silently green."""
     report_not_run(terminalreporter)

@@ -107,7 +107,11 @@ def traced(world: World, output: Path, *options: str) -> Iterator[subprocess.Pop
         yield strace
     finally:
         strace.send_signal(signal.SIGINT)
-        strace.wait(20)
+        try:
+            strace.wait(10)
+        except subprocess.TimeoutExpired:  # seen now and then; what it wrote is whole lines
+            strace.kill()
+            strace.wait()
         strace.stderr.close()
 
 
@@ -123,7 +127,7 @@ def save_traced(base: Path, root: Path, world_size: int, *options: str) -> list[
     with traced(world, root / "trace", *options):
         (root / f"gate-{NEXT}").touch()
         await_end(world, root)
-    world.end()
+    world.kill()
     return parse_trace((root / "trace").read_text())
 
 
@@ -138,15 +142,13 @@ def save_failing(base: Path, root: Path, fault: str) -> None:
 
 
 def await_end(world: World, root: Path, timeout_s: float = 60) -> None:
-    """Wait until the save is over, or a rank is dead; then end all of them."""
+    """Wait until the save is over, or a rank is dead."""
     deadline = time.monotonic() + timeout_s
     while all(process.is_alive() for process in world.processes):
         if all((root / f"saved-{NEXT}.{rank}").exists() for rank in range(len(world.processes))):
             break
         assert time.monotonic() < deadline, f"no end of the save in {root}"
         time.sleep(0.005)
-    for process in world.processes:
-        process.kill()
 
 
 def prepare(base: Path, root: Path, world_size: int, steps: list[int] | None = None) -> World:
