@@ -114,8 +114,8 @@ class LocalAllocation:
 
     @property
     def num_nodes(self) -> int:
-        """All simulated nodes."""
-        return self.granted
+        """This machine; simulated nodes are not allocated."""
+        return len(self.spawner.nodes)
 
     @property
     def job_started_at(self) -> float:

@@ -77,7 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, prog="python -m launcher"
+    )
     for name, (summary, configure) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         configure(command)

@@ -34,6 +34,7 @@ def test_a_run_in_which_every_rank_finishes_is_done(tmp_path: Path) -> None:
     assert causes(run) == [("finished", "done")]
     assert run.summary["state"] == "finished"
     assert run.summary["step"] == 10
+    assert run.summary["goodput"]["rank_seconds"]["spare"] == 0
     assert '"state": "finished"' in run.log.split("RESULT")[1]
 
 
