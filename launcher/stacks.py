@@ -18,6 +18,7 @@ _TIMEOUT = "Timeout ("
 """First words of what the interpreter's own watchdog (``dump_traceback_later``) writes."""
 _COLLECTIVE = "/torch/distributed/"
 _RECORDING, _EVENTS = ("append_line", "write"), "train/events.py"
+_WAITING, _BUILDING, _PUBLISH = "build_once", "_publish", "train/data/publish.py"
 _SAVING = "write_checkpoint"
 _JOINING = "_land"
 _INSTALLED = re.compile(
@@ -44,8 +45,14 @@ class Stack:
 
     @property
     def in_collective(self) -> bool:
-        """Whether it waits for other ranks."""
-        return bool(self.frames) and _COLLECTIVE in self.frames[0].file
+        """Whether it waits for other ranks: in a collective, or for data that rank 0 prepares."""
+        if not self.frames:
+            return False
+        waits = any(one.function == _WAITING and one.file.endswith(_PUBLISH) for one in self.frames)
+        builds = any(
+            one.function == _BUILDING and one.file.endswith(_PUBLISH) for one in self.frames
+        )
+        return _COLLECTIVE in self.frames[0].file or (waits and not builds)
 
     @property
     def in_record(self) -> bool:

@@ -209,7 +209,7 @@ def test_loader_processes_end_when_their_rank_is_killed(store: TokenStore) -> No
 
 
 FORKSERVER_PROGRAM = """
-import multiprocessing, sys
+import multiprocessing, os, sys
 from pathlib import Path
 from tests.test_data_loader import loader_config, rank_batches
 from train.data.loader import StepParts, step_batches
@@ -218,6 +218,7 @@ multiprocessing.set_start_method("forkserver")
 store = TokenStore(Path(sys.argv[1]))
 stream = step_batches(rank_batches(store), StepParts(0, None, 4, 2), loader_config(2))
 print([batch.doc_ids for batch in next(stream)], flush=True)
+os._exit(0)  # as ranks leave: the loader's processes end with their parent
 """
 
 

@@ -81,7 +81,10 @@ def tree(root: Path) -> dict[str, str]:
 
 
 def await_stopped(world: World, root: Path) -> None:
-    """Wait until every thread of the saving process stands still."""
+    """Wait until every thread of the saving process stands still, by the signal.
+
+    strace, too, lets all of them stand still for a moment, while it attaches.
+    """
     pid = world.processes[0].pid
     deadline = time.monotonic() + 30
     while True:
@@ -89,7 +92,8 @@ def await_stopped(world: World, root: Path) -> None:
             (task / "stat").read_text().rpartition(")")[2].split()[0]
             for task in Path(f"/proc/{pid}/task").iterdir()
         ]
-        if set(states) <= {"T", "t"}:
+        signalled = "--- stopped by SIGSTOP ---" in (root / "trace").read_text()
+        if signalled and set(states) <= {"T", "t"}:
             return
         assert time.monotonic() < deadline, f"{root}: {states}"
         time.sleep(0.005)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 
 from launcher.allocation import LocalAllocation, allocation_of
 from launcher.outcome import Action, Cause, Decision
@@ -41,6 +42,7 @@ def supervisor(run_dir: RunDir, resubmit: Resubmit) -> Supervisor:
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     for name, value in rank_environment().items():
         monkeypatch.setenv(name, value)
+    structlog.reset_defaults()  # another test may have left a log on its own, closed, stream
     return make_run(tmp_path / "run", plan=PLAN, slurm={"time": "1m"}, resilience=NEARLY_OVER)
 
 
