@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,7 @@ from rich.text import Text
 
 from launcher.jobs import look
 from launcher.run import Run, list_run_folders
-from monitor.goodput import Goodput
-from monitor.goodput_text import headline, rows
+from launcher.status_text import runs_table, status_rows, time_rows
 from monitor.status import RunState, RunStatus
 from train.errors import UserError
 
@@ -72,7 +70,7 @@ def list_runs(options: argparse.Namespace) -> int:
     elif not found:
         print(f"no runs in {Path(options.runs_dir).absolute()}")
     else:
-        console().print(_runs_table(found))
+        console().print(runs_table(found))
     return 0
 
 
@@ -87,7 +85,7 @@ def status(options: argparse.Namespace) -> int:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, text in [*_status_rows(found), *_time_rows(goodput, whole=found.state.ended)]:
+    for label, text in [*status_rows(found), *time_rows(goodput, whole=found.state.ended)]:
         table.add_row(label, text)
     console().print(table, markup=False)
     return 0
@@ -265,77 +263,6 @@ def _print_from(path: Path, start: int) -> int:
     sys.stdout.write(data.decode(errors="replace"))
     sys.stdout.flush()
     return start + len(data)
-
-
-def _runs_table(found: Sequence[RunStatus]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("run", "state", "step", "loss", "val loss", "tokens/s", "left", "where", "job"):
-        table.add_column(name, no_wrap=name == "run")
-    for one in found:
-        table.add_row(
-            one.run_id,
-            str(one.state),
-            f"{one.step}/{one.total_steps}" if one.total_steps else str(one.step),
-            _number(one.loss, "{:.4f}"),
-            _number(one.validation_loss, "{:.4f}"),
-            _number(one.tokens_per_s, "{:,.0f}"),
-            _duration(one.eta_s),
-            one.cluster,
-            one.job_ids[-1] if one.job_ids else "",
-        )
-    return table
-
-
-def _status_rows(found: RunStatus) -> list[tuple[str, str]]:
-    total = f" of {found.total_steps}" if found.total_steps else ""
-    activity = found.last_activity_at
-    rows = [
-        ("run", found.run_id),
-        ("state", f"{found.state}" + (f": {found.why}" if found.why else "")),
-        ("where", f"{found.cluster}, job {', '.join(found.job_ids) or 'none'}"),
-        ("attempt", str(found.attempt)),
-        ("step", f"{found.step}{total}"),
-        ("loss", _number(found.loss, "{:.4f}")),
-        ("validation loss", _number(found.validation_loss, "{:.4f}")),
-        ("learning rate", _number(found.lr, "{:.3e}")),
-        ("tokens/s", _number(found.tokens_per_s, "{:,.0f}")),
-        ("time left", _duration(found.eta_s)),
-        ("last activity", f"{_duration(time.time() - activity)} ago" if activity else ""),
-        ("checkpoints", ", ".join(str(step) for step in found.checkpoints)),
-        ("saves", _saves(found)),
-        ("left out", _left_out(found)),
-        ("folder", found.folder),
-    ]
-    return [(label, text) for label, text in rows if text]
-
-
-def _saves(found: RunStatus) -> str:
-    """The automatic interval between checkpoints, where there is one and it is known."""
-    if found.ckpt_interval_s is None or found.state.ended:
-        return ""
-    return f"automatically, every {_duration(found.ckpt_interval_s)}"
-
-
-def _left_out(found: RunStatus) -> str:
-    """Steps without an update and rollbacks, if there were any."""
-    if not found.skipped_steps and not found.rollbacks:
-        return ""
-    return f"{found.skipped_steps} skipped steps, {found.rollbacks} rollbacks"
-
-
-def _time_rows(goodput: Goodput, *, whole: bool) -> list[tuple[str, str]]:
-    """The effective share in one line, and where the rest went once the run has ended."""
-    line = headline(goodput)
-    parts = [("", f"{text}  {name}") for name, text in rows(goodput)] if whole else []
-    return [("time", line), *parts] if line else []
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
-def _duration(seconds: float | None) -> str:
-    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def _print_json(value: Any) -> None:

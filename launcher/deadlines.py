@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from launcher.policy import stop_lead_s
 from train.config import RunConfig
 from train.config.types import format_duration
 
 LAST_CALL_S = 10.0
 """Seconds before the time limit at which ranks that did not stop are killed."""
+MARGIN_S = 20.0
+"""Seconds for ranks to leave, and for the requeue, beside the step and the save."""
 SLOW_BYTES_PER_S = 200e6
 """Assumed of each node's writes for warnings and for leads that need not be set by hand: a shared
 file system over 10 Gbit/s Ethernet under load. Nobody has measured yours at plan time."""
@@ -24,6 +25,27 @@ FAST_BYTES_PER_S = 2e9
 """Each node's writes to a parallel file system over a fast fabric: what does not fit even at this
 rate is refused."""
 _GB = 1e9
+
+
+def stop_lead_s(
+    *,
+    configured: int | None,
+    limit_s: float,
+    step_s: float | None,
+    save_s: float | None,
+    unmeasured_s: float = 60.0,
+) -> float:
+    """Seconds before the time limit at which the ranks are asked to save and stop.
+
+    One step to finish, twice the slowest save seen, and a margin for leaving and requeueing;
+    ``unmeasured_s`` while no save of this run was measured. Never more than a quarter of the limit,
+    so that short jobs train too.
+    """
+    if configured is not None:
+        return float(configured)
+    measured = (step_s or 0.0) + 2.0 * save_s + MARGIN_S if save_s is not None else None
+    wanted = measured if measured is not None else max(unmeasured_s, (step_s or 0.0) * 2)
+    return min(wanted, limit_s / 4)
 
 
 class Fit(StrEnum):

@@ -20,7 +20,6 @@ class StopCause(StrEnum):
     TERMINATED = "terminated"
     WARNED = "warned"
     TIME_LIMIT = "time_limit"
-    FENCED = "fenced"
 
 
 @dataclass(frozen=True)

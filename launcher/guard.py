@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from launcher.policy import RESUME_HINT
+from launcher.outcome import RESUME_HINT
 from launcher.srun import srun_environment
 from monitor.slurm import JobInfo, ask, show_job
 from train.rundir import RunDir

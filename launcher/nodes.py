@@ -13,11 +13,11 @@ from typing import Any
 
 from launcher.allocation import Allocation
 from launcher.attempts import AttemptRecord
+from launcher.budgets import within_budget
 from launcher.evidence import AttemptEvidence, NodeSign
 from launcher.left_nodes import last_left
 from launcher.outcome import Action, Cause, Decision
 from launcher.placement import NodeRule, Outlook, Standing, choose, in_words, outlook
-from launcher.policy import within_budget
 from launcher.strikes import Strike, blame, strikes_in, struck_out
 from monitor.hostlist import expand_nodes
 from train.config import RunConfig

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+RESUME_HINT = "`python -m launcher resume` goes on from the newest checkpoint"
+
 
 class Cause(StrEnum):
     """Why an attempt ended."""

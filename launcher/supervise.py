@@ -19,15 +19,16 @@ import structlog
 from launcher.acts import SupervisorActs
 from launcher.allocation import Allocation
 from launcher.attempts import AttemptLog, AttemptRecord, of_jobs
+from launcher.budgets import attempts_without_progress, vanished_in_a_row
 from launcher.conclusion import follow_up
 from launcher.evidence import AttemptEvidence
 from launcher.guard import Guard
 from launcher.logs import log_tail
 from launcher.nodes import NodeKeeper
-from launcher.outcome import Action, Cause, Decision
+from launcher.outcome import RESUME_HINT, Action, Cause, Decision
 from launcher.ownership import Ownership
 from launcher.patience import patiently
-from launcher.policy import RESUME_HINT, attempts_without_progress, decide, vanished_in_a_row
+from launcher.policy import decide
 from launcher.rollback import note_rollback
 from launcher.signals import SignalNotes
 from launcher.submissions import chain_of, read_submissions

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.attempts import AttemptRecord
+from launcher.budgets import attempts_without_progress, vanished_in_a_row
+from launcher.deadlines import stop_lead_s
 from launcher.evidence import AttemptEvidence, NodeSign, RankExit, RankFailure, StopCause
 from launcher.outcome import Action, Cause, Decision
-from launcher.policy import attempts_without_progress, decide, stop_lead_s, vanished_in_a_row
+from launcher.policy import decide
 from launcher.rollback import note_rollback
 from monitor.diagnose import diagnose_text
 from monitor.slurm import UNKNOWN, JobInfo
@@ -326,10 +328,6 @@ def test_ranks_that_never_started_are_a_failed_launch() -> None:
     )
     assert outcome(found) == (Cause.LAUNCH_FAILED, Action.RESTART)
     assert "srun: task launch failed" in decide(found, (), LIMITS).explanation
-
-
-def test_a_newer_attempt_ends_this_one() -> None:
-    assert outcome(evidence(stop_asked=StopCause.FENCED)) == (Cause.FENCED, Action.STOP)
 
 
 KILLED = evidence(exits=(RankExit(1, -9),))
