@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from launcher.config import json_schema
-from train.config.schema import aliases, sections
+from train.config.schema import aliases, expected, sections
 
 HERE = Path(__file__).parent
 FILES = [HERE / "data" / "automodel_4x8.yaml", *sorted((HERE.parent / "configs").glob("*.yaml"))]
@@ -119,3 +119,15 @@ def test_wrong_values_are_errors_in_the_editor(
     section: str, key: str, value: Any, schema: dict[str, Any]
 ) -> None:
     assert not accepts(properties(schema, section)[key], value)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (("resilience", "hang", "step_s"), "an integer >= 0 or none"),
+        (("resilience", "loss_spike"), "one of off, warn, skip, rollback"),
+        (("slurm", "srun_args", 0), "text"),
+    ],
+)
+def test_what_is_expected_is_known_at_every_depth(path: tuple[str | int, ...], words: str) -> None:
+    assert expected(path) == words

@@ -180,10 +180,17 @@ def expected(path: KeyPath) -> str:
     part = properties.get(name) or properties.get(field) or _by_alias(properties, section, field)
     for step in path[2:]:
         options = part.get("anyOf", [part])
-        inner = [o.get("items") or o.get("additionalProperties") for o in options]
+        inner = [_inside(option, str(step), schema) for option in options]
         part = next((i for i in inner if isinstance(i, dict)), {})
-        del step
     return in_words(part)
+
+
+def _inside(option: dict[str, Any], step: str, schema: dict[str, Any]) -> Any:
+    """The schema of what lies at ``step`` in a section, a list or a mapping."""
+    if "$ref" in option:
+        section = schema["$defs"][option["$ref"].rpartition("/")[2]]
+        return section.get("properties", {}).get(step)
+    return option.get("items") or option.get("additionalProperties")
 
 
 def _by_alias(properties: dict[str, Any], section: type[Section], field: str) -> dict[str, Any]:
@@ -207,7 +214,8 @@ def in_words(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(in_words(option) for option in schema["anyOf"]))
     if "enum" in schema:
-        return "one of " + ", ".join(str(value) for value in schema["enum"])
+        # YAML reads a plain `off` as false: that is allowed, and nothing to write on purpose.
+        return "one of " + ", ".join(str(value) for value in schema["enum"] if value is not False)
     if "const" in schema:
         return str(schema["const"])
     if "$ref" in schema or "allOf" in schema:
