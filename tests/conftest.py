@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.slurm.fixtures import make_cluster, report_not_run, slurm_cluster
+from tests.slurm.fixtures import (
+    make_cluster,
+    report_not_run,
+    report_repairs,
+    session_cluster,
+    slurm_cluster,
+)
 
-__all__ = ["make_cluster", "slurm_cluster"]
+__all__ = ["make_cluster", "session_cluster", "slurm_cluster"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,5 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name the tests that did not run for want of Slurm; never silently green."""
+    """Name what was repaired and the tests that did not run for want of Slurm; never silent."""
+    report_repairs(terminalreporter)
     report_not_run(terminalreporter)

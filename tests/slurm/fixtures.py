@@ -2,7 +2,7 @@
 
 A `conftest.py` imports the fixtures, and calls `report_not_run` in `pytest_terminal_summary`:
 
-    from tests.slurm.fixtures import make_cluster, report_not_run, slurm_cluster
+    from tests.slurm.fixtures import make_cluster, report_not_run, session_cluster, slurm_cluster
 
     def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         report_not_run(terminalreporter)
@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.slurm.cluster import SlurmCluster
+from tests.slurm.daemon import SlurmClusterError
 from tests.slurm.options import ClusterOptions, install_hint, missing_packages
 
 REQUIRE_VARIABLE = "SUBMITRAIN_REQUIRE_SLURM"
 """Set to 1, tests that need Slurm fail where it is missing; CI sets it."""
 
+_IDLE_WITHIN_S = 30
+_REPAIRED = "slurm_cluster_repaired"
 _REASON_PREFIX = "needs a real Slurm: "
 
 ClusterFactory = Callable[[ClusterOptions], SlurmCluster]
@@ -41,15 +44,32 @@ def require_slurm(options: ClusterOptions) -> None:
 
 
 @pytest.fixture(scope="session")
-def slurm_cluster() -> Iterator[SlurmCluster]:
-    """One cluster for the whole session: 4 nodes, accounting, preemption with 20 s of notice.
-
-    A test that breaks daemons takes `make_cluster`, or calls `slurm_cluster.restore()` at its end.
-    """
+def session_cluster() -> Iterator[SlurmCluster]:
+    """The cluster behind `slurm_cluster`, started once."""
     options = ClusterOptions(preempt_notice_s=20)
     require_slurm(options)
     with SlurmCluster.start(options) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def slurm_cluster(
+    session_cluster: SlurmCluster, record_property: Callable[[str, object], None]
+) -> SlurmCluster:
+    """One cluster for the whole session: 4 nodes, accounting, preemption with 20 s of notice.
+
+    Every test gets it with all nodes idle: what the one before left is cancelled, and a node that
+    Slurm took out of service meanwhile is brought back and named in the summary. A test that breaks
+    daemons takes `make_cluster`, or calls `slurm_cluster.restore()` at its end.
+    """
+    session_cluster.cancel_all()
+    try:
+        session_cluster.wait_idle(timeout_s=_IDLE_WITHIN_S)
+    except SlurmClusterError:
+        reasons = session_cluster.run("sinfo", "--list-reasons", "--format=%n %T: %E", check=False)
+        record_property(_REPAIRED, reasons.strip() or str(session_cluster.node_states()))
+        session_cluster.restore()
+    return session_cluster
 
 
 @pytest.fixture
@@ -81,6 +101,15 @@ def not_run_lines(skipped: list[pytest.TestReport]) -> list[str]:
         lines += [f"    {name}" for name in tests]
         lines.append(f"To run them: {command}")
     return lines
+
+
+def report_repairs(reporter: pytest.TerminalReporter) -> None:
+    """Print where the session's cluster was found broken; for `pytest_terminal_summary`."""
+    for reports in reporter.stats.values():
+        for report in reports:
+            for name, reasons in getattr(report, "user_properties", ()):
+                if name == _REPAIRED and report.when == "call":
+                    reporter.line(f"cluster repaired before {report.nodeid}: {reasons}")
 
 
 def report_not_run(reporter: pytest.TerminalReporter) -> None:
