@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import getpass
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.acts import client_act
 from launcher.explain import RunResult, read_result
 from launcher.jobs import cancel_job, look, terminate_job
+from launcher.metrics import StepEvents
 from monitor.audit.entry import Act
 from monitor.evidence import read_evidence
 from monitor.goodput import Goodput
@@ -19,6 +21,9 @@ from monitor.status import RunState, RunStatus, status_of
 from train.errors import RunError, UserError
 from train.events import curve
 from train.rundir import RunDir, write_json_atomically
+
+if TYPE_CHECKING:
+    from launcher.chart import Plot
 
 LATEST = "latest"
 WAIT_POLL_S = {"local": 0.5, "slurm": 10.0}
@@ -109,10 +114,40 @@ class Run:
             raise RunError(f"{self.run_id} {status.state}: {status.why}; logs: {logs}")
         return read_result(self.folder, status)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Step events in order of step; of a step computed twice, the later one."""
+    def metrics(self) -> StepEvents:
+        """Step events in order of step; of a step computed twice, the later one.
+
+        A list; ``metrics().frame()`` is a pandas DataFrame, and notebooks show the list as one.
+        """
         steps = curve(self.run_dir.events(0))
-        return [steps[step] for step in sorted(steps)]
+        return StepEvents(steps[step] for step in sorted(steps))
+
+    def plot(self, name: str = "loss", *others: Run) -> Plot:
+        """A chart of ``loss``, ``lr``, ``tokens_per_s``, ``mem_bytes`` or ``grad_norm`` by step.
+
+        Other runs are drawn as broad pale bands beneath: an identical curve lies on its band.
+
+        Raises:
+            UserError: there is no such field, or no step has been recorded yet.
+        """
+        from launcher.chart import plot
+
+        return plot(self.folder, [other.folder for other in others], name)
+
+    def watch(self, interval_s: float | None = None) -> None:
+        """Follow it in one display until it has ended, anew every ``interval_s`` seconds.
+
+        Interrupting ends the watching, never the run; default: once a second. The scheduler is
+        asked every 15 s at most.
+        """
+        from launcher.live import watch
+
+        watch(self, interval_s)
+
+    def _repr_html_(self) -> str:
+        from launcher.live import card_of
+
+        return card_of(self)
 
     def logs(self, *, rank: int = 0, attempt: int | None = None, tail: int | None = None) -> str:
         """Output and errors of one rank in one attempt (default: the newest), last ``tail`` lines.
@@ -123,6 +158,10 @@ class Run:
         texts = [path.read_text(errors="replace") for path in self.log_files(rank, attempt)]
         lines = "".join(texts).splitlines(keepends=True)
         return "".join(lines[-tail:] if tail else lines)
+
+    def tail(self, lines: int = 20, *, rank: int = 0, attempt: int | None = None) -> None:
+        """Print the last lines of a rank's log; raises like ``logs``."""
+        sys.stdout.write(self.logs(rank=rank, attempt=attempt, tail=lines))
 
     def log_files(self, rank: int = 0, attempt: int | None = None) -> list[Path]:
         """The files that ``logs`` reads; those of the job itself before the first attempt."""

@@ -7,22 +7,26 @@ from html import escape
 
 __all__ = ["badge", "details", "escape", "page", "section", "table"]
 
-STYLE = """
-:root {
-  color-scheme: light dark;
+LIGHT = """
   --paper: #ffffff; --ink: #1b1f24; --faint: #59636e; --line: #d1d9e0; --panel: #f6f8fa;
   --good: #1a7f37; --bad: #cf222e; --warn: #9a6700;
   --c0: #0969da; --c1: #bc4c00; --c2: #1a7f37; --c3: #8250df; --c4: #bf3989;
   --c5: #0a7d7d; --c6: #9a6700; --c7: #cf222e; --c8: #57606a; --c9: #4d2d00;
-}
-@media screen and (prefers-color-scheme: dark) {
-  :root {
-    --paper: #0d1117; --ink: #e6edf3; --faint: #9198a1; --line: #3d444d; --panel: #151b23;
-    --good: #3fb950; --bad: #ff7b72; --warn: #d29922;
-    --c0: #58a6ff; --c1: #ffa657; --c2: #56d364; --c3: #bc8cff; --c4: #ff9bce;
-    --c5: #39c5cf; --c6: #e3b341; --c7: #ff7b72; --c8: #9198a1; --c9: #d2a679;
-  }
-}
+"""
+DARK = """
+  --paper: #0d1117; --ink: #e6edf3; --faint: #9198a1; --line: #3d444d; --panel: #151b23;
+  --good: #3fb950; --bad: #ff7b72; --warn: #d29922;
+  --c0: #58a6ff; --c1: #ffa657; --c2: #56d364; --c3: #bc8cff; --c4: #ff9bce;
+  --c5: #39c5cf; --c6: #e3b341; --c7: #ff7b72; --c8: #9198a1; --c9: #d2a679;
+"""
+"""Colours of a page; ten of series (``--c0`` .. ``--c9``), with contrast on either background."""
+
+STYLE = (
+    f"""
+:root {{ color-scheme: light dark; {LIGHT} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}
+"""
+    + """
 * { box-sizing: border-box; }
 body {
   margin: 0 auto; padding: 24px 20px 48px; max-width: 1080px; background: var(--paper);
@@ -60,7 +64,7 @@ details { margin: 8px 0; } summary { cursor: pointer; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
-"""Ten series colours (``--c0`` .. ``--c9``) with enough contrast on either background."""
+)
 
 
 def page(title: str, body: Iterable[str]) -> str:

@@ -1,0 +1,86 @@
+"""``Run.plot()``: curves of one or several runs as one SVG, which notebooks show by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.sight import Sight
+from monitor.html.fragment import svg_document
+from monitor.html.line_chart import Series, line_chart
+from monitor.report.thin import thin
+from train.errors import UserError
+
+MOST_POINTS = 500
+_NAMES = {
+    "loss": "loss (nats per label token)",
+    "lr": "learning rate",
+    "tokens_per_s": "tokens/s",
+    "mem_bytes": "memory of rank 0 (GiB)",
+    "grad_norm": "gradient norm",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A chart; ``svg`` is a whole file."""
+
+    svg: str
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+    def save(self, path: str | Path) -> Path:
+        """Write the SVG file; returns its path."""
+        target = Path(path)
+        target.write_text(self.svg)
+        return target
+
+
+def plot(folder: Path, others: Sequence[Path], name: str) -> Plot:
+    """One field of step events by step; the other runs as broad pale bands beneath.
+
+    Raises:
+        UserError: there is no such field, or no step has been recorded yet.
+    """
+    if name not in _NAMES:
+        raise UserError(f"plot: expected one of {', '.join(_NAMES)}, got {name!r}")
+    beneath = [
+        Series(other.name, _points(Sight(other).look(), name), color=index, wide=True)
+        for index, other in enumerate(others, start=1)
+    ]
+    sight = Sight(folder).look()
+    own = series(sight, name, folder.name if others else "training")
+    drawn = [one for one in [*beneath, *own] if one.points]
+    chart = line_chart(drawn, x_label="step", y_label=_NAMES[name], title=f"{_NAMES[name]} by step")
+    if not chart:
+        raise UserError(f"plot: {folder.name} has not recorded a step with {name} yet")
+    return Plot(svg_document(chart))
+
+
+def loss_chart(sight: Sight) -> str:
+    """Training and validation loss as inline SVG; empty before the first step."""
+    return line_chart(
+        series(sight, "loss", "training"), x_label="step", y_label=_NAMES["loss"], title="Loss"
+    )
+
+
+def series(sight: Sight, name: str, label: str) -> list[Series]:
+    """The curve with a mark wherever an attempt went on; with the loss, that of validation."""
+    points = _points(sight, name)
+    values = sight.curves.values[name]
+    marks = [
+        (float(at), values[at], f"attempt {attempt} went on after step {step}")
+        for step, attempt in sorted(sight.resumed.items())
+        if (at := step if step in values else step + 1) in values
+    ]
+    found = [Series(label, points, 0, marks=marks)]
+    if name == "loss" and sight.curves.values["validation"]:
+        validation = "validation" if label == "training" else f"{label}: validation"
+        found.append(Series(validation, _points(sight, "validation"), 1, dash=1))
+    return [one for one in found if one.points]
+
+
+def _points(sight: Sight, name: str) -> list[tuple[float, float]]:
+    return thin(sight.curves.points(name), MOST_POINTS)

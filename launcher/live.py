@@ -1,0 +1,90 @@
+"""``Run.watch()``: one display that follows a run to its end. Stopping it changes nothing.
+
+In a notebook it is the run's card; anywhere else the lines or the bar of the command line.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.card import card
+from launcher.explain import failure_line
+from launcher.progress import REFRESH_S, STATUS_EVERY_S, follow_on
+from launcher.sight import Sight
+from monitor.status import RunState, RunStatus
+from train.errors import UserError
+
+if TYPE_CHECKING:
+    from launcher.run import Run
+
+NO_LONGER = "no longer watched; the run goes on (run.cancel() ends it)"
+
+
+def card_of(run: Run, sight: Sight | None = None, status: RunStatus | None = None) -> str:
+    """The card of a run as of now."""
+    found = status or run.status()
+    failure = failure_line(run.folder) if found.state is RunState.FAILED else None
+    return card(found, (sight or Sight(run.folder)).look(), failure=failure, here=Path.cwd())
+
+
+def watch(run: Run, interval_s: float | None = None) -> None:
+    """Show the run until it has ended, or until it is interrupted: the run then goes on.
+
+    Raises:
+        UserError: ``interval_s`` is no positive number of seconds.
+    """
+    if interval_s is not None and not interval_s > 0:
+        raise UserError(f"watch: expected interval_s > 0 (seconds), got {interval_s}")
+    try:
+        if in_notebook():
+            _watch_card(run, interval_s)
+        else:
+            from rich.console import Console
+
+            follow_on(run, Console())
+    except KeyboardInterrupt:
+        sys.stdout.write(f"{run.run_id} is {NO_LONGER}\n")
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = sys.modules.get("IPython")
+    running = shell.get_ipython() if shell is not None else None
+    return getattr(running, "kernel", None) is not None
+
+
+def _watch_card(run: Run, interval_s: float | None) -> None:
+    """The scheduler is asked no more often than the command line does."""
+    sight = Sight(run.folder)
+    status, asked = run.status(), time.monotonic()
+    pause_s = interval_s or REFRESH_S * 2
+    show = _Display()
+    while True:
+        show(card_of(run, sight, status))
+        if status.state.ended:
+            return
+        time.sleep(pause_s)
+        if time.monotonic() - asked >= STATUS_EVERY_S.get(status.cluster, 1.0):
+            status, asked = run.status(), time.monotonic()
+
+
+class _Display:
+    """One output of a notebook, replaced by what comes after."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._shown = ""
+
+    def __call__(self, html: str) -> None:
+        from IPython.display import HTML, display
+
+        if html == self._shown:
+            return
+        if self._handle is None:
+            self._handle = display(HTML(html), display_id=True)
+        else:
+            self._handle.update(HTML(html))
+        self._shown = html
