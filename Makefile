@@ -53,6 +53,15 @@ faults: $(INSTALLED) ## The fault matrix and a storm of 20 faults on a private S
 	$(RUN) -m tests.faults matrix
 	$(RUN) -m tests.faults storm
 
+docs: $(INSTALLED) ## Write what is generated from the types: docs/configuration.md and the schema
+	$(RUN) -m launcher schema --markdown > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+	$(RUN) -m launcher schema > launcher/config.schema.json.new
+	mv launcher/config.schema.json.new launcher/config.schema.json
+
+notebooks: $(INSTALLED) ## Run the notebooks and store their outputs (minutes)
+	$(RUN) -m tests.notebooks
+
 constraints: ## Write the installed versions to constraints.txt
 	{ echo "# Versions that CI and the Makefile install. Refresh: make constraints"; \
 	  $(RUN) -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.txt.new
@@ -62,4 +71,4 @@ clean: ## Remove caches; run folders stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help install quickstart check format slurm test cluster bench faults constraints clean
+.PHONY: help install quickstart check format slurm test cluster bench faults docs notebooks constraints clean

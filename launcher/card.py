@@ -28,19 +28,20 @@ _SIGN = {"good": "&#10003; ", "bad": "&#10007; ", "warn": "&#9679; ", "": "&#965
 def card(status: RunStatus, sight: Sight, *, failure: str | None = None, here: Path) -> str:
     """HTML of the card; links are relative to ``here``, the notebook's folder."""
     parts = [
-        _head(status),
+        _head(status, said=bool(failure)),
         _bar(status),
         _facts(status),
         loss_chart(sight),
-        _notes(sight, failure),
+        _notes(status, sight, failure),
         _links(status, here),
     ]
     return fragment("".join(parts))
 
 
-def _head(status: RunStatus) -> str:
+def _head(status: RunStatus, *, said: bool) -> str:
     kind = _KIND.get(status.state, "")
-    why = f'<span class="faint">{escape(status.why)}</span>' if status.why else ""
+    tell = status.why and not said
+    why = f'<span class="faint">{escape(status.why)}</span>' if tell else ""
     return (
         f'<div class="head"><span class="name">{escape(status.run_id)}</span>'
         f'<span class="state {kind}">{_SIGN[kind]}{status.state}</span>{why}</div>'
@@ -76,8 +77,9 @@ def _value(label: str, value: float | None, form: str) -> str:
     return "" if value is None else f"{label} {form.format(value)}".strip()
 
 
-def _notes(sight: Sight, failure: str | None) -> str:
-    lines = "".join(f"<li>{escape(note)}</li>" for note in sight.notes)
+def _notes(status: RunStatus, sight: Sight, failure: str | None) -> str:
+    new = [note for note in sight.notes if not (status.why and status.why in note)]
+    lines = "".join(f"<li>{escape(note)}</li>" for note in new)
     first = f'<pre class="bad">{escape(failure)}</pre>' if failure else ""
     return (f'<ul class="faint">{lines}</ul>' if lines else "") + first
 

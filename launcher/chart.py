@@ -47,16 +47,21 @@ def plot(folder: Path, others: Sequence[Path], name: str) -> Plot:
     if name not in _NAMES:
         raise UserError(f"plot: expected one of {', '.join(_NAMES)}, got {name!r}")
     beneath = [
-        Series(other.name, _points(Sight(other).look(), name), color=index, wide=True)
+        Series(_short(other), _points(Sight(other).look(), name), color=index, wide=True)
         for index, other in enumerate(others, start=1)
     ]
     sight = Sight(folder).look()
-    own = series(sight, name, folder.name if others else "training")
+    own = series(sight, name, _short(folder) if others else "training")
     drawn = [one for one in [*beneath, *own] if one.points]
     chart = line_chart(drawn, x_label="step", y_label=_NAMES[name], title=f"{_NAMES[name]} by step")
     if not chart:
         raise UserError(f"plot: {folder.name} has not recorded a step with {name} yet")
     return Plot(svg_document(chart))
+
+
+def _short(folder: Path) -> str:
+    """The run's name and start, without the digest: room in a legend is small."""
+    return folder.name.rpartition("-")[0] or folder.name
 
 
 def loss_chart(sight: Sight) -> str:

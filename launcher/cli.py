@@ -10,12 +10,15 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from launcher.examples import EXAMPLES_OF
+from monitor.examples import example_text
 from train.errors import SubmitrainError
 
 Handler = Callable[[argparse.Namespace], int]
 
 EXAMPLES = """\
 examples:
+  python -m launcher init -o cfg.yaml                           a first configuration for this place
   python -m launcher configs/quickstart.yaml                    train here, watch it
   python -m launcher cfg.yaml optimizer.lr=1e-4 --cluster slurm submit to Slurm
   python -m launcher cfg.yaml --dry-run                         show the plan, start nothing
@@ -81,7 +84,13 @@ def build_parser() -> argparse.ArgumentParser:
         title="commands", metavar="COMMAND", required=True, prog="python -m launcher"
     )
     for name, (summary, configure) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=example_text("launcher", EXAMPLES_OF.get(name, ())),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         configure(command)
     return parser
 
@@ -192,7 +201,48 @@ def _drill_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_lazy("main", "launcher.drill.cli"))
 
 
+def _init_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="cfg.yaml",
+        metavar="FILE",
+        help="where to write it (default: cfg.yaml); - is standard output",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite a file that is there")
+    parser.add_argument(
+        "--cluster",
+        choices=["auto", "local", "slurm"],
+        default="auto",
+        help="what to write for; auto (default) = Slurm where it answers",
+    )
+    parser.set_defaults(handler=_lazy("init", "launcher.init_cli"))
+
+
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "key", metavar="KEY", nargs="?", help="slurm.time, a section, or a key's bare name"
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON list on standard output")
+    parser.set_defaults(handler=_lazy("explain", "launcher.init_cli"))
+
+
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "shell",
+        choices=["bash", "zsh", "fish", "words"],
+        help="whose script to print; its script asks with `words` at every TAB",
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="after `words --`: the line so far"
+    )
+    parser.set_defaults(handler=_lazy("completion", "launcher.init_cli"))
+
+
 def _schema_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--markdown", action="store_true", help="docs/configuration.md instead: all keys as tables"
+    )
     parser.set_defaults(handler=_lazy("schema"))
 
 
@@ -205,7 +255,10 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "cancel": ("save, stop, and stay stopped", _cancel_arguments),
     "resume": ("go on from the newest verified checkpoint", _resume_arguments),
     "drill": ("inject faults into a short run, and compare the curves", _drill_arguments),
+    "init": ("write a first configuration for the cluster that is here", _init_arguments),
+    "explain": ("what a key of the configuration means", _explain_arguments),
     "schema": ("JSON Schema of configuration files, for editors", _schema_arguments),
+    "completion": ("completion for bash, zsh or fish", _completion_arguments),
 }
 
 

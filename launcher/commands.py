@@ -142,9 +142,15 @@ def _resources(overrides: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def schema(_options: argparse.Namespace) -> int:
-    """Print the JSON Schema."""
+def schema(options: argparse.Namespace) -> int:
+    """Print the JSON Schema, or the reference for people."""
     from launcher.config import json_schema
+
+    if options.markdown:
+        from launcher.keydocs_text import reference
+
+        sys.stdout.write(reference())
+        return 0
 
     _print_json(json_schema())
     return 0

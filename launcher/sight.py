@@ -15,8 +15,8 @@ from train.rundir import RunDir
 
 NOTES = 6
 """Remarkable events that are kept, the newest."""
-_EVERYDAY = frozenset({Kind.VALIDATION, Kind.CHECKPOINT})
-"""In the curve, or in the status, already."""
+_SAID = frozenset({Kind.VALIDATION, Kind.CHECKPOINT, Kind.FAILURE})
+"""In the curve, in the status, or in what the attempt's end says."""
 
 
 @dataclass
@@ -56,5 +56,5 @@ class Sight:
         self.curves.take(event)
         if event["kind"] == Kind.RESUME and isinstance(event.get("step"), int):
             self.resumed[event["step"]] = int(event.get("attempt") or 0)
-        if event["kind"] not in _EVERYDAY and (line := notable(event)):
+        if event["kind"] not in _SAID and (line := notable(event)):
             self.notes.append(line)

@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+from monitor.examples import EXAMPLES_OF, example_text
 from train.errors import SubmitrainError
 
 Handler = Callable[[argparse.Namespace], int]
@@ -63,7 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (summary, configure) in COMMANDS.items():
-        configure(commands.add_parser(name, help=summary, description=summary))
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=example_text("monitor", EXAMPLES_OF.get(name, ())),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        configure(command)
     return parser
 
 

@@ -23,6 +23,10 @@ class SubmitrainError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message. Where in our code it was raised helps nobody."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UserError(SubmitrainError):
     """The user's input is wrong; the message says what, where, got, allowed and the next step."""

@@ -10,7 +10,7 @@ from monitor.html.page import DARK, LIGHT
 
 _CHART = """
 svg { width: 100%; height: auto; display: block; }
-svg text { fill: var(--ink); font: 15px system-ui, "DejaVu Sans", sans-serif; }
+svg text { fill: var(--ink); font: 14px system-ui, "DejaVu Sans", sans-serif; }
 svg text.faint { fill: var(--faint); }
 svg .axis { stroke: var(--line); stroke-width: 1; }
 """
