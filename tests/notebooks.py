@@ -10,6 +10,7 @@ python -m tests.notebooks 01 --html D  run one and write its page into folder D 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import subprocess
@@ -82,8 +83,15 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="beginnings of their names; default: all")
     parser.add_argument("--html", type=Path, metavar="DIR", help="write pages, too")
     options = parser.parse_args()
-    shutil.rmtree(PLACE, ignore_errors=True)
-    copy_repository(PLACE)
+    with PLACE.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(PLACE, ignore_errors=True)
+        copy_repository(PLACE)
+        _store(options)
+    return 0
+
+
+def _store(options: argparse.Namespace) -> None:
     for path in NOTEBOOKS:
         if options.names and not path.name.startswith(tuple(options.names)):
             continue
@@ -97,7 +105,6 @@ def main() -> int:
             options.html.mkdir(parents=True, exist_ok=True)
             page, _ = HTMLExporter().from_notebook_node(notebook)
             (options.html / f"{path.stem}.html").write_text(page)
-    return 0
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def test_init_asks_the_cluster_and_the_result_runs_there(
     assert plan["warnings"] == []
     # The ranks are toys (tests/toy_rank.py); partition, account, GPUs, time are Slurm's to judge.
     started = shell(
-        "new.yaml", "--wait", "--json", "step_scheduler.max_steps=3", **slurm_cluster.env
+        "new.yaml", "--wait", "--json", "step_scheduler.max_steps=10", **slurm_cluster.env
     )
     assert started.returncode == 0, started.stderr
     assert json.loads(started.stdout)["state"] == "finished"
