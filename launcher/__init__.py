@@ -35,7 +35,8 @@ def launch(
         overrides: ``["optimizer.lr=1e-4", ...]``, as on the command line.
         cluster: ``local``, ``slurm`` or ``auto``; default: what ``cfg`` says.
         wait: return only when the run has ended.
-        changes: whole sections or scalars that replace those of ``cfg``.
+        changes: keys that replace those of ``cfg``: ``optimizer__lr=1e-4``, ``optimizer={"lr":
+            1e-4}`` (merged into the section) or ``**{"optimizer.lr": 1e-4}``.
 
     Raises:
         train.errors.UserError: the input is wrong; nothing was started and nothing stays behind.

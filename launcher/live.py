@@ -20,6 +20,8 @@ from train.errors import UserError
 if TYPE_CHECKING:
     from launcher.run import Run
 
+REPORT_S = 3.0
+"""Seconds to wait for the report of a run that has ended just now."""
 NO_LONGER = "no longer watched; the run goes on (run.cancel() ends it)"
 
 
@@ -63,12 +65,21 @@ def _watch_card(run: Run, interval_s: float | None) -> None:
     pause_s = interval_s or REFRESH_S * 2
     show = _Display()
     while True:
-        show(card_of(run, sight, status))
         if status.state.ended:
+            _await_report(run)
+            show(card_of(run, sight, status))
             return
+        show(card_of(run, sight, status))
         time.sleep(pause_s)
         if time.monotonic() - asked >= STATUS_EVERY_S.get(status.cluster, 1.0):
             status, asked = run.status(), time.monotonic()
+
+
+def _await_report(run: Run) -> None:
+    """The supervisor's last act comes after its last word; the card links to it."""
+    given_up = time.monotonic() + REPORT_S
+    while not (run.run_dir.reports / "report.html").exists() and time.monotonic() < given_up:
+        time.sleep(REFRESH_S / 5)
 
 
 class _Display:

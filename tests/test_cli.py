@@ -285,5 +285,8 @@ def test_the_commands_and_their_options_are_frozen() -> None:
             *("--cluster", "--faults", "--json", "--list", "--shrink", "--steps"),
             *("CONFIG", "OVERRIDES"),
         ],
-        "schema": [],
+        "init": ["--cluster", "--force", "--output", "-o"],
+        "explain": ["--json", "KEY"],
+        "schema": ["--markdown"],
+        "completion": ["SHELL", "WORDS"],
     }
