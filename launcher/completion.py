@@ -24,7 +24,6 @@ _submitrain() {
         COMPREPLY=()
         return
     fi
-    COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
     local line
     COMPREPLY=()
     while IFS= read -r line; do
@@ -88,6 +87,8 @@ def candidates(words: Sequence[str], here: Path) -> list[str]:
     """What may stand for the last of ``words``, the command line up to the cursor."""
     parser, given = _parser(words)
     current, before = (given[-1], given[:-1]) if given else ("", [])
+    if current == "=" or before[-1:] == ["="]:  # bash parts a.b=c; values are the user's to know
+        return []
     found = sorted(set(_offered(parser, before, current, here)))
     return [word for word in found if word.startswith(current) and word != current]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from train.config.placeholders import names_secret
 from train.config.redact import hidden
 from train.config.schema import aliases, is_secret, sections
 from train.errors import ConfigError
+
+_DOUBLE = re.compile(r"__(?=_target_)|__(?!_)")
+"""What stands for a dot in a keyword: ``model__config__hidden_size``, ``model___target_``."""
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
@@ -48,7 +52,7 @@ def apply_changes(document: Document, changes: Mapping[str, Any]) -> Document:
         ConfigError: a value is no plain data, or a path runs through something without keys.
     """
     for key, value in changes.items():
-        path = tuple(part for part in key.replace("__", ".", 1).split(".") if part)
+        path = tuple(part for part in _DOUBLE.sub(".", key).split(".") if part)
         plain = plain_tree_value(value, path)
         for inner, leaf in _leaves(plain, path):
             document = _changed(document, inner, leaf, Mark(f"argument {key}"))

@@ -63,6 +63,7 @@ def execute(path: Path, environ: Mapping[str, str] | None = None) -> Any:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(root),
         "JUPYTER_PLATFORM_DIRS": "1",
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm misses ipywidgets
     }
     client.execute(env={**os.environ, **(environ or {}), **paths})
     return notebook

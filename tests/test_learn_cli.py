@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from launcher.cli import build_parser as launcher_parser
 from launcher.config import json_schema, load_config
@@ -24,6 +25,7 @@ from monitor.examples import EXAMPLES_OF as MONITOR_EXAMPLES_OF
 from tests.slurm.cluster import SlurmCluster
 from tests.test_cli import Shell, assert_one_line, shell
 from train.config import RunConfig
+from train.config.document import read_document
 from train.config.schema import aliases, keys, section_class, sections
 from train.errors import UserError
 
@@ -51,7 +53,24 @@ def test_the_reference_has_every_key_and_every_spelling() -> None:
                 assert f"| `{written}` |" in text
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [({}, None), ({"slurm": {"nodes": 0}}, "nodes"), ({"slrum": {}}, "slrum")],
+    ids=["valid", "value", "key"],
+)
+def test_editors_accept_what_we_accept(change: dict[str, object], wrong: str | None) -> None:
+    editor = Draft202012Validator(json_schema())
+    for path in CONFIGS:
+        tree = read_document(path).tree
+        found = [error.message for error in editor.iter_errors({**tree, **change})]
+        assert bool(found) == bool(wrong), found
+    Draft202012Validator.check_schema(json_schema())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_configurations_tell_editors_where_the_schema_is(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     _, _, schema = first.partition("# yaml-language-server: $schema=")
@@ -236,6 +255,7 @@ LINES = {
     "keys": ("python -m launcher explain resilience.max_s", [
         "resilience.max_skipped_steps", "resilience.max_strikes",
     ]),
+    "values of keys": ("python -m launcher cfg.yaml slurm.nodes = c", []),
     "nothing of ours": ("python -m pip inst", []),
 }  # fmt: skip
 

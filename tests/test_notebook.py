@@ -128,6 +128,10 @@ def test_a_run_outlives_the_interrupt_and_the_restart_of_its_kernel(
     assert "from " in notebook.cell("run.tail(3)")
     assert "image/svg+xml" in notebook.cell("run.plot()")
 
+    wrong = notebook.cell("from launcher import launch\nlaunch({'slurm': {'nodes': 0}})")
+    assert "ConfigError: slurm.nodes: expected an integer >= 1" in wrong
+    assert "launch(" not in wrong  # one line, no way through our code
+
     last = notebook.cell("_ = run.cancel()\nrun.watch(interval_s=0.2)")
     assert "&#9679; cancelled" in last
     assert Run.open("latest").status().state is RunState.CANCELLED
@@ -136,9 +140,13 @@ def test_a_run_outlives_the_interrupt_and_the_restart_of_its_kernel(
 def test_overrides_may_be_keywords_with_dots_or_underscores(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = launch(config(project), step_scheduler__max_steps=3, **{"optimizer.lr": 1e-4})
+    deeper = {"resilience__hang__step_s": 77, "optimizer___target_": "torch.optim.Adam"}
+    run = launch(config(project), step_scheduler__max_steps=3, **deeper, **{"optimizer.lr": 1e-4})
     assert run.wait(KERNEL_S).total_steps == 3
-    assert "lr: 0.0001" in run.run_dir.config.read_text()
+    text = run.run_dir.config.read_text()
+    assert all(
+        line in text for line in ("lr: 0.0001", "step_s: 77", "_target_: torch.optim.Adam\n")
+    )
     with pytest.raises(UserError, match=r"did you mean lr\?.*\(argument optimizer__lrr\)"):
         launch(config(project), optimizer__lrr=1e-4)
 

@@ -29,7 +29,7 @@ FACTS = {
         r"attempt 1: rank_died -> restart",
         r"rank 1 \(\S+\) was killed by SIGKILL",
         r"attempt 2 went on after step \d+",
-        r"60 steps, identical: True",
+        r"40 steps, identical: True",
     ],
     "04_monitor_and_cost": [
         FINISHED,
