@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.sight import Sight
@@ -26,7 +26,8 @@ _NAMES = {
 class Plot:
     """A chart; ``svg`` is a whole file."""
 
-    svg: str
+    title: str
+    svg: str = field(repr=False)
 
     def _repr_svg_(self) -> str:
         return self.svg
@@ -53,10 +54,11 @@ def plot(folder: Path, others: Sequence[Path], name: str) -> Plot:
     sight = Sight(folder).look()
     own = series(sight, name, _short(folder) if others else "training")
     drawn = [one for one in [*beneath, *own] if one.points]
-    chart = line_chart(drawn, x_label="step", y_label=_NAMES[name], title=f"{_NAMES[name]} by step")
+    title = f"{_NAMES[name]} by step"
+    chart = line_chart(drawn, x_label="step", y_label=_NAMES[name], title=title)
     if not chart:
         raise UserError(f"plot: {folder.name} has not recorded a step with {name} yet")
-    return Plot(svg_document(chart))
+    return Plot(title, svg_document(chart))
 
 
 def _short(folder: Path) -> str:

@@ -37,6 +37,12 @@ EXAMPLES_OF: dict[str, tuple[tuple[str, str], ...]] = {
         ("drill cfg.yaml --faults kill,hang --steps 40", "some faults, more steps"),
         ("drill cfg.yaml --list", "what there is"),
     ),
+    "sweep": (
+        ("sweep cfg.yaml --nodes 1,2,4 --price 2.10", "how many nodes are worth their price"),
+        ("sweep cfg.yaml --grid optimizer.lr=1e-4,3e-4 --steps 100", "try values"),
+        ("sweep status latest", "how its runs are doing"),
+        ("sweep report latest", "what was measured"),
+    ),
     "init": (
         ("init", "writes cfg.yaml for Slurm, or for this machine"),
         ("init -o big.yaml --cluster slurm", "another file; an error where Slurm does not answer"),

@@ -24,6 +24,7 @@ from launcher.card import card
 from launcher.live import NO_LONGER
 from launcher.metrics import StepEvents
 from launcher.sight import Sight
+from monitor.html.fragment import SCOPE
 from monitor.status import RunState
 from tests.test_launch import SLOW, config, project, wait_for
 from train.errors import UserError
@@ -105,7 +106,7 @@ def test_a_run_outlives_the_interrupt_and_the_restart_of_its_kernel(
     settings = {**config(project), "runs_dir": "runs"}
     begin = f"import os; os.environ['TOY_STEP_S'] = '{SLOW}'; from launcher import Run, launch\n"
     shown = notebook.cell(f"{begin}run = launch({settings!r}, step_scheduler__max_steps=400)\nrun")
-    assert 'class="submitrain"' in shown
+    assert f'class="{SCOPE}"' in shown
     assert "step <b>0</b> of 400" in shown
 
     watching = notebook.start("run.watch(interval_s=0.2)")
@@ -182,7 +183,7 @@ def test_the_cards_style_reaches_nothing_outside_it(project: Path) -> None:
     selectors = re.findall(r"([^{}]+)\{", re.sub(r"@media[^{]+\{", "", style))
     assert len(selectors) > 15
     for selector in ",".join(selectors).split(","):
-        assert ".submitrain" in selector, selector
+        assert f".{SCOPE}" in selector, selector
     body = html.partition("</style>")[2]
     assert ElementTree.fromstring(f"<div>{body}").find(".//a") is not None
     assert not re.search(r"https?://|<script|@import|url\(", html)

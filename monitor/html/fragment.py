@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from monitor.html.page import DARK, LIGHT
 
+SCOPE = "submitrain-card"
+"""Class of the box; no other part of a page may use it."""
 _CHART = """
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--ink); font: 14px system-ui, "DejaVu Sans", sans-serif; }
@@ -52,7 +54,7 @@ _LIGHT_THEMES = (
 
 def fragment(body: str) -> str:
     """``body`` (HTML) in a box whose style touches nothing outside it."""
-    return f'<div class="submitrain"><style>{_STYLE}</style>{body}</div>'
+    return f'<div class="{SCOPE}"><style>{_STYLE}</style>{body}</div>'
 
 
 def svg_document(svg: str) -> str:
@@ -66,25 +68,25 @@ def svg_document(svg: str) -> str:
 
 
 def _scoped(rules: str) -> str:
-    """Every rule below ``.submitrain`` only; ``&`` is the box itself."""
+    """Every rule below the box only; ``&`` is the box itself."""
     found = []
     for rule in rules.strip().split("}"):
         selectors, brace, body = rule.partition("{")
         if brace:
             names = [name.strip() for name in selectors.split(",")]
-            scoped = [".submitrain" if name == "&" else f".submitrain {name}" for name in names]
+            scoped = [f".{SCOPE}" if name == "&" else f".{SCOPE} {name}" for name in names]
             found.append(f"{', '.join(scoped)} {{{body}}}")
     return "\n".join(found)
 
 
 def _themed(themes: tuple[str, ...], colors: str) -> str:
-    return f"{', '.join(f'{theme} .submitrain' for theme in themes)} {{ {colors} }}"
+    return f"{', '.join(f'{theme} .{SCOPE}' for theme in themes)} {{ {colors} }}"
 
 
 _STYLE = "\n".join(
     [
-        f".submitrain {{ {LIGHT} }}",
-        f"@media (prefers-color-scheme: dark) {{ .submitrain {{ {DARK} }} }}",
+        f".{SCOPE} {{ {LIGHT} }}",
+        f"@media (prefers-color-scheme: dark) {{ .{SCOPE} {{ {DARK} }} }}",
         _themed(_LIGHT_THEMES, LIGHT),
         _themed(_DARK_THEMES, DARK),
         _scoped(_CARD + _CHART),

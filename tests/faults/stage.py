@@ -42,6 +42,13 @@ class Stage:
             shutil.copytree(played.run.folder, kept, symlinks=True)
         return self.judged[course.name]
 
+    def forget(self, course: Course) -> None:
+        """Have a course played once more when its verdicts are asked for; its folder stays."""
+        if self.judged.pop(course.name, None) is not None:
+            kept = self.home / "played" / course.name
+            tries = len(list(kept.parent.glob(f"{course.name}.*")))
+            kept.rename(kept.with_name(f"{course.name}.{tries + 1}"))
+
     def reference(self, course: Course) -> Path:
         """The undisturbed run of a course: two local ranks, the same arithmetic, the same data."""
         key = (course.steps, *(row.name for row in course.data))
