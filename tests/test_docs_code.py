@@ -6,6 +6,7 @@ import ast
 import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -123,11 +124,15 @@ def test_a_message_that_nobody_says_would_be_found() -> None:
 
 def run_blocks(where: str, folder: Path, environ: dict[str, str]) -> list[str]:
     """Run the commands of all blocks marked so, in order, as a user would; returns them."""
-    typed = [line for block in blocks() if block.runs == where for line in block.commands()]
     paths = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
     }
+    typed: list[str] = []
+    for block in blocks():
+        if block.runs == where:
+            python = [f"python -c {shlex.quote(block.text)}"] if block.language == "python" else []
+            typed += [*block.commands(), *python]
     for line in typed:
         done = subprocess.run(
             ["bash", "-c", line], cwd=folder, env={**os.environ, **environ, **paths},
@@ -154,7 +159,8 @@ def test_the_commands_of_the_first_run_work_in_their_order(place: Path) -> None:
     finally:
         for folder in list_run_folders(place / "runs"):
             end_processes(Run(folder))
-    assert len(typed) >= 8
+    assert len(typed) >= 9
+    assert (place / "loss.svg").is_file()
 
 
 @pytest.mark.slurm
