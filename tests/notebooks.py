@@ -27,7 +27,7 @@ FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 PLACE = Path("/tmp/submitrain")
 """Where stored outputs come from: no path of the machine that wrote them."""
-CELL_TIMEOUT_S = 300
+CELL_TIMEOUT_S = 500
 
 
 def copy_repository(target: Path) -> Path:

@@ -34,9 +34,9 @@ FACTS = {
         r"40 steps, identical: True",
     ],
     "03_sweep": [
-        r"Sweep scaling-sweep-\w+: finished, 4 of 4 finished",
+        r"Sweep scaling-sweep-\w+: finished, 2 of 2 finished",
         r"emulated, not performance",
-        r"n2-r2 +finished, [\d,]+ tokens/s",
+        r"n2-r1 +finished, [\d,]+ tokens/s",
         r"Sweep rates-sweep-\w+: finished, 2 of 2 finished",
         r"image/svg\+xml",
     ],
@@ -72,6 +72,7 @@ def check(notebook: Any, facts: list[str]) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", HERE)
 def test_a_notebook_runs_on_this_machine(
     checkout: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -85,6 +86,7 @@ def test_a_notebook_runs_on_this_machine(
 
 @pytest.mark.slurm
 @pytest.mark.ranks
+@pytest.mark.timeout(900)
 def test_a_notebook_kills_a_rank_on_slurm_and_gets_the_same_curve(
     tmp_path: Path, slurm_cluster: SlurmCluster
 ) -> None:
