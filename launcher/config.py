@@ -108,6 +108,8 @@ def _refuse_unsuitable(resolved: Resolved) -> tuple[str, ...]:
 
 def incomplete(config: RunConfig) -> Iterator[str]:
     """What a run cannot do without, one line each."""
+    if config.entry is not None:
+        return
     model = config.model
     if model.target == MODEL and not (model.pretrained_model_name_or_path or model.config):
         yield (
@@ -183,8 +185,13 @@ def _document(source: str | Path | Mapping[str, Any] | object) -> tuple[Document
 
 def _name(config: RunConfig, path: Path | None) -> str:
     """The run's name, fit for a folder: what a file or job is called may not be."""
-    name = config.name or config.slurm.job_name or (path.stem if path else "run")
+    name = config.name or config.slurm.job_name or (path.stem if path else _name_of_entry(config))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "run"
+
+
+def _name_of_entry(config: RunConfig) -> str:
+    """``train-main`` for ``my_package.train.main``."""
+    return "-".join(config.entry.target.split(".")[-2:]) if config.entry else "run"
 
 
 def json_schema() -> dict[str, Any]:

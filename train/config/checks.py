@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from train.config.job_checks import job_problems
+from train.config.own import entry_problems
 from train.config.targets import MODEL, STDLIB, TEXT
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ NEUTRAL_DISTRIBUTED: dict[str, Any] = {
 
 def problems_of(config: RunConfig) -> list[str]:
     """Contradictions, then settings without an effect, one line each."""
+    if config.entry is not None:
+        return [*job_problems(config.slurm), *entry_problems(config)]
     return [*contradictions(config), *job_problems(config.slurm), *without_effect(config)]
 
 
@@ -147,11 +150,6 @@ def without_effect(config: RunConfig) -> Iterator[str]:
         yield (
             f"recipe: expected one of {', '.join(sorted(RECIPES))} or none, got "
             f"{config.recipe!r}; only supervised fine-tuning is built in"
-        )
-    if config.entry is not None:
-        yield (
-            "entry: expected none, got a function; training functions of your own are for a later "
-            "version: remove the section to use the built-in recipe"
         )
     yield from _model(config)
     yield from _component_extras(config)
