@@ -8,7 +8,6 @@ Trains a tiny Llama on numbers; nothing is downloaded. Needs accelerate: pip ins
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     default_data_collator,
 )
@@ -27,8 +25,8 @@ from train.own.trainer import RunCallback
 VOCABULARY, LENGTH = 64, 16
 
 
-def train(ctx: RunContext, steps: int, save_steps: int = 10, pause_s: float = 0.0) -> None:
-    """Train ``steps`` optimizer steps; ``pause_s`` makes them longer, for a look at them."""
+def train(ctx: RunContext, steps: int, save_steps: int = 10) -> None:
+    """Train ``steps`` optimizer steps, saving every ``save_steps`` of them."""
     ctx.init_process_group()
     torch.manual_seed(ctx.seed)
     trainer = Trainer(
@@ -52,7 +50,7 @@ def train(ctx: RunContext, steps: int, save_steps: int = 10, pause_s: float = 0.
         ),
         train_dataset=Counting(256),
         data_collator=default_data_collator,
-        callbacks=[RunCallback(ctx), Pause(pause_s)],
+        callbacks=[RunCallback(ctx)],
     )  # fmt: skip
     found = ctx.latest_checkpoint()
     trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
@@ -70,14 +68,3 @@ class Counting(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         ids = [(number + place) % VOCABULARY for place in range(LENGTH)]
         return {"input_ids": ids, "labels": ids}
-
-
-class Pause(TrainerCallback):  # type: ignore[misc]
-    """Makes steps longer."""
-
-    def __init__(self, pause_s: float) -> None:
-        self._pause_s = pause_s
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Sleep."""
-        time.sleep(self._pause_s)

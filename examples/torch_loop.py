@@ -7,8 +7,6 @@ What it trains is beside the point: a small network learns the sum of numbers.
 
 from __future__ import annotations
 
-import time
-
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -27,9 +25,8 @@ def train(
     save_every: int = 10,
     global_batch_size: int = 16,
     lr: float = 1e-2,
-    pause_s: float = 0.0,
 ) -> None:
-    """Train ``steps`` optimizer steps; ``pause_s`` makes them longer, for a look at them."""
+    """Train ``steps`` optimizer steps, saving every ``save_every`` of them."""
     ctx.init_process_group()
     inputs, targets = make_data(ctx.seed)
     model = build_model(ctx)
@@ -42,7 +39,6 @@ def train(
         ctx.reseed(step)  # dropout becomes a function of seed, step and rank
         mine = order.of_step(step, global_batch_size)
         loss = one_step(model, optimizer, inputs[mine].to(ctx.device), targets[mine].to(ctx.device))
-        time.sleep(pause_s)
         step += 1
         ctx.log(step=step, loss=loss, lr=lr)
         if step % save_every == 0:

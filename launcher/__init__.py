@@ -48,8 +48,8 @@ def launch(
     from launcher.run import Run
     from launcher.start import start
 
-    cfg, changes = as_config(cfg, changes)
-    run = Run(start(prepare(cfg, overrides=overrides, cluster=cluster, changes=changes)).root)
+    source, changes = as_config(cfg, changes)
+    run = Run(start(prepare(source, overrides=overrides, cluster=cluster, changes=changes)).root)
     if wait:
         run.wait()
     return run

@@ -15,6 +15,7 @@ from typing import Literal
 import structlog
 import torch
 import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from train.config.sections import DistributedConfig
@@ -88,7 +89,7 @@ def join(context: RankContext, settings: DistributedConfig) -> World:
 
 
 def connect(
-    context: RankContext, settings: DistributedConfig, store: dist.Store, device: torch.device
+    context: RankContext, settings: DistributedConfig, store: Store, device: torch.device
 ) -> str:
     """Form the default process group of all ranks; returns its backend."""
     backend = "nccl" if device.type == "cuda" else "gloo"

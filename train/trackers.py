@@ -99,16 +99,16 @@ class TensorboardSink:
 
         base = Path(settings.log_dir).expanduser() if settings.log_dir else None
         folder = base / place.run_id if base else place.folder / "tensorboard"
-        self._writer = SummaryWriter(str(folder), flush_secs=settings.flush_s)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), flush_secs=settings.flush_s)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Add a scalar for every metric."""
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, global_step=step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, global_step=step)
 
     def close(self, exit_code: int) -> None:
         """Write what is left."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class TrackioSink:
