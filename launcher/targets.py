@@ -121,6 +121,12 @@ def _impossible(slot: Slot) -> str | None:
     parts = slot.path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         return f"{where}: expected an import path such as {example}, got {slot.path!r}"
+    if slot.kind == "dataset" and parts[0] == "nemo_automodel":
+        return (
+            f"{where}: {slot.path} is a data set of NeMo AutoModel that is not built in here; "
+            f"instruction data loads with _target_: {TEXT} and column_mapping, any other by a "
+            "class of your own (see docs/automodel.md)"
+        )
     if slot.kind == "entry" and parts[0] in OWN_PACKAGES:
         return (
             f"{where}: {parts[0]} is a package of submitrain itself, which hides a module of that "

@@ -242,7 +242,8 @@ BAD = {
         "dataloader: {drop_last: true}\n", ("dataloader.drop_last: expected false",)
     ),
     "own function": Bad(
-        "entry: {_target_: my.train}\n", ("entry: expected none", "later version", ":3)")
+        "entry: {_target_: my.train}\n",
+        ("model: expected none beside entry", "only the built-in recipe reads it", ":1)"),
     ),
     "recipe": Bad(
         "recipe: PretrainRecipe\n", ("recipe: expected one of", "got 'PretrainRecipe'", ":3)")

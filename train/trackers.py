@@ -127,6 +127,8 @@ class TrackioSink:
                 config=dict(place.config),
                 resume="allow",
                 embed=False,
+                auto_log_cpu=False,
+                auto_log_gpu=False,
             )
         self._finish = trackio.finish
 

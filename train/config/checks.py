@@ -178,7 +178,8 @@ def _outputs(config: RunConfig) -> Iterator[str]:
             "sample: expected checkpoint.save_consolidated final or every with it, got never; the "
             "text is written by the exported model: change that, or remove this section"
         )
-    if not config.use_compile:
+    switched_off = "enabled" in config.compile.model_fields_set
+    if not config.use_compile and not switched_off:
         for key, default in (("mode", "default"), ("fullgraph", False), ("dynamic", None)):
             if getattr(config.compile, key) != default:
                 yield (
