@@ -162,9 +162,12 @@ def save(ctx: RunContext, step: int, wrong: str) -> None:
     ctx.publish_checkpoint(step, write, extra={"done": step})
 
 
-def rank_main(context: RankContext, config: dict[str, Any], stop_at: int | None = None) -> int:
+def rank_main(
+    context: RankContext, config: dict[str, Any], stop_at: int | None = None, path: str = ""
+) -> int:
     from train.own.main import main
 
+    sys.path.insert(0, path)
     if stop_at is not None and context.rank == context.world_size - 1:
         context.stop = StopAt(stop_at)
         context.stop.context = context
@@ -246,6 +249,21 @@ def test_a_script_for_torchrun_meets_without_a_port(tmp_path: Path) -> None:
     config = own(f"{HERE}.meets_by_itself")
     assert run_forked(2, rank_main, tmp_path, config) == [EXIT_FINISHED] * 2
     assert seen(tmp_path, Kind.FINISH, 1)[0]["step"] == 3
+
+
+@pytest.mark.ranks
+def test_the_function_in_the_document_trains_and_goes_on(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "own-training-code.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "my_training.py").write_text(code)
+    config = own("my_training.main", steps=6)
+    ends = [
+        run_forked(2, rank_main, tmp_path / "run", config, stop, str(tmp_path))
+        for stop in (3, None)
+    ]
+    assert ends == [[EXIT_STOPPED] * 2, [EXIT_FINISHED] * 2]
+    assert [event["step"] for event in seen(tmp_path / "run", Kind.RESUME)] == [4]
+    assert [event["step"] for event in seen(tmp_path / "run", Kind.STEP)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_shares_of_a_step_are_its_samples_at_any_number_of_ranks() -> None:

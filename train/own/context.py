@@ -158,13 +158,13 @@ class RunContext:
         now = time.monotonic()
         step_s = (now - self._since) / max(1, step - self._logged)
         self._since, self._logged = now, step
-        self._record(step, step_s, float(loss), {k: float(v) for k, v in metrics.items()})
+        self._record(step, step_s, _number(loss), {k: _number(v) for k, v in metrics.items()})
 
     def log_validation(self, *, step: int, loss: SupportsFloat) -> None:
         """Record a validation loss after ``step`` finished steps (rank 0)."""
         if self.rank != 0:
             return
-        value = float(loss)
+        value = _number(loss)
         self._context.events.write(Kind.VALIDATION, step=step, loss=value, loss_hex=value.hex())
         self._tracker.log(step, {"val/loss": value})
         log.info("validation", step=step, loss=round(value, 4))
@@ -281,3 +281,9 @@ class RunContext:
         self._context.events.write(Kind.STEP, step=step, **known, **exact)
         self._tracker.log(step, {f"train/{name}": value for name, value in known.items()})
         log.info("step", step=step, loss=round(loss, 4))
+
+
+def _number(value: SupportsFloat) -> float:
+    """A plain float; ``float`` of a tensor with a gradient would warn, its ``item`` does not."""
+    item = getattr(value, "item", None)
+    return float(item() if item is not None else value)
