@@ -127,7 +127,8 @@ def _impossible(slot: Slot) -> str | None:
             f"instruction data loads with _target_: {TEXT} and column_mapping, any other by a "
             "class of your own (see docs/automodel.md)"
         )
-    if slot.kind == "entry" and parts[0] in OWN_PACKAGES:
+    ours = slot.path.startswith("train.own.")
+    if slot.kind == "entry" and parts[0] in OWN_PACKAGES and not ours:
         return (
             f"{where}: {parts[0]} is a package of submitrain itself, which hides a module of that "
             f"name: rename yours, for example {parts[0]}ing.py, and write {example}"

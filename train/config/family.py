@@ -96,7 +96,7 @@ def _unless_parallel(size: str, why: str) -> Any:
     """A rule: settings of a kind of parallelism that is not asked for."""
 
     def rule(work: Translation, path: KeyPath, value: Any) -> None:
-        if work.document.tree[path[0]].get(size) in (None, "none", 1):
+        if work.document.tree[str(path[0])].get(size) in (None, "none", 1):
             _drop(work, path, Moved(None, why))
 
     return rule
