@@ -139,7 +139,7 @@ def test_the_context_is_imported_without_torch() -> None:
 # What follows runs in real ranks.
 
 
-def train(ctx: RunContext, steps: int, damage: bool = False, wrong: str = "") -> None:
+def train(ctx: RunContext, steps: int, wrong: str = "") -> None:
     """Counts; each rank writes a file of its own at every third step."""
     found = ctx.latest_checkpoint()
     step = int(found.extra["done"] or 0) if found else 0
@@ -219,6 +219,20 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path: Path) -> None:
     assert failed["step"] == 3
     assert "rank 1: OSError: [Errno 28]" in failed["reason"]
     assert [p.name for p in list_checkpoints(RunDir(tmp_path).checkpoints)] == ["step-00000004"]
+
+
+@pytest.mark.ranks
+def test_a_run_whose_last_save_failed_has_not_finished(tmp_path: Path) -> None:
+    config = own(f"{HERE}.saves_last", wrong="disk full")
+    with pytest.raises(AssertionError, match="CheckpointError: the last checkpoint was not saved"):
+        run_forked(2, rank_main, tmp_path, config)
+    assert not seen(tmp_path, Kind.FINISH)
+
+
+def saves_last(ctx: RunContext, steps: int, wrong: str) -> None:
+    """Saves once, when all is done."""
+    assert not ctx.should_stop(steps)
+    save(ctx, steps, wrong)
 
 
 @pytest.mark.ranks

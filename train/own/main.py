@@ -11,7 +11,7 @@ from train.component import load_component
 from train.config import RunConfig
 from train.context import RankContext
 from train.dist import choose_device, set_threads
-from train.errors import RunError
+from train.errors import CheckpointError, RunError
 from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
 from train.hardware import describe
 from train.own.context import RunContext
@@ -44,9 +44,10 @@ def main(context: RankContext, config: RunConfig) -> int:
     )
     code = 1
     try:
-        run = RunContext(context, config, Saving(peers, config), tracker)
+        saving = Saving(peers, config)
+        run = RunContext(context, config, saving, tracker)
         _call(lambda: function(run, **_arguments(config)))
-        code = _end(run, context, peers)
+        code = _end(run, context, saving)
     finally:
         tracker.close(code)
     return code
@@ -85,8 +86,13 @@ def _call(function: Callable[[], object]) -> None:
             raise RunError(f"the training function left by sys.exit({error.code!r})") from error
 
 
-def _end(run: RunContext, context: RankContext, peers: Peers) -> int:
-    """All ranks have returned: finished, or stopped as agreed."""
+def _end(run: RunContext, context: RankContext, saving: Saving) -> int:
+    """All ranks have returned: finished, or stopped as agreed.
+
+    Raises:
+        CheckpointError: the function's last save failed, so what it made is not on disk.
+    """
+    peers = saving.peers
     step = context.step = run.finished_steps
     context.enter(Phase.EXIT)
     peers.wait_for_all("returned")
@@ -99,6 +105,8 @@ def _end(run: RunContext, context: RankContext, peers: Peers) -> int:
         )
         peers.leave()
         return EXIT_STOPPED
+    if saving.problem:
+        raise CheckpointError(f"the last checkpoint was not saved: {saving.problem}")
     context.events.write(Kind.FINISH, step=step)
     faults.at(faults.Moment.EXIT)
     peers.leave()

@@ -55,6 +55,8 @@ class Saving:
     config: RunConfig
     newest: Checkpoint | None = None
     """The newest that this attempt published or went on from."""
+    problem: str = ""
+    """Why the newest save failed; empty once one has succeeded."""
     _rejected: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -94,8 +96,10 @@ class Saving:
                 files = self._hash_together(task)
                 present = self._finish(task, files)
         except AgreedError as error:
-            self._failed(task, str(error))
+            self.problem = str(error)
+            self._failed(task)
             return None
+        self.problem = ""
         self.newest = _checkpoint(task.target, present)
         return self.newest
 
@@ -189,11 +193,11 @@ class Saving:
             )
         return found if isinstance(found, Manifest) else None
 
-    def _failed(self, task: SaveTask, reason: str) -> None:
+    def _failed(self, task: SaveTask) -> None:
         if self.peers.context.rank != 0:
             return
         task.folders.discard(task.state.step)
-        path, step = str(task.target), task.state.step
+        path, step, reason = str(task.target), task.state.step, self.problem
         task.context.events.write(Kind.CHECKPOINT_FAILED, step=step, path=path, reason=reason)
         log.warning("checkpoint_failed", path=path, reason=reason)
 
