@@ -130,7 +130,7 @@ class _Judge:
             if moved := self.translation.moved.get(path[:end]):
                 if moved.to is None:
                     return self._of(path, Fate.NEUTRAL, moved.why)
-                return self._aliased(path, moved.to)
+                return self._aliased(path, moved.to, moved.why)
         ours = _ours(path)
         if why := self._problem(ours):
             return self._of(path, Fate.REFUSED, why)
@@ -155,10 +155,10 @@ class _Judge:
                 where = self.document.mark(path).where
                 yield KeyFate(dotted(path), "", Fate.REFUSED, text, where)
 
-    def _aliased(self, path: KeyPath, to: KeyPath) -> KeyFate:
+    def _aliased(self, path: KeyPath, to: KeyPath, said: str = "") -> KeyFate:
         if why := self._problem(to):
             return self._of(path, Fate.REFUSED, why)
-        return self._of(path, Fate.ALIASED, f"our {dotted(to)}")
+        return self._of(path, Fate.ALIASED, said or f"our {dotted(to)}")
 
     def _problem(self, path: KeyPath) -> str | None:
         return next(

@@ -14,6 +14,9 @@ from launcher.keys import Fate, KeyFate, account
 from launcher.prepare import prepare
 from train.config.document import parse_document
 from train.config.family import translate
+from train.data.columns import find_columns
+from train.data.samples import Pair
+from train.errors import DataError
 
 OLD = Path(__file__).parent / "data" / "automodel_4x8.yaml"
 PRESENT = """\
@@ -103,7 +106,7 @@ def test_every_key_of_a_present_configuration_is_accounted_for(present: Path) ->
         ("rng.seed=x", "rng.seed", "expected an integer"),
         ("rng.ranked=false", "rng.ranked", "write the top-level seed"),
         ("distributed.strategy=ddp", "distributed.strategy", "the built-in fsdp2 takes no such k"),
-        ("dataset._target_=nemo_automodel.a.make_squad_dataset", "dataset._target_", "a data set "),
+        ("dataset._target_=nemo_automodel.a.HellaSwag", "dataset._target_", "a data set of NeMo A"),
         ("distributed.pp_size=4", "distributed.pp_size", "expected 1 or none, got 4"),
         ("fp8.enabled=true", "fp8.enabled", "unknown key"),
     ],
@@ -114,6 +117,22 @@ def test_what_cannot_be_kept_is_refused_and_the_rest_is_still_told(
     told = account(present, [change])
     assert [one.key for one in told if one.fate is Fate.REFUSED] == [key]
     assert words in fates(told)[key][1]
+
+
+def test_their_reader_of_squad_is_ours_with_the_right_columns(present: Path) -> None:
+    squad = "nemo_automodel.components.datasets.llm.squad.make_squad_dataset"
+    changes = [f"dataset._target_={squad}", "dataset.truncation=true"]
+    data = load_config(present, changes).config.dataset
+    assert (data.target, data.extra) == ("text_instruction", {})
+    columns = find_columns(["id", "context", "question", "answers"], data.column_mapping, where="x")
+    row = {"context": "It rains.", "question": "Is it dry?", "answers": {"text": ["No", "no"]}}
+    sample = columns.sample(row, where="row 0")
+    assert sample == Pair("Is it dry?", "No", "It rains.", False)
+    with pytest.raises(DataError, match=r"row 1: the row has no column 'answers\.text\.0'"):
+        columns.sample({**row, "answers": {"text": []}}, where="row 1")
+    found = fates(account(present, changes))
+    assert found["dataset._target_"][0] == "aliased"
+    assert found["dataset.truncation"][0] == "neutral"
 
 
 def test_all_refusals_are_told_at_once(present: Path) -> None:
@@ -136,8 +155,13 @@ def test_a_configuration_of_ours_is_not_touched() -> None:
 
 @pytest.mark.parametrize(("change", "code"), [([], 0), (["distributed.tp_size=2"], 2)])
 def test_the_command_tells_by_its_exit_code(
-    change: list[str], code: int, present: Path, capsys: pytest.CaptureFixture[str]
+    change: list[str],
+    code: int,
+    present: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("launcher.commands.log_to_stderr", lambda: None)  # it outlives the test
     assert main(["plan", str(present), "--keys", *change]) == code
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith("1 refused" if change else "0 refused")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from train.config.document import Document, KeyPath, Mark, dotted
+from train.config.targets import TEXT, dataset_target
 
 _PACKAGE = "nemo_automodel."
 _LOSSES = (
@@ -109,6 +110,25 @@ def _tokenizer(work: Translation, path: KeyPath, value: Any) -> None:
         _move(("model", "tokenizer"), lambda _: name)(work, path, value)
 
 
+def _of_text(work: Translation, path: KeyPath, value: Any) -> None:
+    """A rule: how samples of instruction data get their length."""
+    section = work.document.tree[str(path[0])]
+    if dataset_target(section.get("_target_", TEXT)) == TEXT:
+        _drop(work, path, Moved(None, _CUT))
+
+
+def _squad(work: Translation, path: KeyPath, value: Any) -> None:
+    """A rule: their reader of SQuAD is our reader with the right columns."""
+    section = work.document.tree[str(path[0])]
+    if _names("make_squad_dataset")(value) and "column_mapping" not in section:
+        section["_target_"] = TEXT
+        section["column_mapping"] = {
+            "question": "question", "context": "context", "answer": "answers.text.0",
+        }  # fmt: skip
+        why = f"built in: {TEXT} with column_mapping; the prompt's wording is ours"
+        work.moved[path] = Moved(path, why)
+
+
 def _names(*classes: str) -> Callable[[Any], bool]:
     """Whether a component, given by its path or as a mapping, is one of that family's."""
 
@@ -126,6 +146,7 @@ def _seconds(minutes: Any) -> Any:
     return round(60 * minutes) if number else minutes
 
 
+_CUT = "samples are cut at max_length and packed, or padded to the longest of a batch"
 _COLLATED = "the built-in data set brings its own collation"
 _RULES: dict[KeyPath, Any] = {
     ("rng", "seed"): _move(("seed",)),
@@ -143,6 +164,12 @@ _RULES: dict[KeyPath, Any] = {
     ("dataloader", "collate_fn"): _neutral(_names(*_COLLATERS), _COLLATED),
     ("validation_dataloader", "collate_fn"): _neutral(_names(*_COLLATERS), _COLLATED),
     ("tokenizer",): _tokenizer,
+    **{(name, "_target_"): _squad for name in ("dataset", "validation_dataset")},
+    **{
+        (name, key): _of_text
+        for name in ("dataset", "validation_dataset")
+        for key in ("padding", "truncation", "pad_to_max_length")
+    },
     ("distributed", "strategy"): _neutral(
         lambda value: value in _STRATEGIES, "the built-in fsdp2 shards the same way"
     ),

@@ -159,7 +159,7 @@ class DatasetConfig(TargetSection):
     column_mapping: dict[str, str] | None = Field(
         None,
         description="Our roles (messages | instruction, input, output | prompt, response | text) "
-        "to the data's columns; none = recognised by name.",
+        "to the data's columns, or to values in them (answers.text.0); none = recognised by name.",
     )
     answer_only_loss_mask: bool = Field(True, description="No loss on the prompt's tokens.")
     chat_template: OptionalStr = Field(
