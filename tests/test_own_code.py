@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from train.config.load import load_resolved
 from train.context import RankContext
 from train.errors import ConfigError, UserError
 from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, read_events
+from train.own import automodel
 from train.own.context import RunContext
 from train.rundir import RunDir
 
@@ -130,6 +132,14 @@ def test_a_function_of_the_main_module_is_refused_with_the_way_out(
     assert words in done.stderr
 
 
+@pytest.mark.skipif(find_spec("nemo_automodel") is not None, reason="nemo-automodel is installed")
+def test_automodels_own_recipe_says_what_to_install() -> None:
+    config = {"entry": {"_target_": "train.own.automodel.train", "config": "theirs.yaml"}}
+    assert load_config(config).config.entry is not None
+    with pytest.raises(ConfigError, match="pip install nemo-automodel"):
+        automodel.read_settings("theirs.yaml")
+
+
 def test_the_context_is_imported_without_torch() -> None:
     code = "import sys; from train import RunContext, Checkpoint; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -203,9 +213,10 @@ def test_ranks_stop_at_the_same_step_and_go_on_from_there(tmp_path: Path) -> Non
 
 @pytest.mark.ranks
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+    """By fewer ranks than made it."""
     run_forked(2, rank_main, tmp_path, own(f"{HERE}.train", steps=6))
     (RunDir(tmp_path).checkpoints / "step-00000006" / "1.txt").write_text("7")
-    run_forked(2, rank_main, tmp_path, own(f"{HERE}.train", steps=7))
+    run_forked(1, rank_main, tmp_path, own(f"{HERE}.train", steps=7))
     [rejected] = seen(tmp_path, Kind.CHECKPOINT_REJECTED)
     assert "1.txt: content changed" in rejected["reason"]
     assert [event["step"] for event in seen(tmp_path, Kind.RESUME)] == [3]

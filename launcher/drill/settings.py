@@ -71,8 +71,9 @@ def settings_of(config: RunConfig, *, steps: int, shrink: bool) -> Settings:
         **_validation(config, steps),
         **_warmup(config, shape),
     }
-    if config.wandb is not None:
-        changes["wandb.enabled"] = "false"
+    for tracker in ("wandb", "tensorboard", "trackio"):
+        if getattr(config, tracker) is not None:
+            changes[f"{tracker}.enabled"] = "false"
     warnings: tuple[str, ...] = ()
     if shrink:
         smaller, warnings = shrunk(config.model.config)

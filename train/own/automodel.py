@@ -27,7 +27,7 @@ def train(ctx: RunContext, config: str) -> None:
         ConfigError: the package is missing, or the recipe is not one that is known here.
     """
     ctx.init_process_group()
-    settings = _settings(config)
+    settings = read_settings(config)
     found = ctx.latest_checkpoint()
     scratch = ctx.run_folder / "automodel"
     settings.set_by_dotted("checkpoint.enabled", True)
@@ -78,7 +78,12 @@ def _publish_saves(ctx: RunContext, recipe: Any, scratch: Path) -> None:
     recipe.save_checkpoint = save_checkpoint
 
 
-def _settings(config: str) -> Any:
+def read_settings(config: str) -> Any:
+    """Their configuration, as they read it.
+
+    Raises:
+        ConfigError: the package is missing.
+    """
     try:
         loader = import_module("nemo_automodel.components.config.loader")
     except ImportError as error:
