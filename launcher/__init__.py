@@ -3,13 +3,15 @@
     run = launch("configs/quickstart.yaml", overrides=["step_scheduler.max_steps=50"])
     run.wait()
 
+    run = launch(my_package.training.main, entry={"steps": 100}, slurm={"nodes": 2})
+
 Nothing here imports torch, and importing this package imports nothing at all; see
 ``docs/architecture.md`` for the layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -22,7 +24,7 @@ __all__ = ["Run", "Sweep", "launch", "sweep"]
 
 
 def launch(
-    cfg: str | Path | Mapping[str, Any] | RunConfig,
+    cfg: str | Path | Mapping[str, Any] | RunConfig | Callable[..., object],
     *,
     overrides: Sequence[str] = (),
     cluster: str | None = None,
@@ -32,7 +34,8 @@ def launch(
     """Start a run and return a handle to it; the run does not need this process any more.
 
     Args:
-        cfg: path of a YAML file, a mapping of sections, or a ``RunConfig``.
+        cfg: path of a YAML file, a mapping of sections, a ``RunConfig``, or a training function
+            of your own, which then is the ``entry``.
         overrides: ``["optimizer.lr=1e-4", ...]``, as on the command line.
         cluster: ``local``, ``slurm`` or ``auto``; default: what ``cfg`` says.
         wait: return only when the run has ended.
@@ -42,11 +45,13 @@ def launch(
     Raises:
         train.errors.UserError: the input is wrong; nothing was started and nothing stays behind.
     """
+    from launcher.functions import as_config
     from launcher.prepare import prepare
     from launcher.run import Run
     from launcher.start import start
 
-    run = Run(start(prepare(cfg, overrides=overrides, cluster=cluster, changes=changes)).root)
+    source, changes = as_config(cfg, changes)
+    run = Run(start(prepare(source, overrides=overrides, cluster=cluster, changes=changes)).root)
     if wait:
         run.wait()
     return run

@@ -135,6 +135,11 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _config_arguments(parser)
+    parser.add_argument(
+        "--keys",
+        action="store_true",
+        help="say of every key whether it is used, another name for ours, neutral or refused",
+    )
     parser.set_defaults(handler=_lazy("plan"))
 
 

@@ -51,14 +51,28 @@ def run(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Show the plan."""
+    """Show the plan, or what becomes of every key."""
     from launcher.prepare import prepare
 
     log_to_stderr()
+    if options.keys:
+        return _show_keys(options)
     prepared = prepare(
         options.config, overrides=options.overrides, cluster=options.cluster, plan_only=True
     )
     return _show_plan(prepared, options.json)
+
+
+def _show_keys(options: argparse.Namespace) -> int:
+    """An account of every key; 2 where one of them is refused."""
+    from launcher.keys import Fate, account, as_json, text_of
+
+    told = account(options.config, options.overrides)
+    if options.json:
+        _print_json(as_json(told))
+    else:
+        print(text_of(told))
+    return UserError.exit_code if any(one.fate is Fate.REFUSED for one in told) else 0
 
 
 def list_runs(options: argparse.Namespace) -> int:

@@ -72,7 +72,7 @@ def load_config(
         ConfigError: every problem, one line each, with its file and line.
     """
     environ = os.environ if environ is None else environ
-    document, path = _document(source)
+    document, path = read_source(source)
     document = apply_changes(document, changes or {})
     document = apply_overrides(document, overrides)
     refuse_secrets(document)
@@ -94,20 +94,29 @@ def load_config(
 
 def _refuse_unsuitable(resolved: Resolved) -> tuple[str, ...]:
     """Raise for what only the launcher can judge: completeness, sbatch's options, components."""
+    problems, notes = unsuitable(resolved)
+    problems.raise_any()
+    return notes
+
+
+def unsuitable(resolved: Resolved) -> tuple[Problems, tuple[str, ...]]:
+    """What only the launcher can judge, and what could not be checked on this machine."""
     config, problems = resolved.config, Problems(resolved.document)
     problems.add_lines(incomplete(config))
     problems.add_lines(additional_problems(config.slurm))
     if _written(resolved, "model._target_").endswith(".from_config"):
         problems.add_lines(_from_config(config))
-    problems.raise_any()
+    if problems.found:
+        return problems, ()
     report = check_targets(config)
     problems.add_lines(report.problems)
-    problems.raise_any()
-    return report.notes
+    return problems, report.notes
 
 
 def incomplete(config: RunConfig) -> Iterator[str]:
     """What a run cannot do without, one line each."""
+    if config.entry is not None:
+        return
     model = config.model
     if model.target == MODEL and not (model.pretrained_model_name_or_path or model.config):
         yield (
@@ -174,7 +183,12 @@ def digest_of(tree: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _document(source: str | Path | Mapping[str, Any] | object) -> tuple[Document, Path | None]:
+def read_source(source: str | Path | Mapping[str, Any] | object) -> tuple[Document, Path | None]:
+    """What was written, and the file that it stands in.
+
+    Raises:
+        ConfigError: no such file, or nothing that could be a configuration.
+    """
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
         return read_document(path), path
@@ -183,8 +197,13 @@ def _document(source: str | Path | Mapping[str, Any] | object) -> tuple[Document
 
 def _name(config: RunConfig, path: Path | None) -> str:
     """The run's name, fit for a folder: what a file or job is called may not be."""
-    name = config.name or config.slurm.job_name or (path.stem if path else "run")
+    name = config.name or config.slurm.job_name or (path.stem if path else _name_of_entry(config))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "run"
+
+
+def _name_of_entry(config: RunConfig) -> str:
+    """``train-main`` for ``my_package.train.main``."""
+    return "-".join(config.entry.target.split(".")[-2:]) if config.entry else "run"
 
 
 def json_schema() -> dict[str, Any]:

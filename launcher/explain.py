@@ -71,7 +71,8 @@ def summary_rows(result: RunResult) -> Iterator[tuple[str, str]]:
     status = result.status
     yield "state", f"{status.state}" + (f": {status.why}" if status.why else "")
     total = f" of {status.total_steps}" if status.total_steps else ""
-    yield "steps", f"{result.steps}{total}, {result.tokens:,} tokens"
+    tokens = f", {result.tokens:,} tokens" if result.tokens else ""
+    yield "steps", f"{result.steps}{total}{tokens}"
     if result.last_loss is not None:
         yield "train loss", arrow(result.first_loss, result.last_loss)
     if result.last_validation_loss is not None:

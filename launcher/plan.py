@@ -55,7 +55,8 @@ class Plan:
     batch: str
     smallest_batch: str
     """The same at ``min_nodes``: equal to ``batch`` unless a range of nodes was asked for."""
-    global_batch_size: int
+    global_batch_size: int | None
+    """Sequences per step; None where the user's own training function decides that."""
     steps: Steps
     time_limit_s: int
     sbatch: dict[str, Any]
@@ -65,6 +66,8 @@ class Plan:
     """How often it saves; of an automatic interval, what it is likely to be at first."""
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    entry: str | None = None
+    """Import path of the user's own training function; None = the built-in recipe."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``: plain values, sizes in bytes, times in seconds."""
@@ -99,7 +102,7 @@ def make_plan(
     """
     config = loaded.config
     slurm = config.slurm
-    arithmetic = config.batch()
+    arithmetic = None if config.entry else config.batch()
     size = _size(loaded)
     gpus = _gpu_count(config, cluster, gpus_available)
     estimates = _estimates(config, size, on_gpu=gpus > 0)
@@ -119,9 +122,9 @@ def make_plan(
         ranks_per_node=slurm.ntasks_per_node,
         gpus_per_node=gpus,
         world_size=config.world_size,
-        batch=arithmetic.text,
-        smallest_batch=config.batch(config.min_world_size).text,
-        global_batch_size=arithmetic.global_size,
+        batch=arithmetic.text if arithmetic else "",
+        smallest_batch=config.batch(config.min_world_size).text if arithmetic else "",
+        global_batch_size=arithmetic.global_size if arithmetic else None,
         steps=count_steps(config, samples),
         time_limit_s=slurm.time,
         sbatch=sbatch_parameters(config, name=loaded.name, gpus_available=gpus_available),
@@ -129,6 +132,7 @@ def make_plan(
         saves=saves_text(config, estimates.checkpoint_bytes),
         warnings=tuple(cautions(config, situation)),
         notes=(*loaded.notes, *_notes(config, size)),
+        entry=config.entry.target if config.entry else None,
     )
 
 
@@ -143,6 +147,8 @@ def count_steps(config: RunConfig, samples: int | None) -> Steps:
     Without packing a sequence is a sample, so an epoch has ``ceil(samples / global batch)`` steps;
     with packing several samples share a sequence and that number is the most it can be.
     """
+    if config.entry is not None:
+        return Steps(None, "decided by the training function")
     scheduler = config.step_scheduler
     epochs = scheduler.num_epochs or (None if scheduler.max_steps else 1)
     per_epoch = -(-samples // config.batch().global_size) if samples else None
@@ -196,7 +202,7 @@ def _gpu_count(config: RunConfig, cluster: str, gpus_available: bool) -> int:
 
 def _notes(config: RunConfig, size: ModelSize | None) -> list[str]:
     notes = []
-    if size is None:
+    if size is None and config.entry is None:
         name = config.model.pretrained_model_name_or_path
         about = f"{name} is not a folder on this machine" if name else "an unknown model family"
         notes.append(f"parameters, memory and checkpoint size are not known here: {about}")

@@ -21,7 +21,7 @@ def render(plan: Plan) -> str:
         ("run", f"{plan.name} ({plan.digest[:8]}) on {where}"),
         ("ranks", f"{_nodes(plan)} x {plan.ranks_per_node} ranks = {_world(plan)}{gpus}"),
         *_spares(plan),
-        *_batch(plan),
+        *([("trains", plan.entry)] if plan.entry else _batch(plan)),
         ("steps", plan.steps.text),
         ("time limit", f"{format_duration(plan.time_limit_s)} for each job"),
         *_sizes(plan),

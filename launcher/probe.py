@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import sys
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
@@ -31,7 +32,8 @@ def main() -> int:
         except ConfigError as error:
             problems.append(str(error))
             continue
-        problems += _optimizer(slot, found) if slot["kind"] == "optimizer" else _call(slot, found)
+        look = {"optimizer": _optimizer, "entry": _entry}.get(slot["kind"], _call)
+        problems += look(slot, found)
     sys.stdout.write("\n@probe " + json.dumps({"problems": problems, "notes": notes}))
     return 0
 
@@ -57,6 +59,35 @@ def _optimizer(slot: dict[str, Any], found: Any) -> list[str]:
     return []
 
 
+def _entry(slot: dict[str, Any], found: Any) -> list[str]:
+    """A training function: one RunContext, then the section's other keys as keyword arguments."""
+    if not callable(found) or isinstance(found, type):
+        return [
+            f"{slot['section']}._target_: expected a function that takes a RunContext, got "
+            f"{slot['path']} ({_kind(found)})"
+        ]
+    if inspect.iscoroutinefunction(found) or inspect.isgeneratorfunction(found):
+        return [
+            f"{slot['section']}._target_: expected a plain function, got {slot['path']}, whose "
+            "body does not run when it is called (async, or it yields)"
+        ]
+    try:
+        parameters = list(inspect.signature(found).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    takes = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    first = next(iter(parameters), None)
+    if first is None or first.kind not in (*takes, inspect.Parameter.VAR_POSITIONAL):
+        return [
+            f"{slot['section']}._target_: expected a function whose first parameter takes the "
+            f"RunContext, got {slot['path']}{inspect.signature(found)}"
+        ]
+    missing = _missing(parameters[1:], slot["arguments"])
+    if missing:
+        return [_also_needs(slot, missing)]
+    return _signature(slot, found, skip=1)
+
+
 def _call(slot: dict[str, Any], found: Any) -> list[str]:
     if not callable(found):
         return [
@@ -72,18 +103,9 @@ def _signature(slot: dict[str, Any], found: Any, *, skip: int) -> list[str]:
         parameters = list(inspect.signature(found).parameters.values())[skip:]
     except (TypeError, ValueError):
         return []
-    missing = [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and p.name not in slot["arguments"]
-    ]
+    missing = _missing(parameters, slot["arguments"])
     if slot["kind"] == "model" and missing:
-        return [
-            f"{slot['section']}._target_: {slot['path']} also needs {', '.join(missing)}; add "
-            f"{'it' if len(missing) == 1 else 'them'} to {slot['section']}"
-        ]
+        return [_also_needs(slot, missing)]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return []
     names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
@@ -97,6 +119,24 @@ def _signature(slot: dict[str, Any], found: Any, *, skip: int) -> list[str]:
                 f"allowed: {', '.join(names) or 'none'}"
             )
     return problems
+
+
+def _missing(parameters: list[inspect.Parameter], given: Collection[str]) -> list[str]:
+    """Parameters without a default that are not given."""
+    return [
+        p.name
+        for p in parameters
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and p.name not in given
+    ]
+
+
+def _also_needs(slot: dict[str, Any], missing: list[str]) -> str:
+    return (
+        f"{slot['section']}._target_: {slot['path']} also needs {', '.join(missing)}; add "
+        f"{'it' if len(missing) == 1 else 'them'} to {slot['section']}"
+    )
 
 
 def _kind(found: Any) -> str:

@@ -30,6 +30,8 @@ from train.stop import StopFlag
 
 ENTRY_VARIABLE = "SUBMITRAIN_RANK_MODULE"
 DEFAULT_ENTRY = "train.recipe"
+OWN_ENTRY = "train.own.main"
+"""Calls the training function that the configuration's ``entry`` names."""
 MAX_TEXT = 20_000
 _PR_SET_PDEATHSIG = 1
 
@@ -66,7 +68,8 @@ def run_entry(context: RankContext, stacks: TextIO) -> int:
         background_beat(context, config.logging.heartbeat_s, watchdog.look),
     ):
         with uncollected():
-            entry = importlib.import_module(os.environ.get(ENTRY_VARIABLE, DEFAULT_ENTRY))
+            usual = OWN_ENTRY if config.entry is not None else DEFAULT_ENTRY
+            entry = importlib.import_module(os.environ.get(ENTRY_VARIABLE, usual))
         code = entry.main(context, config)
     if code not in (EXIT_FINISHED, EXIT_STOPPED):
         raise RuntimeError(

@@ -85,6 +85,8 @@ def changed_config(path: Path, slurm: Mapping[str, Any]) -> LoadedConfig:
     before = load_config(path)
     if not slurm:
         return before
+    if before.config.entry is not None:
+        return load_config(path, changes={"slurm": dict(slurm)})
     batch = {"global_batch_size": before.config.batch().global_size, "grad_acc_steps": None}
     return load_config(path, changes={"slurm": dict(slurm), "step_scheduler": batch})
 

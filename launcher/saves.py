@@ -16,6 +16,8 @@ def saves_text(config: RunConfig, checkpoint_bytes: int | None) -> str:
     every = config.step_scheduler.ckpt_every_steps
     if not config.checkpoint.enabled:
         return "none: checkpoint.enabled is false"
+    if config.entry is not None:
+        return "where the training function publishes a checkpoint"
     if every is None:
         return "at the end, and when the run is stopped"
     if every != "auto":

@@ -21,6 +21,7 @@ from train.config import RunConfig
 from train.config.targets import MODEL, STDLIB, TEXT
 
 PROBE_TIMEOUT_S = 120.0
+OWN_PACKAGES = ("launcher", "monitor", "train")
 
 _COMMON = {"betas": "pair", "eps": "number", "weight_decay": "number"}
 _SWITCHES = dict.fromkeys(("foreach", "maximize", "capturable", "differentiable", "fused"), "bool")
@@ -83,6 +84,9 @@ def check_targets(config: RunConfig, *, workdir: Path | None = None) -> TargetRe
 
 def slots(config: RunConfig) -> Iterator[Slot]:
     """The components that are not built in."""
+    if config.entry is not None:
+        yield _slot("entry", "entry", config.entry.target, config.entry.extra)
+        return
     optimizer = config.optimizer
     arguments = {"lr": optimizer.lr, **optimizer.extra}
     if optimizer.weight_decay is not None:
@@ -107,6 +111,7 @@ _EXAMPLES = {
     "optimizer": "torch.optim.AdamW",
     "model": f"{MODEL} or nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained",
     "dataset": f"{TEXT}, {STDLIB} or my_package.data.MyDataset",
+    "entry": "my_package.training.main",
 }
 
 
@@ -116,6 +121,18 @@ def _impossible(slot: Slot) -> str | None:
     parts = slot.path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         return f"{where}: expected an import path such as {example}, got {slot.path!r}"
+    if slot.kind == "dataset" and parts[0] == "nemo_automodel":
+        return (
+            f"{where}: {slot.path} is a data set of NeMo AutoModel that is not built in here; "
+            f"instruction data loads with _target_: {TEXT} and column_mapping, any other by a "
+            "class of your own (see docs/automodel.md)"
+        )
+    ours = slot.path.startswith("train.own.")
+    if slot.kind == "entry" and parts[0] in OWN_PACKAGES and not ours:
+        return (
+            f"{where}: {parts[0]} is a package of submitrain itself, which hides a module of that "
+            f"name: rename yours, for example {parts[0]}ing.py, and write {example}"
+        )
     if parts[0] in sys.stdlib_module_names:
         return (
             f"{where}: expected the import path of a {slot.kind} such as {example}, got "

@@ -145,7 +145,8 @@ def read_curve(folder: Path) -> Curve:
     recomputed, contradictory = 0, set()
     for event in read_events(run_dir.events(0), kinds=frozenset({Kind.STEP})):
         step, world = event["step"], worlds.get(event.get("attempt"), 0)
-        values = StepValues(event["loss_hex"], event["grad_norm_hex"], world)
+        # A training function of the user's own may record no gradient norm.
+        values = StepValues(event["loss_hex"], event.get("grad_norm_hex", "nan"), world)
         before = steps.get(step)
         if before is not None:
             recomputed += 1

@@ -275,7 +275,7 @@ def test_the_commands_and_their_options_are_frozen() -> None:
         "run": [
             *("--cluster", "--detach", "--dry-run", "--json", "--wait", "CONFIG", "OVERRIDES"),
         ],
-        "plan": ["--cluster", "--json", "CONFIG", "OVERRIDES"],
+        "plan": ["--cluster", "--json", "--keys", "CONFIG", "OVERRIDES"],
         "list": ["--json", "--runs-dir"],
         "status": ["--json", "--runs-dir", "RUN"],
         "logs": ["--attempt", "--follow", "--rank", "--runs-dir", "--tail", "-f", "RUN"],

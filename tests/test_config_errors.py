@@ -241,9 +241,6 @@ BAD = {
     "dropping the last batch": Bad(
         "dataloader: {drop_last: true}\n", ("dataloader.drop_last: expected false",)
     ),
-    "own function": Bad(
-        "entry: {_target_: my.train}\n", ("entry: expected none", "later version", ":3)")
-    ),
     "recipe": Bad(
         "recipe: PretrainRecipe\n", ("recipe: expected one of", "got 'PretrainRecipe'", ":3)")
     ),

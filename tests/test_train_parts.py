@@ -1,4 +1,4 @@
-"""The loop's small parts: optimizer, hardware table, trackers, components, fused norms."""
+"""The loop's small parts: optimizer, hardware table, components, fused norms."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from train.component import load_component
-from train.config.sections import OptimizerConfig, WandbConfig
+from train.config.sections import OptimizerConfig
 from train.errors import ConfigError
 from train.fused import fuse_norms, use_liger
 from train.hardware import memory_bytes, peak_flops, peak_of, work_of
 from train.optim import build_optimizer
 from train.step import reseed
-from train.tracking import NoTracker, open_tracker
 from train.weights import seed_of
 
 
@@ -128,36 +127,6 @@ def test_norms_are_fused_only_where_the_result_is_the_same(model_type: str, fuse
 def test_missing_liger_is_refused_with_what_to_install() -> None:
     with pytest.raises(ConfigError, match=r"pip install 'submitrain\[liger\]'"):
         use_liger("llama", torch.device("cuda"))
-
-
-def test_only_rank_0_tracks_and_only_where_asked(tmp_path: Path) -> None:
-    def tracker(settings: WandbConfig | None, rank: int) -> object:
-        return open_tracker(settings, rank=rank, run_id="r", folder=tmp_path, config={})
-
-    assert isinstance(tracker(None, 0), NoTracker)
-    assert isinstance(tracker(WandbConfig(), 1), NoTracker)
-    assert isinstance(tracker(WandbConfig(enabled=False), 0), NoTracker)
-
-
-def test_missing_wandb_is_refused_with_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("train.tracking.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'submitrain\[wandb\]'"):
-        open_tracker(WandbConfig(), rank=0, run_id="r", folder=tmp_path, config={})
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_wandb_keeps_one_run_id_over_attempts(tmp_path: Path) -> None:
-    settings = WandbConfig(project="test", mode="offline")
-    ids = set()
-    for attempt in (1, 2):
-        tracker = open_tracker(settings, rank=0, run_id="r:1", folder=tmp_path, config={"a": 1})
-        tracker.log(attempt, {"train/loss": 1.0})
-        tracker.close(0)
-        ids.add(tracker.run_id)
-    assert ids == {"r-1"}
-    assert list((tmp_path / "wandb").glob("offline-run-*-r-1"))
 
 
 def test_clipping_keeps_the_direction() -> None:

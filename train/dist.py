@@ -15,6 +15,7 @@ from typing import Literal
 import structlog
 import torch
 import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from train.config.sections import DistributedConfig
@@ -72,16 +73,8 @@ def join(context: RankContext, settings: DistributedConfig) -> World:
     device = choose_device(settings.backend, context.local_rank)
     context.on_cpu = device.type == "cpu"
     store = meet(context, timeout_s=settings.timeout_s)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = connect(context, settings, store, device)
     timeout = timedelta(seconds=settings.timeout_s)
-    dist.init_process_group(
-        backend,
-        store=dist.PrefixStore("ranks", store),  # type: ignore[attr-defined]
-        rank=context.rank,
-        world_size=context.world_size,
-        timeout=timeout,
-        device_id=device if device.type == "cuda" else None,
-    )
     everyone = dist.group.WORLD
     assert everyone is not None
     control = everyone if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
@@ -93,6 +86,22 @@ def join(context: RankContext, settings: DistributedConfig) -> World:
         control=control,
         checkpoints=dist.new_group(backend="gloo", timeout=timeout),
     )
+
+
+def connect(
+    context: RankContext, settings: DistributedConfig, store: Store, device: torch.device
+) -> str:
+    """Form the default process group of all ranks; returns its backend."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("ranks", store),  # type: ignore[attr-defined]
+        rank=context.rank,
+        world_size=context.world_size,
+        timeout=timedelta(seconds=settings.timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
+    return backend
 
 
 def make_mesh(device: torch.device, world_size: int, replicas: int) -> DeviceMesh:

@@ -68,11 +68,10 @@ def main(context: RankContext, config: RunConfig) -> int:
         context.events.write(Kind.STOPPED, reason=context.stop.reason.name.lower())
         return EXIT_STOPPED
     tracker = open_tracker(
-        config.wandb,
+        config,
         rank=context.rank,
         run_id=context.run_dir.run_id,
         folder=context.run_dir.root,
-        config=config.model_dump(mode="json"),
     )
     code = 1
     try:

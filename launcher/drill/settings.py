@@ -43,8 +43,14 @@ def settings_of(config: RunConfig, *, steps: int, shrink: bool) -> Settings:
     """What a drill changes in a configuration.
 
     Raises:
-        UserError: fewer steps than a drill needs.
+        UserError: fewer steps than a drill needs, or a training function of the user's own.
     """
+    if config.entry is not None:
+        raise UserError(
+            "entry: a drill sets the length and the saves of the built-in recipe, which your "
+            f"{config.entry.target} decides itself; see docs/own-training-code.md for how to "
+            "disturb a run of your own"
+        )
     if steps < FEWEST_STEPS:
         raise UserError(
             f"--steps: expected at least {FEWEST_STEPS} (four saves and a fault between them), "
@@ -65,8 +71,9 @@ def settings_of(config: RunConfig, *, steps: int, shrink: bool) -> Settings:
         **_validation(config, steps),
         **_warmup(config, shape),
     }
-    if config.wandb is not None:
-        changes["wandb.enabled"] = "false"
+    for tracker in ("wandb", "tensorboard", "trackio"):
+        if getattr(config, tracker) is not None:
+            changes[f"{tracker}.enabled"] = "false"
     warnings: tuple[str, ...] = ()
     if shrink:
         smaller, warnings = shrunk(config.model.config)

@@ -65,12 +65,17 @@ def load_newest(
             raise CheckpointError(f"{path} does not fit: {next(filter(None, mismatches))}")
         return Loaded(path, manifest)
     if names:
-        raise CheckpointError(
-            f"{root}: {len(names)} checkpoints, none of them whole: {', '.join(names)}; "
-            "the reasons are in the checkpoint_rejected events. Restore one of them from a copy, "
-            "or move them away to start from step 0"
-        )
+        raise none_is_whole(root, names)
     return None
+
+
+def none_is_whole(root: Path, names: Sequence[str]) -> CheckpointError:
+    """What to say when there are checkpoints and none verifies."""
+    return CheckpointError(
+        f"{root}: {len(names)} checkpoints, none of them whole: {', '.join(names)}; "
+        "the reasons are in the checkpoint_rejected events. Restore one of them from a copy, "
+        "or move them away to start from step 0"
+    )
 
 
 def verify_together(path: Path, agreement: Agreement) -> tuple[Manifest | None, list[str]]:

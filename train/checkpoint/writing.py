@@ -180,6 +180,12 @@ def _finish(task: SaveTask, snapshot: Snapshot, shares: list[dict[str, FileRecor
         created_at=round(time.time(), 3),
         files=files,
     )
+    return seal_and_publish(task, manifest)
+
+
+def seal_and_publish(task: SaveTask, manifest: Manifest) -> Published:
+    """Make the temporary folder with its written files the newest checkpoint; rank 0 does this."""
+    folder = task.folders.temporary(task.state.step)
     task.folders.seal(folder, manifest.text())
     faults.at(faults.Moment.PUBLISH, step=task.state.step)
     try:

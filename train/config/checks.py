@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from train.config.job_checks import job_problems
+from train.config.own import entry_problems
 from train.config.targets import MODEL, STDLIB, TEXT
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ NEUTRAL_DISTRIBUTED: dict[str, Any] = {
 
 def problems_of(config: RunConfig) -> list[str]:
     """Contradictions, then settings without an effect, one line each."""
+    if config.entry is not None:
+        return [*job_problems(config.slurm), *entry_problems(config)]
     return [*contradictions(config), *job_problems(config.slurm), *without_effect(config)]
 
 
@@ -148,11 +151,6 @@ def without_effect(config: RunConfig) -> Iterator[str]:
             f"recipe: expected one of {', '.join(sorted(RECIPES))} or none, got "
             f"{config.recipe!r}; only supervised fine-tuning is built in"
         )
-    if config.entry is not None:
-        yield (
-            "entry: expected none, got a function; training functions of your own are for a later "
-            "version: remove the section to use the built-in recipe"
-        )
     yield from _model(config)
     yield from _component_extras(config)
     yield from _outputs(config)
@@ -180,7 +178,8 @@ def _outputs(config: RunConfig) -> Iterator[str]:
             "sample: expected checkpoint.save_consolidated final or every with it, got never; the "
             "text is written by the exported model: change that, or remove this section"
         )
-    if not config.use_compile:
+    switched_off = "enabled" in config.compile.model_fields_set
+    if not config.use_compile and not switched_off:
         for key, default in (("mode", "default"), ("fullgraph", False), ("dynamic", None)):
             if getattr(config.compile, key) != default:
                 yield (

@@ -32,7 +32,6 @@ REFUSED: dict[tuple[str | int, ...], str] = {
     ("validation_dataloader", "collate_fn"): (
         "the built-in data set brings its own collation; remove it"
     ),
-    ("peft", "use_triton"): "adapters are computed by torch; remove it",
     ("peft", "exclude_modules"): "name the adapted modules in target_modules",
     ("rng",): "write the top-level seed",
     ("loss_fn",): "the loss is the mean cross-entropy over all label tokens; remove it",

@@ -56,3 +56,29 @@ class WandbConfig(Section):
     mode: Literal["online", "offline", "disabled"] | None = Field(
         None, description="wandb's mode; none = wandb's own choice."
     )
+
+
+class TensorboardConfig(Section):
+    """TensorBoard's event files; needs the tensorboard extra."""
+
+    enabled: bool = Field(True, description="False keeps the section but writes nothing.")
+    log_dir: OptionalStr = Field(
+        None,
+        description="Folder of TensorBoard logs, in which the run gets its own; none = "
+        "tensorboard/ in the run folder.",
+    )
+    flush_s: int = Field(10, ge=1, description="Seconds between writes to disk.")
+
+
+class TrackioConfig(Section):
+    """trackio, a local tracker; one run over all requeues; needs the trackio extra."""
+
+    enabled: bool = Field(True, description="False keeps the section but sends nothing.")
+    project: str = Field("submitrain", description="Project.")
+    name: OptionalStr = Field(None, description="Run name; default: the run's id.")
+    dir: OptionalStr = Field(
+        None, description="Folder of trackio's databases; none = TRACKIO_DIR, else its cache."
+    )
+    space_id: OptionalStr = Field(
+        None, description="Hugging Face Space to send to (needs HF_TOKEN); none = local only."
+    )

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from train.config.document import Document, KeyPath, Mark, dotted, resolve_scalar
+from train.config.family import translate
 from train.config.placeholders import PlaceholderError, expand, names_secret, placeholder_names
 from train.config.redact import hidden
 from train.config.run import RunConfig
@@ -83,16 +84,21 @@ def resolve(document: Document, environ: Mapping[str, str]) -> Resolved:
     Raises:
         ConfigError: all problems found, one line each.
     """
-    document, clashes = in_our_spelling(document)
+    config, problems = examine(document, environ)
+    problems.raise_any()
+    assert config is not None
+    return Resolved(config, problems.document)
+
+
+def examine(document: Document, environ: Mapping[str, str]) -> tuple[RunConfig | None, Problems]:
+    """The same without raising: None where there are problems; these know our spelling of it."""
+    document, clashes = in_our_spelling(translate(document).document)
     problems = Problems(document)
     for path, text in clashes.items():
         problems.add(path, text)
     tree = _expanded(document.tree, (), environ, problems)
     tree = _coerced(tree, problems)
-    config = _validated(tree, problems)
-    problems.raise_any()
-    assert config is not None
-    return Resolved(config, document)
+    return _validated(tree, problems), problems
 
 
 def in_our_spelling(document: Document) -> tuple[Document, dict[KeyPath, str]]:

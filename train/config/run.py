@@ -29,6 +29,8 @@ from train.config.sections import (
     Section,
     SlurmConfig,
     StepSchedulerConfig,
+    TensorboardConfig,
+    TrackioConfig,
     TrainingOptimizationsConfig,
     WandbConfig,
 )
@@ -77,7 +79,7 @@ class RunConfig(Section):
     )
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, data order and dropout.")
     entry: EntryConfig | None = Field(
-        None, description="A training function of your own; for a later version."
+        None, description="A training function of your own; none = the built-in recipe."
     )
     model: ModelConfig = Field(default=ModelConfig(), description="What to train.")
     distributed: DistributedConfig = Field(
@@ -123,6 +125,12 @@ class RunConfig(Section):
     )
     slurm: SlurmConfig = Field(default=SlurmConfig(), description="Resources and sbatch options.")
     wandb: WandbConfig | None = Field(None, description="Weights & Biases; none = not used.")
+    tensorboard: TensorboardConfig | None = Field(
+        None, description="TensorBoard; none = not used; {} = with defaults."
+    )
+    trackio: TrackioConfig | None = Field(
+        None, description="trackio; none = not used; {} = with defaults."
+    )
     alerts: AlertsConfig = Field(default=AlertsConfig(), description="Where alerts go.")
     monitor: MonitorConfig = Field(default=MonitorConfig(), description="When something is one.")
     on_success: OptionalStr = Field(

@@ -12,7 +12,13 @@ from pydantic import AliasChoices, BeforeValidator, Field
 
 from train.config.base import Section, TargetSection
 from train.config.job import LoggingConfig, ResilienceConfig, SlurmConfig
-from train.config.outputs import CheckpointConfig, SampleConfig, WandbConfig
+from train.config.outputs import (
+    CheckpointConfig,
+    SampleConfig,
+    TensorboardConfig,
+    TrackioConfig,
+    WandbConfig,
+)
 from train.config.targets import (
     MODEL,
     TEXT,
@@ -32,14 +38,20 @@ __all__ = [
     "Section",
     "SlurmConfig",
     "TargetSection",
+    "TensorboardConfig",
+    "TrackioConfig",
     "WandbConfig",
 ]
 
 
 class EntryConfig(TargetSection):
-    """A training function of your own instead of the built-in recipe; refused in this version."""
+    """A training function of your own instead of the built-in recipe; other keys go to it."""
 
-    target: str = Field(alias="_target_", description="Import path of the training function.")
+    target: str = Field(
+        alias="_target_",
+        description="Import path of the training function; it gets a RunContext, and the other "
+        "keys of this section as keyword arguments.",
+    )
 
 
 class ModelConfig(TargetSection):
@@ -147,7 +159,7 @@ class DatasetConfig(TargetSection):
     column_mapping: dict[str, str] | None = Field(
         None,
         description="Our roles (messages | instruction, input, output | prompt, response | text) "
-        "to the data's columns; none = recognised by name.",
+        "to the data's columns, or to values in them (answers.text.0); none = recognised by name.",
     )
     answer_only_loss_mask: bool = Field(True, description="No loss on the prompt's tokens.")
     chat_template: OptionalStr = Field(

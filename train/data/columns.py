@@ -118,7 +118,7 @@ def _check_mapping(names: Sequence[str], mapping: Mapping[str, str], where: str)
             raise DataError(
                 f"dataset.column_mapping: unknown role {role!r}; allowed: {', '.join(ROLES)}"
             )
-        if name not in names:
+        if name not in names and name.partition(".")[0] not in names:
             raise DataError(
                 f"dataset.column_mapping.{role}: {where} has no column {name!r}; "
                 f"it has {', '.join(names)}"
@@ -130,12 +130,18 @@ def _first(names: Sequence[str], *wanted: str) -> str | None:
 
 
 def _value(row: Row, name: str, where: str) -> Any:
-    try:
+    """The value of a column, or one inside of it: ``answers.text.0``."""
+    if name in row:
         return row[name]
-    except KeyError:
-        raise DataError(
-            f"dataset: {where}: the row has no column {name!r}; it has {', '.join(row)}"
-        ) from None
+    value: Any = row
+    for part in name.split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise DataError(
+                f"dataset: {where}: the row has no column {name!r}; it has {', '.join(row)}"
+            ) from None
+    return value
 
 
 def _string(row: Row, name: str, where: str) -> str:

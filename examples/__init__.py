@@ -1,0 +1,1 @@
+"""Training functions of one's own: see docs/own-training-code.md."""
