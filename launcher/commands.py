@@ -17,8 +17,8 @@ from rich.text import Text
 
 from launcher.jobs import look
 from launcher.run import Run, list_run_folders
-from launcher.status_text import runs_table, status_rows, time_rows
 from monitor.status import RunState, RunStatus
+from monitor.status_text import runs_table, status_rows, time_rows
 from train.errors import UserError
 
 if TYPE_CHECKING:

@@ -39,11 +39,34 @@ class RunEvidence:
     finished_ranks: int
     checkpoints: tuple[int, ...]
     rollbacks: int = 0
+    checkpoint_at: float | None = None
+    """When the newest checkpoint was published."""
 
     @property
     def submission(self) -> Event | None:
         """The newest submission, or None when there is none yet."""
         return self.submissions[-1] if self.submissions else None
+
+
+@dataclass(frozen=True)
+class RunHead:
+    """What is needed to ask the scheduler about a run; read before the rest of its folder."""
+
+    folder: Path
+    submissions: tuple[Event, ...]
+    summary: Event | None
+
+    @property
+    def submission(self) -> Event | None:
+        """The newest submission, or None when there is none yet."""
+        return self.submissions[-1] if self.submissions else None
+
+
+def read_head(folder: Path) -> RunHead:
+    """Read the two small files that name a run's job and its end."""
+    run_dir = RunDir(folder)
+    summary = _read_json(run_dir.summary)
+    return RunHead(folder, tuple(read_events(run_dir.submissions)), summary)
 
 
 def read_evidence(folder: Path) -> RunEvidence:
@@ -52,6 +75,7 @@ def read_evidence(folder: Path) -> RunEvidence:
     attempt = run_dir.newest_attempt()
     summary = _read_json(run_dir.summary)
     failures, finished = _ends(run_dir, attempt)
+    checkpoints = list_checkpoint_steps(run_dir.checkpoints)
     return RunEvidence(
         folder=folder,
         record=_read_json(run_dir.record) or {},
@@ -63,8 +87,9 @@ def read_evidence(folder: Path) -> RunEvidence:
         tail=tuple(read_tail(run_dir.events(0))),
         failures=failures,
         finished_ranks=finished,
-        checkpoints=list_checkpoint_steps(run_dir.checkpoints),
+        checkpoints=checkpoints,
         rollbacks=len(read_rollbacks(run_dir)),
+        checkpoint_at=_published_at(run_dir.checkpoints, checkpoints),
     )
 
 
@@ -91,6 +116,16 @@ def list_checkpoint_steps(folder: Path) -> tuple[int, ...]:
     names = (entry.name for entry in entries if (entry / "manifest.json").exists())
     digits = (name.removeprefix(_CHECKPOINT_PREFIX) for name in names)
     return tuple(sorted(int(text) for text in digits if text.isdigit()))
+
+
+def _published_at(folder: Path, steps: tuple[int, ...]) -> float | None:
+    if not steps:
+        return None
+    try:
+        newest = folder / f"{_CHECKPOINT_PREFIX}{steps[-1]:08d}" / "manifest.json"
+        return newest.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _ends(run_dir: RunDir, attempt: int) -> tuple[tuple[Event, ...], int]:
