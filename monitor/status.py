@@ -168,7 +168,7 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
         user=str(who.get("user") or ""),
         account=str(sbatch.get("account") or ""),
         partition=str(sbatch.get("partition") or ""),
-        mem_bytes=number(last.get("mem_bytes")),
+        mem_bytes=newest_number(evidence.tail, "mem_bytes"),
         step_s=number(last.get("step_s")),
         last_progress_at=progress_at(evidence.tail),
         ended_at=ended_at(evidence) if state.ended else None,

@@ -1,0 +1,56 @@
+"""Keeps the accounts of time of many runs, each read again only when that costs little.
+
+An account needs every event of rank 0, which may be a large file: reading it again waits until 50
+times as long has passed as reading it took, so that accounts cost at most a fiftieth of a core.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from monitor.goodput import Goodput
+from monitor.goodput_read import read_goodput
+from monitor.status import RunState, RunStatus
+
+FRESH_S = 60.0
+PATIENCE = 50.0
+TICK_S = 1.0
+"""Seconds a look may spend on accounts; what is left comes with the next look."""
+
+
+class Accounts:
+    """Accounts by run id; asks no scheduler."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._found: dict[str, tuple[Goodput, float, bool]] = {}
+
+    def update(self, runs: Sequence[RunStatus]) -> dict[str, Goodput]:
+        """Read those that are due; returns what is known of these runs."""
+        names = {one.run_id for one in runs}
+        self._found = {name: value for name, value in self._found.items() if name in names}
+        deadline = self._clock() + TICK_S
+        for status in sorted(runs, key=self._due_at):
+            if self._clock() > deadline:
+                break
+            if self._due_at(status) <= self._clock():
+                self._read(status)
+        return {name: value for name, (value, _, _) in self._found.items()}
+
+    def _due_at(self, status: RunStatus) -> float:
+        _, due_at, ended = self._found.get(status.run_id, (None, float("-inf"), False))
+        return due_at if ended == status.state.ended else float("-inf")
+
+    def _read(self, status: RunStatus) -> None:
+        began, ended = self._clock(), status.state.ended
+        goodput = read_goodput(
+            Path(status.folder),
+            ended=ended,
+            pending=status.state is RunState.QUEUED,
+            run=None,
+        )
+        took_s = self._clock() - began
+        due_at = float("inf") if ended else self._clock() + max(FRESH_S, PATIENCE * took_s)
+        self._found[status.run_id] = goodput, due_at, ended
