@@ -149,7 +149,8 @@ class Fleet:
             self._ended[folder] = stamps, view
             return view, None
         view = RunView(status, ranks_of(sight.evidence))
-        return view, sight.job.state if status.cluster == "slurm" else None
+        asked = (sight.evidence.submission or {}).get("cluster") == "slurm"
+        return view, sight.job.state if asked else None
 
     def _with_alerts(self, view: RunView, problems: dict[str, str]) -> RunView:
         folder = Path(view.status.folder)

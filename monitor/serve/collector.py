@@ -185,7 +185,9 @@ def _times(runs: Iterable[RunView], accounts: Mapping[str, Goodput]) -> Iterator
         labels=["run", "category"],
     )
     queued = GaugeMetricFamily(f"{PREFIX}_queued_seconds", "Time in the queue.", labels=["run"])
-    gpus = GaugeMetricFamily(f"{PREFIX}_gpu_seconds", "Allocated GPU time; 3600 are a GPU hour.", labels=["run"])
+    gpus = GaugeMetricFamily(
+        f"{PREFIX}_gpu_seconds", "Allocated GPU time; 3600 are a GPU hour.", labels=["run"]
+    )
     for view in runs:
         run, goodput = _label(view.status.run_id), accounts.get(view.status.run_id)
         if goodput is None:

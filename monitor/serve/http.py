@@ -56,7 +56,7 @@ class Health:
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._good_at = time.monotonic()
+        self._good_at: float | None = None
         self._problem = "no look yet"
 
     def good(self) -> None:
@@ -68,13 +68,13 @@ class Health:
         self._problem = problem
 
     def __call__(self) -> str:
-        """What is wrong, if the last good look is too old; before the first one, that."""
-        silent_s = time.monotonic() - self._good_at
-        if self._problem == "no look yet":
+        """What is wrong if there was no good look, or none for too long; else nothing."""
+        if self._good_at is None:
             return self._problem
-        if silent_s > self._limit_s:
-            return f"no good look for {silent_s:.0f} s: {self._problem or 'it hangs'}"
-        return ""
+        silent_s = time.monotonic() - self._good_at
+        if silent_s <= self._limit_s:
+            return ""
+        return f"no good look for {silent_s:.0f} s: {self._problem or 'it hangs'}"
 
 
 class _Handler(BaseHTTPRequestHandler):

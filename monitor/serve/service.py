@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from monitor.fleet import Fleet
 from monitor.serve.accounts import Accounts
 from monitor.serve.collector import Exported, RunCollector
-from monitor.serve.http import Health, listen
+from monitor.serve.http import Health, MetricsServer, listen
 from train.errors import UserError
 
 SILENT_LOOKS = 3
@@ -26,6 +26,7 @@ class Service:
         self._registry = CollectorRegistry()
         self._registry.register(self._collector)
         ProcessCollector(registry=self._registry)
+        self._server: MetricsServer | None = None
         self._health = Health(SILENT_LOOKS * interval_s + GRACE_S)
 
     def listen(self, bind: str, port: int) -> str:
@@ -34,10 +35,16 @@ class Service:
         Raises:
             UserError: the port cannot be opened.
         """
-        server = listen(bind, port, self._registry, self._health)
+        self._server = server = listen(bind, port, self._registry, self._health)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         host, port = str(server.server_address[0]), int(server.server_address[1])
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def close(self) -> None:
+        """Answer no more."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
 
     def look(self) -> str:
         """Look once; returns what is wrong, "" for nothing."""
