@@ -95,16 +95,35 @@ def read_evidence(folder: Path) -> RunEvidence:
 
 def read_tail(path: Path, *, limit_bytes: int = TAIL_BYTES) -> list[Event]:
     """The last events of a file, at most ``limit_bytes`` of it."""
+    return _parsed(_last_lines(path, limit_bytes))
+
+
+def _last_lines(path: Path, limit_bytes: int, *, where: tuple[bytes, ...] = ()) -> list[bytes]:
+    """The last whole lines of a file; only those with one of the words ``where``, if there are."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             start = max(0, size - limit_bytes)
             file.seek(start)
-            lines = file.read().splitlines(keepends=True)
+            data = file.read()
     except FileNotFoundError:
         return []
-    whole = lines[1:] if start else lines
-    return [event for line in whole if (event := parse_event(line)) is not None]
+    if where and not any(word in data for word in where):
+        return []
+    lines = data.splitlines(keepends=True)
+    whole = [line for line in (lines[1:] if start else lines) if line.endswith(b"\n")]
+    return [line for line in whole if not where or any(word in line for word in where)]
+
+
+def _parsed(lines: list[bytes]) -> list[Event]:
+    """The events of whole lines; parsed as one list where no line is rubbish, at half the time."""
+    try:
+        values = json.loads(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        values = []
+    if len(values) != len(lines):
+        return [event for line in lines if (event := parse_event(line)) is not None]
+    return [one for one in values if isinstance(one, dict) and isinstance(one.get("kind"), str)]
 
 
 def list_checkpoint_steps(folder: Path) -> tuple[int, ...]:
@@ -128,12 +147,16 @@ def _published_at(folder: Path, steps: tuple[int, ...]) -> float | None:
         return None
 
 
+_ENDS = (f'"{Kind.FAILURE}"'.encode(), f'"{Kind.FINISH}"'.encode())
+
+
 def _ends(run_dir: RunDir, attempt: int) -> tuple[tuple[Event, ...], int]:
     """Failures of the newest attempt, oldest first, and how many ranks finished in it."""
     failures: list[Event] = []
     finished = 0
     for path in sorted(run_dir.events_dir.glob("rank*.jsonl")):
-        for event in read_tail(path, limit_bytes=64 * 1024):
+        # Nearly all lines are heartbeats or steps: they need not be parsed to be left out.
+        for event in _parsed(_last_lines(path, 64 * 1024, where=_ENDS)):
             if event.get("attempt") != attempt:
                 continue
             if event["kind"] == Kind.FAILURE:

@@ -62,6 +62,8 @@ class Fleet:
     keep_ended_s: float | None = None
     max_runs: int | None = None
     state_dir: Path | None = None
+    with_ranks: bool = True
+    """Whether the ranks of living runs are looked at."""
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
@@ -148,7 +150,7 @@ class Fleet:
             view = RunView(status)
             self._ended[folder] = stamps, view
             return view, None
-        view = RunView(status, ranks_of(sight.evidence))
+        view = RunView(status, ranks_of(sight.evidence) if self.with_ranks else ())
         asked = (sight.evidence.submission or {}).get("cluster") == "slurm"
         return view, sight.job.state if asked else None
 

@@ -24,7 +24,8 @@ from train.errors import UserError
 from train.events import Kind, Phase
 from train.rundir import RunDir
 
-RANK_TAIL_BYTES = 64 * 1024
+RANK_TAIL_BYTES = 16 * 1024
+"""Some minutes of heartbeats; how long a rank has been idle is in every one of them."""
 DIAGNOSED_BYTES = 64 * 2**20
 _ALIVE_ONLY = frozenset({Kind.HEARTBEAT, Kind.SAMPLES})
 """Events that a rank writes without advancing."""

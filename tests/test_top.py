@@ -213,7 +213,9 @@ def test_keys_are_told_apart_and_others_mean_nothing() -> None:
 def test_log_lines_are_fit_for_a_terminal(tmp_path: Path) -> None:
     path = tmp_path / "log"
     title = b"\x1b]0;owned\x07"
-    path.write_bytes(b"a\tb\n 10%\r 20%\r\n" + title + b"\x1b[2Jred\x1b[31m\xc2\x9b2J\x00\n\n" + b"x")
+    path.write_bytes(
+        b"a\tb\n 10%\r 20%\r\n" + title + b"\x1b[2Jred\x1b[31m\xc2\x9b2J\x00\n\n" + b"x"
+    )
     assert newest_lines(path, 9) == ["a       b", " 20%", "red2J", "x"]
     assert newest_lines(path, 2) == ["red2J", "x"]
     path.write_bytes(b"y" * 10_000_000)

@@ -1,7 +1,7 @@
 """Keeps the accounts of time of many runs, each read again only when that costs little.
 
-An account needs every event of rank 0, which may be a large file: reading it again waits until 50
-times as long has passed as reading it took, so that accounts cost at most a fiftieth of a core.
+An account needs every event of rank 0, which may be a large file. After one was read again, no
+other is until 50 times as long has passed as that took: accounts cost at most a fiftieth of a core.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Accounts:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._found: dict[str, tuple[Goodput, float, bool]] = {}
+        self._free_at = float("-inf")
 
     def update(self, runs: Sequence[RunStatus]) -> dict[str, Goodput]:
         """Read those that are due; returns what is known of these runs."""
@@ -35,8 +36,12 @@ class Accounts:
         for status in sorted(runs, key=self._due_at):
             if self._clock() > deadline:
                 break
-            if self._due_at(status) <= self._clock():
+            new = self._due_at(status) == float("-inf")
+            if new or max(self._free_at, self._due_at(status)) <= self._clock():
+                began = self._clock()
                 self._read(status)
+                if not new:
+                    self._free_at = self._clock() + PATIENCE * (self._clock() - began)
         return {name: value for name, (value, _, _) in self._found.items()}
 
     def _due_at(self, status: RunStatus) -> float:
@@ -44,13 +49,12 @@ class Accounts:
         return due_at if ended == status.state.ended else float("-inf")
 
     def _read(self, status: RunStatus) -> None:
-        began, ended = self._clock(), status.state.ended
+        ended = status.state.ended
         goodput = read_goodput(
             Path(status.folder),
             ended=ended,
             pending=status.state is RunState.QUEUED,
             run=None,
         )
-        took_s = self._clock() - began
-        due_at = float("inf") if ended else self._clock() + max(FRESH_S, PATIENCE * took_s)
+        due_at = float("inf") if ended else self._clock() + FRESH_S
         self._found[status.run_id] = goodput, due_at, ended

@@ -34,7 +34,7 @@ def main(options: argparse.Namespace) -> int:
         raise UserError(f"--interval: expected seconds > 0, got {options.interval:g}")
     runs_dir = Path(options.runs_dir).expanduser()
     state_dir = Path(options.state_dir).absolute() if options.state_dir else None
-    fleet = Fleet(find=lambda: list_runs(runs_dir), state_dir=state_dir)
+    fleet = Fleet(find=lambda: list_runs(runs_dir), state_dir=state_dir, with_ranks=False)
     screen = console()
     if not (sys.stdin.isatty() and screen.is_terminal and not screen.is_dumb_terminal):
         return _once(fleet.look(), runs_dir)
