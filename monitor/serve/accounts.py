@@ -1,7 +1,8 @@
 """Keeps the accounts of time of many runs, each read again only when that costs little.
 
 An account needs every event of rank 0, which may be a large file. After one was read again, no
-other is until 50 times as long has passed as that took: accounts cost at most a fiftieth of a core.
+other is until 100 times as long has passed as that took, a hundredth of a core; those that were
+never read come a few at each look.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from monitor.goodput import Goodput
 from monitor.goodput_read import read_goodput
 from monitor.status import RunState, RunStatus
 
-FRESH_S = 60.0
-PATIENCE = 50.0
-TICK_S = 1.0
+FRESH_S = 120.0
+PATIENCE = 100.0
+TICK_S = 0.2
 """Seconds a look may spend on accounts; what is left comes with the next look."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-INTERVAL_S = 5.0
+INTERVAL_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

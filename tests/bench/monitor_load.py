@@ -38,7 +38,7 @@ STEP_S = 0.5
 BEAT_S = 5.0
 AIM_SHARE = 5.0
 """Per cent of a core."""
-WATCH_S, SERVE_S, TOP_S = 30.0, 15.0, 5.0
+WATCH_S, SERVE_S, TOP_S = 30.0, 15.0, 10.0
 
 
 def main() -> None:
