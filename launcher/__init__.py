@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 if TYPE_CHECKING:
     from launcher.run import Run
+    from launcher.sweeps.handle import Sweep, SweepOptions
     from train.config import RunConfig
 
-__all__ = ["Run", "launch"]
+__all__ = ["Run", "Sweep", "launch", "sweep"]
 
 
 def launch(
@@ -50,9 +51,46 @@ def launch(
     return run
 
 
+def sweep(
+    cfg: str | Path | Mapping[str, Any] | RunConfig,
+    nodes: Sequence[int] | None = None,
+    *,
+    wait: bool = False,
+    **options: Unpack[SweepOptions],
+) -> Sweep:
+    """Measure a configuration at several node counts, or over a grid of values; docs/sweeps.md.
+
+        launch.sweep("cfg.yaml", nodes=[1, 2, 4], price=2.10).report()
+
+    Args:
+        cfg: as ``launch`` takes it.
+        nodes: node counts to compare; None: a grid of runs of the configured length.
+        wait: return only when all runs have ended.
+        options: ``mode``, ``repeats``, ``grid``, ``steps``, ``warmup``, ``tokens``, ``price``,
+            ``at_once``, ``overrides``, ``cluster``, ``changes``.
+
+    Raises:
+        train.errors.UserError: the input is wrong; nothing was started.
+    """
+    from launcher.sweeps.handle import Sweep, request_of
+    from launcher.sweeps.plan import plan_sweep
+
+    begun = Sweep.begin(plan_sweep(request_of(cfg, nodes, options)))
+    if wait:
+        begun.wait()
+    return begun
+
+
+launch.sweep = sweep  # type: ignore[attr-defined]
+
+
 def __getattr__(name: str) -> Any:
     if name == "Run":
         from launcher.run import Run
 
         return Run
+    if name == "Sweep":
+        from launcher.sweeps.handle import Sweep
+
+        return Sweep
     raise AttributeError(f"module 'launcher' has no attribute {name!r}")

@@ -24,6 +24,7 @@ examples:
   python -m launcher logs latest -f --rank 1                    follow a rank's output
   python -m launcher resume latest                              go on from the last checkpoint
   python -m launcher drill cfg.yaml                             prove that it survives here
+  python -m launcher sweep cfg.yaml --nodes 1,2,4               how many nodes are worth it
 
 A RUN is a run folder, its name, the unique beginning of its name, or `latest`.
 Exit codes: 0 ok, 1 the run failed or was cancelled, 2 the input is wrong.
@@ -192,6 +193,46 @@ def _drill_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_lazy("main", "launcher.drill.cli"))
 
 
+def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "python -m launcher sweep CFG.yaml [a.b=c ...] (--nodes 1,2,4 | --grid a.b=x,y) [options]\n"
+        "       python -m launcher sweep status|report|cancel|resume SWEEP"
+    )
+    _config_arguments(parser)
+    parser.add_argument("--nodes", metavar="N,N,...", help="node counts to compare")
+    parser.add_argument(
+        "--mode",
+        choices=["strong", "weak"],
+        help="strong (default): the global batch is fixed; weak: that of each rank",
+    )
+    parser.add_argument(
+        "--grid", nargs="+", action="extend", metavar="a.b=x,y", help="values to try, each with all"
+    )
+    parser.add_argument(
+        "--repeats", type=int, metavar="R", help="runs of each (default: 3 with --nodes, else 1)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="timed steps (default: 50); without --nodes: the length of each run",
+    )
+    parser.add_argument(
+        "--warmup", type=int, metavar="N", help="steps that are not timed (default: 20)"
+    )
+    parser.add_argument(
+        "--tokens", type=float, metavar="N", help="length of the training whose time is to be told"
+    )
+    parser.add_argument("--price", metavar="P", help="of a GPU (or rank) and hour: 2.10, 2.10EUR")
+    parser.add_argument("--at-once", type=int, metavar="K", help="jobs on Slurm (default: 4)")
+    parser.add_argument("--html", metavar="FILE", help="write the report there as well")
+    follow = parser.add_mutually_exclusive_group()
+    follow.add_argument("--wait", action="store_true", help="stay until it has ended")
+    follow.add_argument("--detach", action="store_true", help="return as soon as it is started")
+    _runs_dir_argument(parser)
+    parser.set_defaults(handler=_lazy("main", "launcher.sweeps.cli"))
+
+
 def _schema_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_lazy("schema"))
 
@@ -205,6 +246,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "cancel": ("save, stop, and stay stopped", _cancel_arguments),
     "resume": ("go on from the newest verified checkpoint", _resume_arguments),
     "drill": ("inject faults into a short run, and compare the curves", _drill_arguments),
+    "sweep": ("measure node counts, or try values; judge them together", _sweep_arguments),
     "schema": ("JSON Schema of configuration files, for editors", _schema_arguments),
 }
 

@@ -18,6 +18,7 @@ from typing import TextIO
 from launcher.blame import class_name, is_victim, where
 from launcher.spawn import JOB_ID_VARIABLE, PARENT_VARIABLE
 from launcher.watchdog import Watchdog
+from monitor.process import boot_id
 from train import faults
 from train.config.load import load_resolved
 from train.context import RankContext, background_beat
@@ -134,6 +135,7 @@ def announce(context: RankContext) -> None:
         world_size=context.world_size,
         local_rank=context.local_rank,
         step_id=os.environ.get("SLURM_STEP_ID"),
+        machine=boot_id(),
     )
 
 

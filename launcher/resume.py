@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,12 @@ from train.rundir import write_text_atomically
 
 if TYPE_CHECKING:
     from launcher.config import LoadedConfig
+    from launcher.plan import Plan
     from launcher.run import Run
 
 
-def resume(run: Run, slurm: Mapping[str, Any]) -> None:
-    """Submit ``run`` again; see ``Run.resume``.
+def resume(run: Run, slurm: Mapping[str, Any], *, after: str | None = None) -> None:
+    """Submit ``run`` again; see ``Run.resume``. On Slurm it waits for the job ``after`` to end.
 
     Raises:
         UserError: it still runs, may still run, has finished, or another client submits it now.
@@ -43,10 +45,19 @@ def resume(run: Run, slurm: Mapping[str, Any]) -> None:
         loaded = changed_config(run_dir.config, slurm)
         secret_environment(loaded.config, os.environ)
         plan = make_plan(loaded, cluster=cluster.name, gpus_available=gpus_available(cluster))
+        if after is not None and cluster.name == "slurm":
+            plan = after_job(plan, after)
         aside = _set_aside(run_dir.cancel_request, run_dir.summary)
         with client_act(run_dir, Act.RESUME) as act, aside, _rewritten(run_dir.config, loaded):
             submit(run_dir, cluster, plan, claim)
             act.job_id = str(claim.job_id)
+
+
+def after_job(plan: Plan, job_id: str) -> Plan:
+    """The plan of a job that starts once another one has ended, however; a requeue is no end."""
+    wanted = plan.sbatch.get("dependency")
+    dependency = ",".join([*([str(wanted)] if wanted else []), f"afterany:{job_id}"])
+    return replace(plan, sbatch={**plan.sbatch, "dependency": dependency})
 
 
 def why_not(state: RunState) -> str | None:

@@ -32,7 +32,7 @@ class ProcessRef:
         start_ticks = _start_ticks(pid)
         if start_ticks is None:
             return None
-        return cls(pid, start_ticks, socket.gethostname(), _boot_id(), _pid_namespace())
+        return cls(pid, start_ticks, socket.gethostname(), boot_id(), _pid_namespace())
 
     @classmethod
     def from_json(cls, value: object) -> Self | None:
@@ -52,7 +52,7 @@ class ProcessRef:
         """Whether it still runs; None when that cannot be known from here (another host)."""
         if self.host != socket.gethostname():
             return None
-        if self.boot_id != _boot_id():
+        if self.boot_id != boot_id():
             return False
         if self.pid_namespace != _pid_namespace():
             return None
@@ -96,7 +96,8 @@ def _start_ticks(pid: int) -> int | None:
     return int(fields[_START_FIELD - 3])
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """The running kernel: equal for all nodes that are one machine, containers included."""
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:

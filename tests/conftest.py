@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests.slurm.fixtures import (
@@ -13,6 +15,14 @@ from tests.slurm.fixtures import (
 )
 
 __all__ = ["make_cluster", "session_cluster", "slurm_cluster"]
+
+
+def pytest_configure() -> None:
+    """Give Ctrl-C its meaning back: a shell takes it from what it starts in the background.
+
+    Programs that tests interrupt would inherit that they ignore it (sh(1), "asynchronous lists").
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

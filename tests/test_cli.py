@@ -285,5 +285,10 @@ def test_the_commands_and_their_options_are_frozen() -> None:
             *("--cluster", "--faults", "--json", "--list", "--shrink", "--steps"),
             *("CONFIG", "OVERRIDES"),
         ],
+        "sweep": [
+            *("--at-once", "--cluster", "--detach", "--grid", "--html", "--json", "--mode"),
+            *("--nodes", "--price", "--repeats", "--runs-dir", "--steps", "--tokens", "--wait"),
+            *("--warmup", "CONFIG", "OVERRIDES"),
+        ],
         "schema": [],
     }

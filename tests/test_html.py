@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from monitor.html.axis import tick_text, ticks
 from monitor.html.line_chart import HEIGHT, WIDTH, Series, line_chart
-from monitor.html.page import badge, details, page, section, table
+from monitor.html.page import badge, details, page, scoped, section, table
 from monitor.html.stacked_bars import Bar, stacked_bars
 
 HOSTILE = "<script>alert('&')</script>"
@@ -126,3 +126,26 @@ def test_bars_are_as_long_as_their_seconds() -> None:
     same = {e.attrib["fill"] for e in tree.iter(f"{SVG}rect") if "load" in "".join(e.itertext())}
     assert len(same) == 1, "a part has one colour in all bars"
     assert stacked_bars([], title="t") == ""
+
+
+def test_intervals_are_within_the_frame_and_heights_are_comparable_from_zero() -> None:
+    one = Series("speed", [(1, 10.0), (2, 18.0)], spans=[(1, 9.0, 11.0), (2, 14.0, 31.0)])
+    svg = line_chart([one], x_label="n", y_label="y", title="t", y_from_zero=True)
+    tree = parsed(svg)
+    strokes = [path.attrib["d"] for path in tree.iter(f"{SVG}path")]
+    assert len(strokes) == 2
+    tops = [float(re.split(r"[ h]", text)[1]) for text in strokes]
+    bottoms = [float(re.split(r"[Vm]", text.partition("V")[2])[0]) for text in strokes]
+    assert all(0 <= top < bottom <= HEIGHT for top, bottom in zip(tops, bottoms, strict=True))
+    labels = [text.text for text in tree.iter(f"{SVG}text")]
+    assert "0" in labels and "40" in labels, "the axis holds zero and the longest interval"
+
+
+def test_a_piece_for_a_notebook_styles_nothing_but_itself() -> None:
+    text = scoped([section("Title", "<p>body</p>")])
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    assert style.startswith(".submitrain {")
+    assert style.count("{") == style.count("}")
+    assert ":root" not in style
+    assert "body {" not in style
+    assert "<html" not in text

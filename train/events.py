@@ -34,7 +34,8 @@ class Kind(StrEnum):
     """What a line of an event file is about; units are in the field names."""
 
     START = "start"
-    """host, pid, world_size, local_rank, device, resumed_step"""
+    """host, pid, world_size, local_rank, step_id, machine (boot id of its kernel: nodes that share
+    it are one machine)"""
     SETUP = "setup"
     """device, threads, backend, parameters, attention, dtype, batch, total_steps, units_per_epoch,
     documents, fill_rate: what this rank is about to train, and with what"""

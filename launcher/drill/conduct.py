@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from launcher.drill.scenarios import Hand, Scenario, Steps
 from launcher.drill.verdict import Injection
 from launcher.records import EventTail
 from launcher.run import Run
+from launcher.screen import Screen
 from monitor.slurm import ask
 from monitor.status import RunState, RunStatus
 from train.errors import SubmitrainError, UserError
@@ -21,16 +21,6 @@ POLL_S = 0.1
 STATUS_EVERY_S = {"local": 1.0, "slurm": 10.0}
 ABORT_S = 120.0
 """Seconds that a cancelled run gets to save and end."""
-
-
-class Screen(Protocol):
-    """Where a drill tells what it does."""
-
-    def say(self, line: str) -> None:
-        """A line that stays."""
-
-    def doing(self, text: str) -> None:
-        """What goes on now; the next call replaces it."""
 
 
 @dataclass

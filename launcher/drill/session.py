@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from launcher.drill.conduct import Conducted, Screen, abort, conduct
+from launcher.drill.conduct import Conducted, abort, conduct
 from launcher.drill.plan import DrillPlan
 from launcher.drill.report import Report, write_report
 from launcher.drill.scenarios import REQUEUE_WAIT_S, Expected, Scenario
@@ -16,6 +16,7 @@ from launcher.drill.settings import Measured, pace_of, paced, time_limit_overrid
 from launcher.drill.verdict import CONTROL, INTERRUPTED, UNDISTURBED, Outcome, judged, read_outcome
 from launcher.prepare import prepare
 from launcher.run import Run, list_run_folders
+from launcher.screen import Screen
 from launcher.start import start
 from monitor.compare import Comparison
 from train.errors import SubmitrainError, UserError

@@ -28,6 +28,8 @@ class Series:
     dash: int = 0
     marks: Sequence[tuple[float, float, str]] = field(default=())
     """(x, y, text on hovering): points with a symbol."""
+    spans: Sequence[tuple[float, float, float]] = field(default=())
+    """(x, low, high): intervals of confidence."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,21 @@ class _Frame:
         return round(HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM), 2)
 
 
-def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> str:
-    """All series in one frame over whole numbers (steps); empty text without a point.
+def line_chart(
+    series: Sequence[Series], *, x_label: str, y_label: str, title: str, y_from_zero: bool = False
+) -> str:
+    """All series in one frame over whole numbers (steps, nodes); empty text without a point.
 
-    ``title`` is for screen readers.
+    ``title`` is for screen readers; ``y_from_zero`` for what is to be compared by its height.
     """
     points = [p for one in series for p in one.points if all(map(math.isfinite, p))]
     if not points:
         return ""
+    spans = [(x, y) for one in series for x, low, high in one.spans for y in (low, high)]
+    heights = [y for _, y in [*points, *spans]]
     frame = _Frame(
         ticks(min(x for x, _ in points), max(x for x, _ in points), about=9, whole=True),
-        ticks(min(y for _, y in points), max(y for _, y in points)),
+        ticks(min([*heights, 0.0] if y_from_zero else heights), max(heights)),
     )
     legend, legend_height = _legend(series)
     return "\n".join(
@@ -65,6 +71,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: s
             f'aria-label="{escape(title)}"><title>{escape(title)}</title>',
             *_axes(frame, x_label, y_label),
             *(_line(one, frame) for one in series),
+            *(span for one in series for span in _spans(one, frame)),
             *(mark for one in series for mark in _marks(one, frame)),
             *legend,
             "</svg>",
@@ -132,6 +139,17 @@ def _marks(one: Series, frame: _Frame) -> list[str]:
         f'fill="var(--paper)" stroke="var(--c{one.color})" stroke-width="2.5"/></g>'
         for x, y, text in one.marks
         if math.isfinite(x) and math.isfinite(y)
+    ]
+
+
+def _spans(one: Series, frame: _Frame) -> list[str]:
+    """A vertical stroke with a cap at either end."""
+    return [
+        f'<path d="M{x - 6} {top}h12m-6 0V{bottom}m-6 0h12" fill="none" '
+        f'stroke="var(--c{one.color})" stroke-width="1.5"/>'
+        for x, top, bottom in (
+            (frame.x(x), frame.y(high), frame.y(low)) for x, low, high in one.spans
+        )
     ]
 
 

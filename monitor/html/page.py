@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["badge", "details", "escape", "page", "section", "table"]
+__all__ = ["badge", "details", "escape", "page", "scoped", "section", "table"]
 
 STYLE = """
 :root {
@@ -71,6 +71,16 @@ def page(title: str, body: Iterable[str]) -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body>\n{chr(10).join(body)}\n</body></html>\n"
     )
+
+
+def scoped(body: Iterable[str]) -> str:
+    """``body`` for a place inside another page (a notebook): styles that reach nothing else there.
+
+    CSS nesting: Chrome 120, Firefox 117, Safari 17.2 and later.
+    """
+    style = STYLE.replace(":root", "&").replace("body {", "& {")
+    inside = "\n".join(body)
+    return f'<div class="submitrain"><style>.submitrain {{{style}}}</style>{inside}</div>'
 
 
 def section(title: str, *body: str) -> str:

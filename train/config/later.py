@@ -11,7 +11,7 @@ REFUSED: dict[tuple[str | int, ...], str] = {
     ("hooks",): "write the top-level on_success and on_failure",
     ("monitor", "autostart"): _LATER,
     ("preflight",): _LATER,
-    ("sweep",): _LATER,
+    ("sweep",): "how runs vary is no part of one: use `python -m launcher sweep`; remove it",
     ("price",): _LATER,
     ("arrays",): _LATER,
     ("slurm", "preflight"): _LATER,
