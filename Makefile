@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || tests/install-debian-packages python3-venv
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	tests/with-retries $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	tests/with-retries $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,peft,wandb,tensorboard,trackio,trainer,apprise,notebook,dev]'
+	tests/with-retries $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,peft,wandb,tensorboard,trackio,trainer,apprise,prometheus,notebook,dev]'
 	@touch $@
 
 install: $(INSTALLED) ## Make the virtual environment and install everything into it

@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from launcher.jobs import look
 from launcher.run import Run, list_run_folders
-from launcher.status_text import runs_table, status_rows, time_rows
 from monitor.status import RunState, RunStatus
+from monitor.status_cli import console as console
+from monitor.status_cli import show_run, show_runs
 from train.errors import UserError
 
 if TYPE_CHECKING:
     from launcher.prepare import Prepared
 
 _LOG_POLL_S = 0.5
-_PIPE_WIDTH = 250
 
 
 def run(options: argparse.Namespace) -> int:
@@ -78,30 +77,13 @@ def _show_keys(options: argparse.Namespace) -> int:
 def list_runs(options: argparse.Namespace) -> int:
     """One line for every run, the newest first."""
     folders = list_run_folders(Path(options.runs_dir).expanduser())
-    found = look(reversed(folders))
-    if options.json:
-        _print_json([status.as_json() for status in found])
-    elif not found:
-        print(f"no runs in {Path(options.runs_dir).absolute()}")
-    else:
-        console().print(runs_table(found))
+    show_runs(look(reversed(folders)), as_json=options.json, runs_dir=Path(options.runs_dir))
     return 0
 
 
 def status(options: argparse.Namespace) -> int:
     """Everything about one run."""
-    opened = _open(options)
-    found = opened.status()
-    goodput = opened.goodput()
-    if options.json:
-        _print_json({**found.as_json(), "goodput": goodput.as_json()})
-        return 0
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in [*status_rows(found), *time_rows(goodput, whole=found.state.ended)]:
-        table.add_row(label, text)
-    console().print(table, markup=False)
+    show_run(_open(options).status(), as_json=options.json)
     return 0
 
 
@@ -168,11 +150,6 @@ def schema(options: argparse.Namespace) -> int:
 
     _print_json(json_schema())
     return 0
-
-
-def console() -> Console:
-    """Standard output; where it is no terminal nothing is folded at 80 columns."""
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def _stay(opened: Run, cluster: str, options: argparse.Namespace) -> int:

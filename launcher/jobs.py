@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from monitor.evidence import read_evidence
-from monitor.jobs import job_views
 from monitor.process import ProcessRef
+from monitor.sights import see
 from monitor.slurm import ask
-from monitor.status import JobState, RunStatus, ended_by_summary, status_of
+from monitor.status import RunStatus
 from train.errors import ClusterError
 
 _SCANCEL_TIMEOUT_S = 60.0
@@ -19,17 +18,7 @@ _SCANCEL_TIMEOUT_S = 60.0
 
 def look(folders: Iterable[Path]) -> list[RunStatus]:
     """Status of the runs in these folders, with one query of the scheduler for all of them."""
-    # The job is asked before the folder is read again: when it had ended by then, the supervisor's
-    # last words are in the folder.
-    first = [read_evidence(folder) for folder in folders]
-    views = job_views(first)
-    second = [
-        read_evidence(evidence.folder)
-        if not ended_by_summary(evidence) and views[evidence.folder.name].state is JobState.ENDED
-        else evidence
-        for evidence in first
-    ]
-    return [status_of(evidence, views[evidence.folder.name]) for evidence in second]
+    return [sight.status for sight in see(folders)]
 
 
 def cancel_job(submission: Mapping[str, Any]) -> None:

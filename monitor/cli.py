@@ -19,6 +19,9 @@ Handler = Callable[[argparse.Namespace], int]
 
 EXAMPLES = """\
 examples:
+  python -m monitor status latest                            one run, now
+  python -m monitor top                                      all runs, live
+  python -m monitor serve --port 9847                        metrics for Prometheus
   python -m monitor watch latest                             alerts of one run, until it has ended
   python -m monitor watch --all --config alerts.yaml         all runs, for ever
   python -m monitor diagnose runs/quickstart-20260101-1a2b   why a run of ours ended
@@ -155,7 +158,35 @@ def _cost_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_lazy("monitor.cost.cli"))
 
 
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    from monitor.serve.options import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(handler=_lazy("monitor.serve.cli"))
+
+
+def _top_arguments(parser: argparse.ArgumentParser) -> None:
+    from monitor.top.options import add_arguments
+
+    add_arguments(parser)
+    parser.set_defaults(handler=_lazy("monitor.top.cli"))
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("run", metavar="RUN", nargs="?", help="a run folder, its name, or latest")
+    which.add_argument("--all", action="store_true", help="every run of the runs folder")
+    parser.add_argument(
+        "--runs-dir", default="runs", metavar="DIR", help="folder of run folders (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="JSON on standard output")
+    parser.set_defaults(handler=_lazy("monitor.status_cli"))
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "status": ("how one run is doing, or all", _status_arguments),
+    "top": ("all runs live on a terminal, with the logs of a chosen one", _top_arguments),
+    "serve": ("all runs as metrics for Prometheus", _serve_arguments),
     "watch": ("look at runs again and again, and send alerts", _watch_arguments),
     "test-alert": ("send a test message to every channel that is set up", _test_alert_arguments),
     "diagnose": ("the cause of a failure, from logs or a run folder", _diagnose_arguments),

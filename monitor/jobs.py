@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from monitor.evidence import RunEvidence
+from monitor.evidence import RunEvidence, RunHead
 from monitor.process import ProcessRef
 from monitor.slurm import JobInfo, query_jobs
 from monitor.status import JobState, JobView, ended_by_summary
 
 
-def job_views(evidence: Iterable[RunEvidence]) -> dict[str, JobView]:
+def job_views(evidence: Iterable[RunEvidence | RunHead]) -> dict[str, JobView]:
     """State of each run's newest job, by run id; one batched query for all Slurm jobs."""
     evidence = list(evidence)
     newest = {item.folder.name: item.submission or {} for item in evidence}

@@ -19,8 +19,9 @@ from monitor.alerts.routing import due_in_s, routes, seal
 from monitor.alerts.settings import Settings, read_interval, read_settings
 from monitor.alerts.store import AlertFiles
 from monitor.disk import look_at_disk
-from monitor.observe import Sight, diagnosed, observe
+from monitor.observe import diagnosed, observe
 from monitor.rules import Verdicts, judge
+from monitor.sights import Sight
 from monitor.snapshot import DiskFacts, Samples, Snapshot
 from train.rundir import RunDir
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from monitor.diagnose import diagnose_run
 from monitor.evidence import Event, RunEvidence, read_tail
+from monitor.sights import Sight
 from monitor.snapshot import (
     AttemptPoint,
     CheckpointFacts,
@@ -18,24 +19,16 @@ from monitor.snapshot import (
     Snapshot,
     StepPoint,
 )
-from monitor.status import JobView, RunState, RunStatus
+from monitor.status import RunState
 from train.errors import UserError
 from train.events import Kind, Phase
 from train.rundir import RunDir
 
-RANK_TAIL_BYTES = 64 * 1024
+RANK_TAIL_BYTES = 16 * 1024
+"""Some minutes of heartbeats; how long a rank has been idle is in every one of them."""
 DIAGNOSED_BYTES = 64 * 2**20
 _ALIVE_ONLY = frozenset({Kind.HEARTBEAT, Kind.SAMPLES})
 """Events that a rank writes without advancing."""
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What one look saw of a run, before it is judged."""
-
-    evidence: RunEvidence
-    status: RunStatus
-    job: JobView
 
 
 def observe(

@@ -5,18 +5,34 @@ A terminal state needs the run folder's word. The scheduler's silence is ``unkno
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from monitor.evidence import Event, RunEvidence
+from monitor.evidence import Event, RunEvidence, RunHead
+from monitor.queue_reasons import explained, in_words
+from monitor.readings import (
+    ended_at,
+    eta_s,
+    integer,
+    mapping,
+    newest_number,
+    newest_of,
+    nodes,
+    number,
+    progress_at,
+    restarts,
+    skipped,
+    step_of,
+    time_of,
+    total_steps,
+)
 from train.events import Kind
 
 USER_ERRORS = frozenset({"UserError", "ConfigError", "DataError", "ClusterError"})
 """Exceptions by which a rank says that the user's input is wrong (train.errors)."""
-_RECENT_STEPS = 50
 
 
 class RunState(StrEnum):
@@ -85,10 +101,34 @@ class RunStatus:
     """Steps without an update among the events at the end of rank 0's file."""
     ckpt_interval_s: float | None = None
     """Seconds between checkpoints, where that is automatic and measured."""
+    todo: str = ""
+    """What to do about ``why``, where something is to be done."""
+    nodes: tuple[str, ...] = ()
+    """Of the newest attempt."""
+    user: str = ""
+    account: str = ""
+    partition: str = ""
+    mem_bytes: float | None = None
+    """Peak memory of rank 0's device, of its process where it computes on the CPU."""
+    step_s: float | None = None
+    last_progress_at: float | None = None
+    """When rank 0 last did something that advances it."""
+    ended_at: float | None = None
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    """Attempts that another one followed, by the cause of their end."""
+    checkpoint_at: float | None = None
+    checkpoint_bytes: int | None = None
+    checkpoint_save_s: float | None = None
+    """When the newest checkpoint was published, how large it is, how long saving it took."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
-        return {**asdict(self), "state": str(self.state)}
+        values = {**asdict(self), "state": str(self.state)}
+        # JSON has no NaN: a number that is not finite becomes its name.
+        return {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
 
 
 def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
@@ -96,8 +136,11 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
     state, why = _conclude(evidence, job)
     steps = [event for event in evidence.tail if event["kind"] == Kind.STEP]
     last = steps[-1] if steps else {}
-    validation = _last(evidence.tail, Kind.VALIDATION)
-    step, total = _step(evidence), _total_steps(evidence)
+    validation = newest_of(evidence.tail, Kind.VALIDATION)
+    saved = newest_of(evidence.tail, Kind.CHECKPOINT)
+    sbatch = next((s for line in evidence.submissions if (s := mapping(line.get("sbatch")))), {})
+    who = mapping(evidence.record.get("who"))
+    step, total = step_of(evidence), total_steps(evidence)
     return RunStatus(
         run_id=evidence.folder.name,
         folder=str(evidence.folder),
@@ -108,31 +151,32 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
         attempt=evidence.newest_attempt,
         step=step,
         total_steps=total,
-        loss=_number(last.get("loss")),
-        validation_loss=_number(validation.get("loss")),
-        lr=_number(last.get("lr")),
-        tokens_per_s=_number(last.get("tokens_per_s")),
-        eta_s=None if state.ended else _eta_s(steps, step, total),
-        submitted_at=_time(evidence.submission),
-        last_activity_at=_time(evidence.tail[-1]) if evidence.tail else None,
+        loss=number(last.get("loss")),
+        validation_loss=number(validation.get("loss")),
+        lr=number(last.get("lr")),
+        tokens_per_s=number(last.get("tokens_per_s")),
+        eta_s=None if state.ended else eta_s(steps, step, total),
+        submitted_at=time_of(evidence.submission),
+        last_activity_at=time_of(evidence.tail[-1]) if evidence.tail else None,
         checkpoints=evidence.checkpoints,
         user_error=state is RunState.FAILED and _is_user_error(evidence),
         rollbacks=evidence.rollbacks,
-        skipped_steps=_skipped(evidence),
-        ckpt_interval_s=_newest(evidence.tail, "ckpt_interval_s"),
+        skipped_steps=skipped(evidence),
+        ckpt_interval_s=newest_number(evidence.tail, "ckpt_interval_s"),
+        todo=explained(job.detail)[1] if state is RunState.QUEUED and job.detail else "",
+        nodes=nodes(evidence),
+        user=str(who.get("user") or ""),
+        account=str(sbatch.get("account") or ""),
+        partition=str(sbatch.get("partition") or ""),
+        mem_bytes=newest_number(evidence.tail, "mem_bytes"),
+        step_s=number(last.get("step_s")),
+        last_progress_at=progress_at(evidence.tail),
+        ended_at=ended_at(evidence) if state.ended else None,
+        restarts=restarts(evidence),
+        checkpoint_at=evidence.checkpoint_at,
+        checkpoint_bytes=integer(saved.get("bytes")),
+        checkpoint_save_s=number(saved.get("save_s")),
     )
-
-
-def _skipped(evidence: RunEvidence) -> int:
-    """Steps whose update was left out; what a later attempt computed again counts as it ended."""
-    skipped: dict[int, bool] = {}
-    for event in evidence.tail:
-        step = event.get("step")
-        if isinstance(step, int) and event["kind"] == Kind.STEP:
-            skipped[step] = False
-        elif isinstance(step, int) and event["kind"] == Kind.ANOMALY:
-            skipped[step] = event.get("action") == "skipped"
-    return sum(skipped.values())
 
 
 def _is_user_error(evidence: RunEvidence) -> bool:
@@ -155,7 +199,7 @@ def _conclude(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
     if evidence.submission is None:
         return RunState.UNKNOWN, "nothing was submitted for this run folder"
     if job.state is JobState.PENDING:
-        return RunState.QUEUED, job.detail or "waits in the queue"
+        return RunState.QUEUED, in_words(job.detail) or "waits in the queue"
     if job.state is JobState.RUNNING:
         return _alive(evidence)
     if job.state is JobState.UNKNOWN:
@@ -163,7 +207,7 @@ def _conclude(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
     return _vanished(evidence, job)
 
 
-def ended_by_summary(evidence: RunEvidence) -> bool:
+def ended_by_summary(evidence: RunEvidence | RunHead) -> bool:
     """Whether the supervisor wrote that the run has ended; "requeued" is no end."""
     return evidence.summary is not None and evidence.summary.get("state") in _ENDED
 
@@ -204,49 +248,3 @@ def _vanished(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
         return RunState.CANCELLED, "cancelled"
     detail = f" ({job.detail})" if job.detail else ""
     return RunState.FAILED, f"the job ended without a word{detail}: killed from outside?"
-
-
-def _step(evidence: RunEvidence) -> int:
-    for event in reversed(evidence.tail):
-        if isinstance(event.get("step"), int):
-            return int(event["step"])
-    return 0
-
-
-def _total_steps(evidence: RunEvidence) -> int | None:
-    for event in reversed(evidence.tail):
-        if isinstance(event.get("total_steps"), int):
-            return int(event["total_steps"])
-    planned = evidence.record.get("total_steps")
-    return planned if isinstance(planned, int) else None
-
-
-def _eta_s(steps: list[Event], step: int, total: int | None) -> float | None:
-    recent = [
-        value
-        for event in steps[-_RECENT_STEPS:]
-        if (value := _number(event.get("step_s"))) is not None
-    ]
-    if total is None or not recent:
-        return None
-    return round(max(0, total - step) * statistics.median(recent), 1)
-
-
-def _last(events: Iterable[Event], kind: Kind) -> Event:
-    found: Event = {}
-    for event in events:
-        if event["kind"] == kind:
-            found = event
-    return found
-
-
-def _newest(events: tuple[Event, ...], key: str) -> float | None:
-    return next((_number(event[key]) for event in reversed(events) if key in event), None)
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _time(event: Event | None) -> float | None:
-    return _number(event.get("t")) if event else None

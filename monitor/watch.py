@@ -6,17 +6,14 @@ What must not be forgotten is on disk after every look; this process holds nothi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from monitor.alerts.sender import Errand, Sender, pings_of
 from monitor.alerts.settings import Settings, read_settings
-from monitor.evidence import read_evidence
-from monitor.jobs import job_views
 from monitor.look import Looker, Report
-from monitor.observe import Sight
-from monitor.status import JobState, ended_by_summary, status_of
+from monitor.sights import Sight, see
 from train.errors import UserError
 from train.rundir import RunDir
 
@@ -25,21 +22,6 @@ LAST_SENDING_S = 120.0
 LAST_LOOKS_S = 1.0
 """Seconds between looks at a run that has ended, until its last message is sent."""
 SHORTEST_NAP_S = 0.05
-
-
-def see(folders: Iterable[Path]) -> list[Sight]:
-    """These runs as they are, with one query of the scheduler for all of them."""
-    # The job is asked before the folder is read again: when it had ended by then, the supervisor's
-    # last words are in the folder.
-    first = [read_evidence(folder) for folder in folders]
-    views = job_views(first)
-    sights = []
-    for early in first:
-        job = views[early.folder.name]
-        again = job.state is JobState.ENDED and not ended_by_summary(early)
-        evidence = read_evidence(early.folder) if again else early
-        sights.append(Sight(evidence, status_of(evidence, job), job))
-    return sights
 
 
 @dataclass
@@ -92,7 +74,7 @@ class Watcher:
 
     def _see(self, folders: Sequence[Path]) -> list[Sight]:
         try:
-            return see(folders)
+            return list(see(folders))
         except OSError as error:
             self._complain_once("", f"run folders cannot be read: {error}; trying again")
             return []

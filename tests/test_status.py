@@ -58,7 +58,7 @@ def status(run_dir: RunDir, job: JobView) -> RunStatus:
 
 def test_a_pending_job_is_queued_with_the_schedulers_reason(run_dir: RunDir) -> None:
     found = status(run_dir, PENDING)
-    assert (found.state, found.why) == (RunState.QUEUED, "Priority")
+    assert (found.state, found.why) == (RunState.QUEUED, "Priority: other jobs go first")
 
 
 def test_a_running_job_without_steps_is_starting_and_names_its_phase(run_dir: RunDir) -> None:

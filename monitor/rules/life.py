@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from monitor.queue_reasons import explained, in_words
 from monitor.rules.model import Answer, Finding, Limits, Rule, Severity, Unknown
 from monitor.snapshot import AttemptPoint, Snapshot
 from monitor.status import JobState, RunState
@@ -12,31 +13,6 @@ _NO_FAULT = frozenset(
 )
 """Causes of an attempt's end that say nothing against the program (launcher.outcome.Cause)."""
 _SENT_BACK = frozenset({"requeue", "leave"})
-_QUEUE_REASONS = {
-    "Priority": ("other jobs go first", "ask for less, or wait; squeue --start shows an estimate"),
-    "Resources": ("it is next, and nodes are not free yet", "wait, or ask for fewer nodes"),
-    "Dependency": ("it waits for another job", "look at slurm.dependency"),
-    "DependencyNeverSatisfied": (
-        "the job it depends on failed, so it will never start",
-        "cancel it and launch again without slurm.dependency",
-    ),
-    "BeginTime": ("its earliest start lies ahead", "look at slurm.begin; a requeue waits 2 min"),
-    "PartitionTimeLimit": (
-        "its time limit is longer than the partition allows, so it will never start",
-        "lower slurm.time or choose another partition",
-    ),
-    "PartitionNodeLimit": (
-        "it asks for more nodes than the partition has, so it will never start",
-        "lower slurm.nodes or choose another partition",
-    ),
-    "JobHeldUser": ("its owner holds it", "scontrol release JOB"),
-    "JobHeldAdmin": ("an administrator holds it", "ask the administrators"),
-    "ReqNodeNotAvail": (
-        "nodes it needs are down, drained or reserved",
-        "look at sinfo -R, and at slurm.nodelist and slurm.exclude",
-    ),
-}
-"""squeue(1), "JOB REASON CODES", in plain words, and what to do."""
 
 
 def queue(snapshot: Snapshot, limits: Limits) -> Answer:
@@ -50,12 +26,8 @@ def queue(snapshot: Snapshot, limits: Limits) -> Answer:
     waited_s = snapshot.now - snapshot.queued_since
     if waited_s <= limits.queue_s:
         return []
-    word = snapshot.why.partition(",")[0].strip("()")
-    limit = next((n for n in ("QOS", "Assoc") if word.startswith(n)), None)
-    plain, todo = _QUEUE_REASONS.get(word, ("", "look at squeue --start and at the partition"))
-    if limit:
-        plain, todo = "a limit of its account or QOS is used up", "wait for jobs of it to end"
-    reason = f"{word}: {plain}" if plain else snapshot.why or "no reason given"
+    _, todo = explained(snapshot.why)
+    reason = in_words(snapshot.why) or "no reason given"
     text = f"in the queue for {hours(waited_s)}: {reason}"
     return [Finding(Rule.QUEUE, "run", Severity.WARNING, text, todo)]
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from monitor.rules.life import hours
+from monitor.rules.losses import UsualLosses
 from monitor.rules.model import Answer, Finding, Limits, Rule, Severity, Unknown
 from monitor.snapshot import Snapshot
 
@@ -15,8 +16,6 @@ MIN_LOSSES = 20
 MIN_TREND_S = 1800.0
 """A trend of free space needs at least so much time, and ``MIN_TREND`` points."""
 MIN_TREND = 5
-MAD_TO_SIGMA = 1.4826
-"""Median absolute deviation to standard deviation of a normal distribution."""
 
 
 def loss(snapshot: Snapshot, limits: Limits) -> Answer:
@@ -64,23 +63,20 @@ def spike(
 ) -> tuple[int, float, float, float] | None:
     """The first (step, loss, usual, z) with enough high losses in a row, beyond step ``after``."""
     in_a_row = 0
-    usual_of: list[float] = []
+    usual = UsualLosses()
     for step, value in points:
-        if len(usual_of) < MIN_LOSSES:
-            usual_of.append(value)
+        if len(usual.values) < MIN_LOSSES:
+            usual.add(value)
             continue
-        window = usual_of[-128:]
-        usual = statistics.median(window)
-        spread = MAD_TO_SIGMA * statistics.median(abs(one - usual) for one in window)
-        z = (value - usual) / max(spread, 1e-3 * abs(usual), 1e-12)
-        if z <= limits.loss_spike_z:
+        z = usual.z_above(value, limits.loss_spike_z)
+        if z is None:
             # Only these count as usual: a spike would hide itself.
             in_a_row = 0
-            usual_of.append(value)
+            usual.add(value)
             continue
         in_a_row += 1
         if in_a_row >= limits.loss_spike_steps and step > after:
-            return step, value, usual, z
+            return step, value, usual.median, z
     return None
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from rich.table import Table
 
+from monitor.efficiency import Efficiency
 from monitor.goodput import Goodput
 from monitor.goodput_text import headline, rows
 from monitor.status import RunStatus
@@ -40,21 +41,76 @@ def status_rows(found: RunStatus) -> list[tuple[str, str]]:
     rows = [
         ("run", found.run_id),
         ("state", f"{found.state}" + (f": {found.why}" if found.why else "")),
+        ("what to do", found.todo),
         ("where", f"{found.cluster}, job {', '.join(found.job_ids) or 'none'}"),
-        ("attempt", str(found.attempt)),
+        ("nodes", ", ".join(found.nodes)),
+        ("attempt", f"{found.attempt}{_restarts(found)}"),
         ("step", f"{found.step}{total}"),
         ("loss", _number(found.loss, "{:.4f}")),
         ("validation loss", _number(found.validation_loss, "{:.4f}")),
         ("learning rate", _number(found.lr, "{:.3e}")),
         ("tokens/s", _number(found.tokens_per_s, "{:,.0f}")),
+        (
+            "memory",
+            bytes_text(found.mem_bytes) and f"{bytes_text(found.mem_bytes)} at most, rank 0",
+        ),
         ("time left", _duration(found.eta_s)),
         ("last activity", f"{_duration(time.time() - activity)} ago" if activity else ""),
         ("checkpoints", ", ".join(str(step) for step in found.checkpoints)),
+        ("newest one", _newest_checkpoint(found)),
         ("saves", _saves(found)),
         ("left out", _left_out(found)),
         ("folder", found.folder),
     ]
     return [(label, text) for label, text in rows if text]
+
+
+def efficiency_rows(found: Efficiency | None) -> list[tuple[str, str]]:
+    """How much was used of what was held; that it is an estimate is said each time."""
+    if found is None:
+        return []
+    if found.why_unknown:
+        return [("efficiency", f"unknown: {found.why_unknown}")]
+    memory = f" ({bytes_text(found.mem_bytes)})" if found.mem_bytes else ""
+    return [
+        ("CPU used", "unknown" if found.cpu is None else f"about {found.cpu:.0%} (estimate)"),
+        (
+            "memory used",
+            f"unknown{memory}"
+            if found.memory is None
+            else f"about {found.memory:.0%}{memory} (estimate)",
+        ),
+    ]
+
+
+def bytes_text(value: float | None) -> str:
+    """``1.5 GB``"""
+    if value is None:
+        return ""
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} TB"
+
+
+def _restarts(found: RunStatus) -> str:
+    """``; before it: 2 x preempted, 1 x hung``"""
+    causes = ", ".join(f"{count} x {cause}" for cause, count in found.restarts.items())
+    return f"; before it: {causes}" if causes else ""
+
+
+def _newest_checkpoint(found: RunStatus) -> str:
+    if not found.checkpoints:
+        return ""
+    parts = [f"step {found.checkpoints[-1]} of {len(found.checkpoints)} kept"]
+    if found.checkpoint_at is not None:
+        parts.append(f"{_duration(time.time() - found.checkpoint_at)} ago")
+    if found.checkpoint_bytes is not None:
+        parts.append(bytes_text(found.checkpoint_bytes))
+    if found.checkpoint_save_s is not None:
+        parts.append(f"saved in {found.checkpoint_save_s:.1f} s")
+    return ", ".join(parts)
 
 
 def _saves(found: RunStatus) -> str:

@@ -1,0 +1,1 @@
+"""Serves what is known of all runs to Prometheus: ``python -m monitor serve``."""

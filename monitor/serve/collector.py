@@ -1,0 +1,237 @@
+"""Turns what the newest look saw into Prometheus metrics. Reads nothing: a scrape costs no query.
+
+Bounded: the number of runs is (``--max-runs``), nodes of a run are, and a run's metrics carry its
+name only; account, attempt, job and nodes are labels of the info metrics, to be joined in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from monitor.fleet import FleetView, RunView
+from monitor.goodput import Goodput
+from monitor.status import RunState, RunStatus
+
+PREFIX = "submitrain"
+MAX_NODES = 256
+"""Nodes of one run that get metrics of their own."""
+Reading = Callable[[RunStatus], float | None]
+_NUMBERS: tuple[tuple[str, str, Reading], ...] = (
+    ("attempt", "Number of the newest attempt.", lambda s: s.attempt),
+    ("step", "Newest optimizer step.", lambda s: s.step),
+    ("steps_planned", "Optimizer steps that are planned.", lambda s: s.total_steps),
+    ("loss", "Training loss per token of the newest step.", lambda s: s.loss),
+    ("validation_loss", "Newest validation loss per token.", lambda s: s.validation_loss),
+    ("learning_rate", "Learning rate of the newest step.", lambda s: s.lr),
+    ("tokens_per_second", "Tokens per second over all ranks.", lambda s: s.tokens_per_s),
+    ("step_duration_seconds", "Duration of the newest step.", lambda s: s.step_s),
+    ("memory_bytes", "Peak memory of rank 0's device.", lambda s: s.mem_bytes),
+    ("eta_seconds", "Seconds until the last step, at the recent pace.", lambda s: s.eta_s),
+    ("nodes", "Nodes of the newest attempt.", lambda s: len(s.nodes) or None),
+    ("submitted_timestamp_seconds", "Time of the newest submission.", lambda s: s.submitted_at),
+    (
+        "last_activity_timestamp_seconds",
+        "When rank 0 last gave a sign of life.",
+        lambda s: s.last_activity_at,
+    ),
+    (
+        "last_progress_timestamp_seconds",
+        "When rank 0 last advanced.",
+        lambda s: s.last_progress_at,
+    ),
+    ("ended_timestamp_seconds", "When the run ended.", lambda s: s.ended_at),
+    ("skipped_steps", "Recent steps whose update was left out.", lambda s: s.skipped_steps),
+    ("rollbacks", "How often the run went back and left data out.", lambda s: s.rollbacks),
+    ("checkpoints", "Published checkpoints that are kept.", lambda s: len(s.checkpoints)),
+    (
+        "checkpoint_step",
+        "Step of the newest checkpoint.",
+        lambda s: s.checkpoints[-1] if s.checkpoints else None,
+    ),
+    (
+        "checkpoint_timestamp_seconds",
+        "When the newest checkpoint was published.",
+        lambda s: s.checkpoint_at,
+    ),
+    ("checkpoint_bytes", "Size of the newest checkpoint.", lambda s: s.checkpoint_bytes),
+    ("checkpoint_save_seconds", "How long saving it took.", lambda s: s.checkpoint_save_s),
+)
+
+
+@dataclass
+class Exported:
+    """What is served now; replaced as a whole by every look."""
+
+    fleet: FleetView = field(default_factory=lambda: FleetView(0.0, 0.0))
+    accounts: Mapping[str, Goodput] = field(default_factory=dict)
+    looks: int = 0
+    failed_looks: int = 0
+
+
+class RunCollector(Collector):
+    """Serves ``exported``, which the look that comes replaces."""
+
+    def __init__(self) -> None:
+        self.exported = Exported()
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, those without a sample included."""
+        now = self.exported
+        runs = now.fleet.runs
+        yield _info(runs)
+        yield _states(runs)
+        for name, text, read in _NUMBERS:
+            yield _gauge(name, text, ((view, read(view.status)) for view in runs))
+        yield _restarts(runs)
+        yield _alerts(runs)
+        yield from _nodes(runs)
+        yield from _times(runs, now.accounts)
+        yield from _itself(now)
+
+
+def _gauge(name: str, text: str, values: Iterable[tuple[RunView, float | None]]) -> Metric:
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["run"])
+    for view, value in values:
+        if value is not None:
+            family.add_metric([_label(view.status.run_id)], value)
+    return family
+
+
+def _info(runs: Iterable[RunView]) -> Metric:
+    names = ["run", "attempt", "job", "user", "account", "partition", "cluster"]
+    family = GaugeMetricFamily(
+        f"{PREFIX}_run_info", "Always 1: whose run it is, to join with other metrics.", labels=names
+    )
+    for view in runs:
+        s = view.status
+        job = s.job_ids[-1] if s.job_ids else ""
+        values = (s.run_id, str(s.attempt), job, s.user, s.account, s.partition, s.cluster)
+        family.add_metric([_label(value) for value in values], 1)
+    return family
+
+
+def _states(runs: Iterable[RunView]) -> Metric:
+    family = GaugeMetricFamily(
+        f"{PREFIX}_run_state", "1 for the state a run is in, 0 for others.", labels=["run", "state"]
+    )
+    for view in runs:
+        for state in RunState:
+            is_in = float(view.status.state is state)
+            family.add_metric([_label(view.status.run_id), str(state)], is_in)
+    return family
+
+
+def _restarts(runs: Iterable[RunView]) -> Metric:
+    family = CounterMetricFamily(
+        f"{PREFIX}_restarts",
+        "Attempts that another one followed, by the cause of their end.",
+        labels=["run", "cause"],
+    )
+    for view in runs:
+        for cause, count in view.status.restarts.items():
+            family.add_metric([_label(view.status.run_id), _label(cause)], count)
+    return family
+
+
+def _alerts(runs: Iterable[RunView]) -> Metric:
+    family = GaugeMetricFamily(
+        f"{PREFIX}_alerts_firing",
+        "Alerts that `monitor watch` holds to be firing.",
+        labels=["run", "rule", "severity"],
+    )
+    for view in runs:
+        firing = Counter((str(one.rule), str(one.severity)) for one in view.alerts)
+        for (rule, severity), count in firing.items():
+            family.add_metric([_label(view.status.run_id), rule, severity], count)
+    return family
+
+
+def _nodes(runs: Iterable[RunView]) -> Iterator[Metric]:
+    labels = ["run", "attempt", "node"]
+    ranks = GaugeMetricFamily(
+        f"{PREFIX}_node_ranks", "Ranks of the newest attempt on a node.", labels=labels
+    )
+    progress = GaugeMetricFamily(
+        f"{PREFIX}_node_last_progress_timestamp_seconds",
+        "When the slowest rank of a node last advanced.",
+        labels=labels,
+    )
+    steps = GaugeMetricFamily(
+        f"{PREFIX}_node_step", "Step of the slowest rank of a node.", labels=labels
+    )
+    for view in runs:
+        by_node = defaultdict(list)
+        for rank in view.ranks:
+            by_node[rank.host].append(rank)
+        for node in sorted(by_node)[:MAX_NODES]:
+            members = by_node[node]
+            values = [_label(view.status.run_id), str(view.status.attempt), _label(node)]
+            ranks.add_metric(values, len(members))
+            progress.add_metric(values, min(one.progress_at for one in members))
+            steps.add_metric(values, min(one.step for one in members))
+    yield from (ranks, progress, steps)
+
+
+def _times(runs: Iterable[RunView], accounts: Mapping[str, Goodput]) -> Iterator[Metric]:
+    seconds = GaugeMetricFamily(
+        f"{PREFIX}_goodput_seconds",
+        "What the ranks' allocated time was spent on, in rank-seconds.",
+        labels=["run", "category"],
+    )
+    queued = GaugeMetricFamily(f"{PREFIX}_queued_seconds", "Time in the queue.", labels=["run"])
+    gpus = GaugeMetricFamily(
+        f"{PREFIX}_gpu_seconds", "Allocated GPU time; 3600 are a GPU hour.", labels=["run"]
+    )
+    for view in runs:
+        run, goodput = _label(view.status.run_id), accounts.get(view.status.run_id)
+        if goodput is None:
+            continue
+        queued.add_metric([run], goodput.queued_us / 1e6)
+        for category, value in goodput.rank_us.items():
+            seconds.add_metric([run, str(category)], value / 1e6)
+        if goodput.gpus:
+            gpus.add_metric([run], goodput.allocated_rank_us / 1e6)
+    yield from (seconds, queued, gpus)
+
+
+def _itself(now: Exported) -> Iterator[Metric]:
+    fleet = now.fleet
+    states = Counter(view.status.state for view in fleet.runs)
+    runs = GaugeMetricFamily(f"{PREFIX}_runs", "Runs that are shown, by state.", labels=["state"])
+    for state in RunState:
+        runs.add_metric([str(state)], states[state])
+    left = GaugeMetricFamily(
+        f"{PREFIX}_runs_left_out",
+        "Runs that are not shown: over --max-runs, or ended longer ago than --keep-ended.",
+        labels=["reason"],
+    )
+    left.add_metric(["limit"], fleet.over_limit)
+    left.add_metric(["ended"], fleet.long_ended)
+    scheduler = GaugeMetricFamily(
+        f"{PREFIX}_scheduler_up", "Whether Slurm answered; absent while no run needs it."
+    )
+    if fleet.scheduler_answers is not None:
+        scheduler.add_metric([], float(fleet.scheduler_answers))
+    yield from (runs, left, scheduler)
+    for name, text, value in (
+        ("last_look_timestamp_seconds", "When runs and scheduler were last looked at.", fleet.at),
+        ("look_duration_seconds", "How long that took.", fleet.took_s),
+        ("unreadable_runs", "Runs whose monitor's state cannot be read.", len(fleet.problems)),
+    ):
+        yield GaugeMetricFamily(f"{PREFIX}_exporter_{name}", text, value)
+    for name, text, value in (
+        ("looks", "Looks at all runs.", now.looks),
+        ("failed_looks", "Looks that failed.", now.failed_looks),
+    ):
+        yield CounterMetricFamily(f"{PREFIX}_exporter_{name}", text, value)
+
+
+def _label(value: str) -> str:
+    """A name of the file system need not be UTF-8; the answer to Prometheus has to be."""
+    return value.encode(errors="replace").decode()

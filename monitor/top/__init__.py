@@ -1,0 +1,1 @@
+"""All runs live on a terminal: ``python -m monitor top``."""

@@ -1,0 +1,196 @@
+"""One frame of ``top``: a table of runs, and below it the chosen one. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from monitor.fleet import FleetView, RunView
+from monitor.status import RunState, RunStatus
+from monitor.status_text import bytes_text, status_rows
+from monitor.top.keys import Key
+
+STYLES = {
+    RunState.RUNNING: "green",
+    RunState.FINISHED: "dim",
+    RunState.FAILED: "bold red",
+    RunState.CANCELLED: "yellow",
+    RunState.STOPPED: "yellow",
+    RunState.UNKNOWN: "magenta",
+    RunState.QUEUED: "cyan",
+    RunState.STARTING: "cyan",
+}
+_HELP = "up/down choose  left/right log  enter larger  esc back  q quit"
+_DETAILS = ("state", "what to do", "where", "nodes", "attempt", "newest one", "memory")
+LEAST_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the person at the terminal looks at."""
+
+    run_id: str = ""
+    log: int = 0
+    opened: bool = False
+    """The chosen run has the whole screen."""
+
+    def after(self, key: Key, runs: Sequence[RunView]) -> Choice:
+        """The choice after a key."""
+        if key is Key.OPEN:
+            return replace(self, opened=True)
+        if key is Key.BACK:
+            return replace(self, opened=False)
+        if key in (Key.LEFT, Key.RIGHT):
+            return replace(self, log=self.log + (1 if key is Key.RIGHT else -1))
+        at, last = self.place(runs), len(runs) - 1
+        to = {Key.UP: at - 1, Key.DOWN: at + 1, Key.FIRST: 0, Key.LAST: last}.get(key, at)
+        if last < 0:
+            return self
+        run_id = runs[min(max(to, 0), last)].status.run_id
+        return replace(self, run_id=run_id, log=0 if run_id != self.run_id else self.log)
+
+    def place(self, runs: Sequence[RunView]) -> int:
+        """Where the chosen run is now; the first one where it is gone."""
+        names = [view.status.run_id for view in runs]
+        return names.index(self.run_id) if self.run_id in names else 0
+
+
+@dataclass(frozen=True)
+class Log:
+    """The newest lines of one log of the chosen run; ``name`` is empty where there is none."""
+
+    name: str = ""
+    lines: tuple[str, ...] = ()
+    of: int = 0
+    """How many logs there are."""
+
+
+def frame(view: FleetView, choice: Choice, log: Log, *, size: tuple[int, int]) -> RenderableType:
+    """The whole screen; ``size`` is columns and lines."""
+    width, height = size
+    room = max(1, height - 3)
+    if not view.runs:
+        return Group(_title(view), Text("no runs", style="dim"))
+    at = choice.place(view.runs)
+    rows = 1 if choice.opened else min(len(view.runs), max(LEAST_ROWS, room // 2))
+    rows = min(rows, max(1, room - 1))
+    first = min(max(0, at - rows // 2), len(view.runs) - rows)
+    shown = view.runs[first : first + rows]
+    below = _below(view.runs[at], log, view.at, lines=max(0, room - rows - 1))
+    table = runs_table(shown, width, view.at, chosen=at - first)
+    help_line = Text(_HELP, style="dim", no_wrap=True, overflow="ellipsis")
+    return Group(_title(view), table, *below, help_line)
+
+
+def runs_table(
+    runs: Sequence[RunView], width: int, now: float, *, chosen: int | None = None
+) -> Table:
+    """One line for every run, in ``width`` columns."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0), width=width)
+    table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("state", width=9, no_wrap=True)
+    for name, columns in (("step", 11), ("loss", 7), ("tok/s", 7), ("left", 7)):
+        table.add_column(name, width=columns, no_wrap=True, justify="right", overflow="ellipsis")
+    table.add_column("seen", width=5, no_wrap=True, justify="right")
+    table.add_column("att", width=3, no_wrap=True, justify="right")
+    table.add_column("!", width=2, no_wrap=True, justify="right")
+    names = max(8, width - 9 - 11 - 7 - 7 - 7 - 5 - 3 - 2 - 8)
+    for place, view in enumerate(runs):
+        s = view.status
+        table.add_row(
+            Text(short_name(s.run_id, names)),
+            Text(str(s.state), style=STYLES[s.state]),
+            Text(_steps(s)),
+            Text("" if s.loss is None else f"{s.loss:.4f}"),
+            Text(_short(s.tokens_per_s)),
+            Text(_span(s.eta_s)),
+            Text("" if s.last_activity_at is None else _span(now - s.last_activity_at)),
+            Text(str(s.attempt) if s.attempt else ""),
+            Text(str(len(view.alerts)) if view.alerts else "", style="bold red"),
+            style="reverse" if place == chosen else "",
+        )
+    return table
+
+
+def short_name(name: str, width: int) -> str:
+    """The name in so many columns: its beginning, and its end, by which runs differ."""
+    if len(name) <= width:
+        return name
+    end = min(8, width // 2)
+    return f"{name[: width - end - 1]}…{name[-end:]}"
+
+
+def _title(view: FleetView) -> Text:
+    states = Counter(one.status.state for one in view.runs)
+    counts = "  ".join(f"{states[state]} {state}" for state in RunState if states[state])
+    title = Text(
+        f"{len(view.runs)} runs  {counts}", style="bold", no_wrap=True, overflow="ellipsis"
+    )
+    if view.scheduler_answers is False:
+        title.append("  Slurm does not answer", style="bold red")
+    return title
+
+
+def _below(view: RunView, log: Log, now: float, *, lines: int) -> list[RenderableType]:
+    """The chosen run in so many lines: what matters most first, the rest is its log."""
+    if lines < 1:
+        return []
+    details = _details(view)[: max(0, lines - 1)]
+    left = lines - 1 - len(details)
+    parts: list[RenderableType] = [Rule(Text(view.status.run_id, style="bold"), align="left")]
+    parts += details
+    if left > 1:
+        name = f"{log.name} (one of {log.of} logs)" if log.of > 1 else log.name
+        parts.append(Text(name or "no log yet", style="dim", no_wrap=True, overflow="ellipsis"))
+        shown = log.lines[-(left - 1) :]
+        parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in shown]
+        parts += [Text("")] * (left - 1 - len(shown))
+    return parts
+
+
+def _details(view: RunView) -> list[RenderableType]:
+    firing = [(f"{one.severity}", f"{one.rule}: {one.text}") for one in view.alerts]
+    known = dict(status_rows(view.status))
+    rows = [(label, known[label]) for label in _DETAILS if label in known]
+    return [
+        Text.assemble(
+            (f"{label:<11}", "bold red" if (label, text) in firing else "dim"),
+            text.replace("\n", " "),
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+        for label, text in [*firing, *rows]
+    ]
+
+
+def _steps(status: RunStatus) -> str:
+    return f"{status.step}/{status.total_steps}" if status.total_steps else str(status.step)
+
+
+def _short(value: float | None) -> str:
+    """``950``, ``12.3k``, ``1.2M``"""
+    if value is None:
+        return ""
+    return (
+        f"{value:,.0f}" if value < 100_000 else bytes_text(value).removesuffix("B").replace(" ", "")
+    )
+
+
+def _span(seconds: float | None) -> str:
+    """``42s``, ``12m``, ``3h05``, ``2d04h``"""
+    if seconds is None:
+        return ""
+    value = max(0, round(seconds))
+    if value < 60:
+        return f"{value}s"
+    if value < 3600:
+        return f"{value // 60}m"
+    if value < 86400:
+        return f"{value // 3600}h{value % 3600 // 60:02d}"
+    return f"{value // 86400}d{value % 86400 // 3600:02d}h"
