@@ -9,7 +9,6 @@ _LATER = "not in this version; remove it"
 
 REFUSED: dict[tuple[str | int, ...], str] = {
     ("hooks",): "write the top-level on_success and on_failure",
-    ("monitor", "autostart"): _LATER,
     ("preflight",): _LATER,
     ("sweep",): _LATER,
     ("price",): _LATER,
