@@ -79,7 +79,7 @@ class RuleIndex:
         """For blanks before a suspicious beginning (or a whole word), and behind such an end."""
         begins = [*self._heads, *(word + b" " for word in self._whole)]
         ends = [word + b" " for word in self._tails]
-        return re.compile(b" " + _tree(begins)), re.compile(b" (?<=" + _tree(ends) + b")")
+        return re.compile(b" (?=" + _tree(begins) + b")"), re.compile(b" (?<=" + _tree(ends) + b")")
 
     def rules_of(self, word: bytes) -> frozenset[int]:
         """Positions of the rules with an anchor in ``word``; none for a harmless word."""
