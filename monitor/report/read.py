@@ -13,12 +13,13 @@ from monitor.goodput import Goodput
 from monitor.goodput_read import rank_events, read_goodput
 from monitor.report.model import Curves, Report, report_of
 from monitor.slurm import Ask, JobInfo
-from monitor.status import JobState, JobView, status_of
+from monitor.status import JobState, JobView, RunState, status_of
 from train.errors import SubmitrainError
 from train.rundir import RunDir
 
 _UNHEARD = JobView(JobState.UNKNOWN, "no end is recorded: it runs, waits, or was killed")
 AskJob = Callable[[Path], JobInfo | None]
+AskView = Callable[[RunEvidence], JobView]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Scheduler:
 
     times: Ask | None = None
     job: AskJob | None = None
+    view: AskView | None = None
+    """Whether the newest job waits, runs or has ended."""
 
 
 def read_report(folder: Path, scheduler: Scheduler | None = None) -> Report:
@@ -38,11 +41,14 @@ def read_report(folder: Path, scheduler: Scheduler | None = None) -> Report:
     asked = scheduler or Scheduler()
     run_dir = RunDir(folder)
     evidence = read_evidence(folder)
-    status = status_of(evidence, _UNHEARD)
+    status = status_of(evidence, asked.view(evidence) if asked.view else _UNHEARD)
     curves = Curves()
     for event in rank_events(run_dir.events(0)):
         curves.take(event)
-    goodput: Goodput = read_goodput(folder, ended=status.state.ended, run=asked.times)
+    waits = status.state is RunState.QUEUED
+    goodput: Goodput = read_goodput(
+        folder, ended=status.state.ended, pending=waits, run=asked.times
+    )
     return report_of(
         evidence,
         status,
