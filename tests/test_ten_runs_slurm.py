@@ -221,9 +221,10 @@ def check(name: str, status: RunStatus, run: SlurmCountingRun, alerts: Told) -> 
         assert status.why == "DependencyNeverSatisfied"
     if fate.diagnosis:
         verdict = diagnose_run(run.run_dir.root, attempt=fate.explained)
-        assert (name, str(verdict.kind), verdict.rank) == (name, fate.diagnosis, fate.rank)
+        assert (name, str(verdict.kind)) == (name, fate.diagnosis)
         if fate.rank is not None:
-            assert verdict.node == run.starts()[0]["nodes"][fate.rank]
+            node = run.starts()[0]["nodes"][fate.rank]
+            assert (name, verdict.rank, verdict.node) == (name, fate.rank, node)
     path = run.run_dir.reports / "report.html"
     if not fate.state.ended:
         assert main(["report", str(run.run_dir.root)]) == 0
