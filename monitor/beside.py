@@ -16,9 +16,12 @@ from pathlib import Path
 
 from monitor.look import Looker, Report
 from monitor.process import ProcessRef
+from monitor.report.page import report_page
+from monitor.report.read import REPORT_NAME, read_report
 from monitor.watch import Watcher, stamps
 from monitor.watch_cli import Printer
-from train.errors import UserError
+from train.errors import SubmitrainError, UserError
+from train.rundir import RunDir, write_text_atomically
 
 NAP_PIECE_S = 0.5
 """Between two glances at whether the run has ended, or its supervisor is gone."""
@@ -75,6 +78,17 @@ def watch_run(folder: Path, companion: Companion | None = None) -> None:
         leaves=companion.leaves,
     )
     watcher.run(interval_s=looker.settings_of(folder).limits.interval_s, until_closed=True)
+    _renew_report(RunDir(folder).reports / REPORT_NAME)
+
+
+def _renew_report(path: Path) -> None:
+    """Write the report of the run's end once more: now it tells of the last alerts, too."""
+    if not path.exists():
+        return  # the supervisor is about to write it, or has gone without
+    try:
+        write_text_atomically(path, report_page(read_report(path.parent.parent)))
+    except (SubmitrainError, OSError) as error:
+        _complain(f"{path} was not renewed: {error}")
 
 
 def main(arguments: Sequence[str]) -> int:

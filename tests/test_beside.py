@@ -127,6 +127,7 @@ def test_in_slurm_every_attempt_has_a_watcher_and_the_end_is_told_once(
             run.wait_for(run.run_dir.summary.exists, timeout_s=60)
             wait_for(lambda: ("failed", "firing") in told(web))
             wait_for(lambda: not watchers(run.run_dir))
+            assert "<td>webhook</td>" in (run.run_dir.reports / "report.html").read_text()
             other.wait_for(other.run_dir.summary.exists, timeout_s=180)
             second = submit_watcher(other)
             wait_for(lambda: ("finished", "firing") in told(other_web))

@@ -80,7 +80,7 @@ FATES: dict[str, Fate] = {
         attempts=2,
         diagnosis="nccl_timeout",
         rank=1,
-        report="hung",
+        report="no progress for",
     ),
     "straggling": Fate(
         RunState.RUNNING,
@@ -105,7 +105,7 @@ FATES: dict[str, Fate] = {
         fault("nan", 0),
         diagnosis="nan_loss",
         rank=0,
-        report="the loss is nan at step 13",
+        report="not finite at step 13",
     ),
     "disk": Fate(
         RunState.FAILED,
@@ -226,10 +226,14 @@ def check(name: str, status: RunStatus, run: SlurmCountingRun, alerts: Told) -> 
             node = run.starts()[0]["nodes"][fate.rank]
             assert (name, verdict.rank, verdict.node) == (name, fate.rank, node)
     path = run.run_dir.reports / "report.html"
-    if not fate.state.ended:
-        assert main(["report", str(run.run_dir.root)]) == 0
-    assert fate.report in path.read_text()
-    assert str(fate.state) in path.read_text()
+    if fate.state.ended:
+        assert fate.report in path.read_text(), name  # the supervisor's, without being asked
+    assert main(["report", str(run.run_dir.root)]) == 0
+    page = path.read_text()
+    assert f"{fate.state} at step" in page
+    for rule, event in fate.told:
+        assert f"<td>{event}</td>" in page, (name, rule, event)
+    assert ("<td>webhook</td>" in page) == bool(fate.told)
 
 
 def keep_reports(runs: dict[str, SlurmCountingRun]) -> None:

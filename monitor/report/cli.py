@@ -10,14 +10,12 @@ from monitor.diagnose.cli import newest_job, run_folder
 from monitor.evidence import RunEvidence
 from monitor.jobs import job_views
 from monitor.report.page import report_page
-from monitor.report.read import Scheduler, read_report
+from monitor.report.read import REPORT_NAME, Scheduler, read_report
 from monitor.report.text import render
 from monitor.slurm import ask
 from monitor.status import JobView
 from train.errors import UserError
 from train.rundir import RunDir, write_text_atomically
-
-REPORT_NAME = "report.html"
 
 
 def _view(evidence: RunEvidence) -> JobView:
