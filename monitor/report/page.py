@@ -45,13 +45,13 @@ def _body(report: Report) -> Iterator[str]:
         if chart := line_chart(series, x_label="step", y_label=unit, title=f"{title} by step"):
             yield section(title, chart)
     yield section("Attempts", *_attempts(report.attempts))
+    if report.alerts:
+        yield section("Alerts", *_alerts(report))
     if report.goodput.allocated_us:
         yield section("Where the time went", *_time(report))
     yield section("Checkpoints", *_checkpoints(report))
     if report.anomalies:
         yield section("Anomalies and rollbacks", *_anomalies(report))
-    if report.alerts:
-        yield section("Alerts", *_alerts(report))
     yield section("Record", *_record(report))
     yield section("Configuration", details("config.yaml", f"<pre>{escape(report.config)}</pre>"))
 
@@ -186,7 +186,7 @@ def _anomalies(report: Report) -> Iterator[str]:
 def _alerts(report: Report) -> Iterator[str]:
     lines = [
         [
-            utc(one["t"]),
+            f'<span class="when">{utc(one["t"])}</span>',
             escape(str(one["event"])),
             escape(str(one["severity"])),
             escape(" ".join(str(one[name]) for name in ("rule", "subject") if one[name] != "run")),
