@@ -69,7 +69,10 @@ class Prefilter:
         templates = template_of(block).split(b"\n")
         fresh = set(templates) - self._harmless
         hot = {one: self._suspects[one] for one in fresh & self._suspects.keys()}
-        hot |= self._judge(fresh - hot.keys())
+        # Where hardly a line comes twice, remembering them is all the work and no gain.
+        known = len(self._harmless) + len(self._suspects)
+        worth = len(fresh) < len(templates) * 0.75 or known < MAX_TEMPLATES // 2
+        hot |= self._judge(fresh - hot.keys(), remember=worth)
         if not hot:
             return []
         return [(index, hot[one]) for index, one in enumerate(templates) if one in hot]
@@ -82,7 +85,7 @@ class Prefilter:
             self._suspects.pop(template, None)
             self._harmless.add(template)
 
-    def _judge(self, fresh: set[bytes]) -> dict[bytes, Suspect]:
+    def _judge(self, fresh: set[bytes], *, remember: bool) -> dict[bytes, Suspect]:
         """The suspicious ones among templates that were never seen."""
         if not fresh:
             return {}
@@ -99,7 +102,8 @@ class Prefilter:
             lines[line]: Suspect(sorted(rules), _patience_with(lines[line]))
             for line, rules in found.items()
         }
-        self._remember(fresh, hot)
+        if remember:
+            self._remember(fresh, hot)
         return hot
 
     def _rules_of(self, word: bytes) -> frozenset[int]:
