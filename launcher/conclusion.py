@@ -15,12 +15,11 @@ from typing import Any
 import structlog
 
 from monitor.report.page import report_page
-from monitor.report.read import read_report
+from monitor.report.read import REPORT_NAME, read_report
 from train.config import RunConfig
 from train.events import append_line
 from train.rundir import RUN_DIR_VARIABLE, RunDir, write_text_atomically
 
-REPORT_NAME = "report.html"
 KILL_AFTER_S = 5.0
 """From SIGTERM to SIGKILL for a hook that exceeds its time."""
 _HOOK_OF_STATE = {"finished": "on_success", "failed": "on_failure"}

@@ -18,6 +18,7 @@ from launcher.overrides import apply_changes, apply_overrides, plain_tree
 from launcher.sbatch import additional_problems
 from launcher.secrets import refuse_secrets
 from launcher.targets import check_targets
+from launcher.watcher_plan import watcher_problems
 from train.config import RunConfig
 from train.config.document import Document, dump_yaml, read_document
 from train.config.resolve import Problems, Resolved, resolve
@@ -104,6 +105,7 @@ def unsuitable(resolved: Resolved) -> tuple[Problems, tuple[str, ...]]:
     config, problems = resolved.config, Problems(resolved.document)
     problems.add_lines(incomplete(config))
     problems.add_lines(additional_problems(config.slurm))
+    problems.add_lines(watcher_problems(config))
     if _written(resolved, "model._target_").endswith(".from_config"):
         problems.add_lines(_from_config(config))
     if problems.found:

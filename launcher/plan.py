@@ -17,6 +17,7 @@ from launcher.memory import MemoryEstimate, checkpoint_bytes, rank_memory, train
 from launcher.parameters import ModelSize, model_size
 from launcher.saves import saves_text
 from launcher.sbatch import gpus_per_node, sbatch_parameters, script_text
+from launcher.watcher_plan import watched_by, watcher_sbatch, watcher_text
 from train.config import RunConfig
 
 
@@ -64,6 +65,10 @@ class Plan:
     estimates: Estimates
     saves: str
     """How often it saves; of an automatic interval, what it is likely to be at first."""
+    watcher: str
+    """Who watches it, and sends its alerts."""
+    watcher_sbatch: dict[str, Any] | None
+    """The same as ``sbatch`` for the watcher's job; None where there is none."""
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     entry: str | None = None
@@ -130,6 +135,8 @@ def make_plan(
         sbatch=sbatch_parameters(config, name=loaded.name, gpus_available=gpus_available),
         estimates=estimates,
         saves=saves_text(config, estimates.checkpoint_bytes),
+        watcher=watcher_text(config, cluster),
+        watcher_sbatch=watcher_sbatch(config) if watched_by(config, cluster) == "job" else None,
         warnings=tuple(cautions(config, situation)),
         notes=(*loaded.notes, *_notes(config, size)),
         entry=config.entry.target if config.entry else None,

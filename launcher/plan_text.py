@@ -26,6 +26,7 @@ def render(plan: Plan) -> str:
         ("time limit", f"{format_duration(plan.time_limit_s)} for each job"),
         *_sizes(plan),
         ("saves", plan.saves),
+        ("watcher", plan.watcher),
     ]
     lines = [f"{label:<{_WIDTH}}{text}" for label, text in rows]
     lines += [f"{'note':<{_WIDTH}}{note}" for note in plan.notes]

@@ -68,15 +68,16 @@ def prepare(
 
 
 def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:
-    """The plan with what its deadlines mean; refuses those that cannot be met."""
+    """The plan with what deadlines and this environment mean; refuses what cannot be met."""
     from launcher.deadlines import deadline_cautions, deadline_problems
+    from launcher.watcher_plan import watcher_cautions
     from monitor.slurm import kill_wait_s
 
     size = plan.estimates.checkpoint_bytes
     if problems := list(deadline_problems(config, size)):
         raise UserError("\n".join(problems))
     granted = kill_wait_s() if cluster.name == "slurm" else None
-    cautions = deadline_cautions(config, size, granted)
+    cautions = [*deadline_cautions(config, size, granted), *watcher_cautions(config, os.environ)]
     return replace(plan, warnings=(*plan.warnings, *cautions))
 
 

@@ -6,10 +6,12 @@ Nothing half-made stays behind (``launcher.folder``), also when the cluster refu
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from launcher.acts import note_launch
 from launcher.claims import CLAIM_VARIABLE, Claim, claim_submission
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from launcher.plan import Plan
     from launcher.prepare import Prepared
     from train.faults import Fault
+
+log = structlog.get_logger(__name__)
 
 
 def start(prepared: Prepared, *, faults: Sequence[Fault] = ()) -> RunDir:
@@ -74,6 +78,22 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan, claim: Claim) -> None:
         job = {"job_id": job_id, "sbatch": parameters}
     claim.job_id = str(job["job_id"])
     note_submission(run_dir, cluster.name, {"attempt": before, **job})
+    if plan.watcher_sbatch is not None:
+        _submit_watcher(run_dir, plan.watcher_sbatch)
+
+
+def _submit_watcher(run_dir: RunDir, parameters: Mapping[str, Any]) -> None:
+    """The watcher's job; the run is on its way already, and goes on without one."""
+    from launcher.watcher_job import ensure_watcher_job
+
+    try:
+        ensure_watcher_job(run_dir, parameters)
+    except SubmitrainError as error:
+        log.warning(
+            "no_watcher",
+            why=str(error),
+            next_step=f"python -m monitor watch {run_dir.run_id}",
+        )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Hands a prepared run folder to a cluster: the only client module that imports submitit.
 
-What is submitted is always ``TrainingJob(run folder)``, a small importable object that holds a path
-and nothing else, so that the pickle is the same however often Slurm restarts it.
+What is submitted is ``TrainingJob(run folder)``, or the job of its watcher: a small importable
+object that holds a path and nothing else, so that the pickle is the same however often Slurm
+restarts it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ SBATCH_TIMEOUT_S = 60
 LOOKUP_TIMEOUT_S = 30.0
 LOOKUP_WAIT_S = 3.0
 SUBMIT_TRIES = 3
+NO_LIMIT = 10**6
 _INHERITED = re.compile(
     r"^(SLURM|SLURMD|SBATCH|SRUN|SUBMITIT|PMI|PMIX)_"
     r"|^SUBMITRAIN_(RUN_DIR|ATTEMPT|JOB_ID|PARENT_PID|RANK|WORLD_SIZE|LOCAL_.*|SUBMISSION)$"
@@ -136,24 +138,37 @@ def submit_slurm(
     workdir: Path,
     environ: Mapping[str, str],
 ) -> str:
-    """Submit with sbatch; returns the job id.
+    """Submit the training with sbatch; returns the job id; raises like ``submit_callable``."""
+    from launcher.job import TrainingJob
+
+    return submit_callable(
+        TrainingJob(str(run_dir.root)),
+        make_executor(run_dir.submitit, parameters, python=job_python()),
+        workdir=workdir,
+        environ=environ,
+    )
+
+
+def submit_callable(
+    job: Callable[[], Any], executor: SlurmExecutor, *, workdir: Path, environ: Mapping[str, str]
+) -> str:
+    """Submit what submitit shall call; returns the job id.
 
     Raises:
         ClusterError: sbatch refused the job; nothing was submitted.
         SubmissionUnknownError: it stayed open whether Slurm took the job.
     """
     with _process_state(environ, workdir):
-        executor = make_executor(run_dir, parameters)
         try:
-            return _submit_once_accepted(run_dir, executor)
+            return _submit_once_accepted(job, executor)
         except tenacity.RetryError as error:
             raise ClusterError(
                 f"slurm: the job was not taken: {error.last_attempt.exception()}"
             ) from error
 
 
-def make_executor(run_dir: RunDir, parameters: Mapping[str, Any]) -> SlurmExecutor:
-    """submitit's executor for this run; sbatch itself gets a time limit, which it has not.
+def make_executor(folder: Path, parameters: Mapping[str, Any], *, python: str) -> SlurmExecutor:
+    """submitit's executor for a folder; sbatch itself gets a time limit, which it has not.
 
     Raises:
         ClusterError: submitit does not know a parameter.
@@ -170,7 +185,8 @@ def make_executor(run_dir: RunDir, parameters: Mapping[str, Any]) -> SlurmExecut
         def _num_tasks(self) -> int:
             return 1  # the pickle runs once; submitit would multiply a range of nodes ("2-4")
 
-    executor = TimedSlurmExecutor(folder=run_dir.submitit, python=job_python())
+    # Budgets are ours: submitit would bring a job back three times only.
+    executor = TimedSlurmExecutor(folder=folder, python=python, max_num_timeout=NO_LIMIT)
     try:
         executor.update_parameters(**parameters)
     except (TypeError, ValueError) as error:
@@ -187,22 +203,21 @@ class _NotTakenError(Exception):
     stop=tenacity.stop_after_attempt(SUBMIT_TRIES),
     wait=tenacity.wait_exponential(multiplier=2, max=20),
 )
-def _submit_once_accepted(run_dir: RunDir, executor: SlurmExecutor) -> str:
+def _submit_once_accepted(job: Callable[[], Any], executor: SlurmExecutor) -> str:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    from launcher.job import TrainingJob
-
-    before = _leftovers(run_dir)
+    folder = Path(executor.folder)
+    before = _leftovers(folder)
     try:
         # submitit also prints what sbatch said; it is in the error, and said once by us.
         with redirect_stderr(io.StringIO()):
-            return str(executor.submit(TrainingJob(str(run_dir.root))).job_id)
+            return str(executor.submit(job).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
-        new = [path for path in _leftovers(run_dir) if path not in before]
-        return _after_failure(run_dir, new, _complaint(error))
+        new = [path for path in _leftovers(folder) if path not in before]
+        return _after_failure(folder, new, _complaint(error))
 
 
-def _after_failure(run_dir: RunDir, leftovers: list[Path], complaint: str) -> str:
+def _after_failure(folder: Path, leftovers: list[Path], complaint: str) -> str:
     """Adopt the job if Slurm took it all the same; else refuse, or have it tried again."""
     timed_out = not complaint
     if not timed_out and not _UNCERTAIN.search(complaint):
@@ -211,7 +226,7 @@ def _after_failure(run_dir: RunDir, leftovers: list[Path], complaint: str) -> st
     job_id = find_job(leftovers)
     if job_id is not None:
         log.warning("sbatch_failed_but_job_exists", job_id=job_id, complaint=complaint)
-        _adopt(run_dir, job_id, leftovers)
+        _adopt(folder, job_id, leftovers)
         return job_id
     _remove(leftovers)
     raise _NotTakenError(complaint or f"sbatch did not answer within {SBATCH_TIMEOUT_S} s")
@@ -226,9 +241,8 @@ def _complaint(error: Exception) -> str:
     return re.sub(r"^Batch job submission failed: ", "", told[-1]) if told else ""
 
 
-def _leftovers(run_dir: RunDir) -> list[Path]:
+def _leftovers(folder: Path) -> list[Path]:
     """submitit's files that have no job id yet: pickle and script of an unfinished submission."""
-    folder = run_dir.submitit
     scripts = [path for path in folder.glob(".submission_file_*.sh") if not path.is_symlink()]
     pickles = [path for path in folder.glob("*.pkl") if re.fullmatch(r"[0-9a-f]{32}", path.stem)]
     return scripts + pickles
@@ -277,11 +291,11 @@ def _ask_for(scripts: set[str]) -> str | None:
     return None
 
 
-def _adopt(run_dir: RunDir, job_id: str, leftovers: list[Path]) -> None:
+def _adopt(folder: Path, job_id: str, leftovers: list[Path]) -> None:
     """Give pickle and script the names that submitit's job process looks for."""
     from submitit.core.utils import JobPaths
 
-    paths = JobPaths(run_dir.submitit, job_id)
+    paths = JobPaths(folder, job_id)
     for path in leftovers:
         if path.suffix == ".sh":
             paths.move_temporary_file(path, "submission_file", keep_as_symlink=True)

@@ -33,6 +33,7 @@ from launcher.rollback import note_rollback
 from launcher.signals import SignalNotes
 from launcher.submissions import chain_of, read_submissions
 from launcher.watch import AttemptWatch
+from launcher.watcher import RunWatcher
 from monitor.goodput_read import read_goodput
 from monitor.slurm import JobInfo
 from train.config import RunConfig
@@ -74,6 +75,8 @@ class Supervisor:
         self.nodes = NodeKeeper(self.run_dir, self.config, self.allocation)
         self._guard: Guard | None = None
         self.acts = SupervisorActs(self.run_dir, self.allocation.job_id)
+        queue = self.allocation.has_queue
+        self.watcher = RunWatcher.of(self.run_dir, self.config, on_slurm=queue)
 
     def run(self) -> Decision:
         """Attempt after attempt; returns the decision that ends this job's work on the run.
@@ -171,6 +174,7 @@ class Supervisor:
             **self.nodes.at_start(),
         )
         self._keep_guard(self.nodes.living or spawner.nodes)
+        self.watcher.stand(attempt)
         log.info("attempt", attempt=attempt, ranks=spawner.world_size, nodes=spawner.nodes)
         watch = AttemptWatch(self.run_dir, self.config, self.allocation, self.signals, attempt)
         evidence = watch.run()
@@ -270,6 +274,9 @@ class Supervisor:
             patiently(lambda: write_json_atomically(self.run_dir.summary, summary))
             self._add_goodput(summary)
             follow_up(self.run_dir, self.config, summary)
+            self.acts.published()
+            self.watcher.farewell()
+            return decision
         self.acts.published()
         return decision
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from monitor.alerts.machine import RESOLVE_AFTER_S, Timing, advance
 from monitor.alerts.model import RunAlerts
@@ -18,12 +20,18 @@ from monitor.alerts.outbox import tries_of
 from monitor.alerts.routing import due_in_s, routes, seal
 from monitor.alerts.settings import Settings, read_interval, read_settings
 from monitor.alerts.store import AlertFiles
+from monitor.audit.alerts import transcribe_alerts
+from monitor.audit.ledger import AuditLedger
 from monitor.disk import look_at_disk
 from monitor.observe import diagnosed, observe
 from monitor.rules import Verdicts, judge
 from monitor.sights import Sight
 from monitor.snapshot import DiskFacts, Samples, Snapshot
+from train.errors import SubmitrainError
+from train.events import read_events
 from train.rundir import RunDir
+
+log = structlog.get_logger(__name__)
 
 OLD_NEWS_S = 3600.0
 """A run that ended so long before the first look at it is not news."""
@@ -58,6 +66,9 @@ class Looker:
     state_dir: Path | None = None
     at_once: bool = False
     """Send now instead of waiting for more to send."""
+    end_at_once: bool = False
+    """The same of what is told when a run has ended: the time that is left is short."""
+    _ledgers: dict[Path, AuditLedger] = field(default_factory=dict, init=False, repr=False)
 
     def settings_of(self, folder: Path) -> Settings:
         """Settings for a run; how often it saves is its own configuration's word."""
@@ -87,7 +98,9 @@ class Looker:
             return self._look(sight, settings, files, now)
 
     def _look(self, sight: Sight, settings: Settings, files: AlertFiles, now: float) -> Report:
-        before = files.load() or RunAlerts(files.run_id)
+        # A monitor that was killed after its state was saved may not have logged what is in it.
+        before = files.record(files.load() or RunAlerts(files.run_id))
+        pending = _pruned(before, files)
         snapshot = observe(
             sight,
             before.samples,
@@ -99,8 +112,9 @@ class Looker:
         verdicts = _shown(judge(snapshot, settings.limits), settings)
         ended = snapshot.state.ended
         timing = Timing(settings.alerts.remind_s, 0.0 if ended else RESOLVE_AFTER_S)
-        state = advance(_pruned(before, files), verdicts, now, timing)
-        group_s = 0.0 if self.at_once else settings.alerts.group_s
+        state = advance(pending, verdicts, now, timing)
+        at_once = self.at_once or (ended and self.end_at_once)
+        group_s = 0.0 if at_once else settings.alerts.group_s
         routing = routes(settings.alerts, settings.channels)
         state = seal(state, routing, now, group_s=group_s)
         samples = replace(snapshot.samples, seen_step=snapshot.step, looked_at=now)
@@ -111,6 +125,9 @@ class Looker:
         if write:
             files.append_history(line)
         files.record(state)
+        if self.state_dir is None:
+            told = bool(state.unlogged) or pending.outbox != before.outbox
+            self._audit(sight.evidence.folder, files, told=told)
         return Report(
             line,
             settings,
@@ -120,6 +137,20 @@ class Looker:
             closed=ended and not state.unsent,
             due_in_s=due_in_s(state, now, group_s=group_s),
         )
+
+    def _audit(self, folder: Path, files: AlertFiles, *, told: bool) -> None:
+        """Put what was told and delivered into the audit trail, whoever looked when it happened."""
+        run_dir = RunDir(folder)
+        first = folder not in self._ledgers
+        if not told and not (first and files.log.exists()):
+            return
+        ledger = self._ledgers.setdefault(folder, AuditLedger(run_dir, "monitor"))
+        try:
+            alerts, deliveries = read_events(files.log), files.read_deliveries()
+            transcribe_alerts(run_dir, ledger, alerts=alerts, deliveries=deliveries)
+        except (SubmitrainError, OSError) as error:
+            # The trail must not keep an alert from being sent.
+            log.error("audit_not_written", why=f"{type(error).__name__}: {error}")
 
 
 def line_of(

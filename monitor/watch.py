@@ -34,6 +34,10 @@ class Watcher:
     complain: Callable[[str], None]
     sender: Sender = field(default_factory=Sender)
     clock: Callable[[], float] = time.time
+    nap: Callable[[float], None] = time.sleep
+    """Waits so many seconds, or until it is worth another look."""
+    leaves: Callable[[Sequence[Report]], bool] = lambda reports: False
+    """Whether to go after a look, although not all is told."""
 
     def __post_init__(self) -> None:
         self._closed: dict[Path, tuple[float, ...]] = {}
@@ -65,12 +69,15 @@ class Watcher:
             if until_closed and all(report.closed for report in reports) and reports:
                 self.sender.wait(LAST_SENDING_S)
                 return
+            if self.leaves(reports):
+                self.sender.wait(LAST_SENDING_S)
+                return
             nap_s = began + interval_s - time.monotonic()
             waits = [report.due_in_s for report in reports if report.due_in_s is not None]
             if until_closed and all(report.ended for report in reports):
                 waits.append(LAST_LOOKS_S)
             # What has been grouped for long enough goes out then, however long the interval is.
-            time.sleep(max(SHORTEST_NAP_S, min([nap_s, *(one + SHORTEST_NAP_S for one in waits)])))
+            self.nap(max(SHORTEST_NAP_S, min([nap_s, *(one + SHORTEST_NAP_S for one in waits)])))
 
     def _see(self, folders: Sequence[Path]) -> list[Sight]:
         try:
@@ -89,14 +96,14 @@ class Watcher:
             return None
         self._complained.pop(folder.name, None)
         if report.closed:
-            self._closed[folder] = _stamps(folder)
+            self._closed[folder] = stamps(folder)
         return report
 
     def _open(self, folder: Path) -> bool:
         """Whether a run has to be looked at: not closed, or touched since it was."""
         if folder not in self._closed:
             return True
-        if _stamps(folder) == self._closed[folder]:
+        if stamps(folder) == self._closed[folder]:
             return False
         del self._closed[folder]
         return True
@@ -121,13 +128,13 @@ class Watcher:
             self.complain(text)
 
 
-def _stamps(folder: Path) -> tuple[float, ...]:
-    """Times of the files that change when a run is resumed."""
+def stamps(folder: Path) -> tuple[float, ...]:
+    """Times of the files that change when a run is resumed, goes on, or ends."""
     run_dir = RunDir(folder)
-    stamps = []
+    found = []
     for path in (run_dir.submissions, run_dir.attempts, run_dir.summary):
         try:
-            stamps.append(path.stat().st_mtime_ns)
+            found.append(path.stat().st_mtime_ns)
         except OSError:
-            stamps.append(0)
-    return tuple(stamps)
+            found.append(0)
+    return tuple(found)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.diagnose import diagnose_files, scan_file, scan_text
+from monitor.diagnose.match import rule_index
 from monitor.diagnose.prefilter import PATIENCE
 from monitor.diagnose.scan import BLOCK_BYTES, LogScan
 from monitor.diagnose.tail import Tail, dump_positions, load_positions
@@ -150,3 +151,19 @@ def test_growing_in_pieces_finds_what_one_reading_finds(sizes: list[int]) -> Non
             tail.read(scan)
         places = [(one.kind, one.line, one.offset) for one in scan.findings()]
     assert places == [(one.kind, one.line, one.offset) for one in scan_text(text, name="a")]
+
+
+WORDS = st.sampled_from(["error", "outofmemoryerror", "xid", "xids", "nan", "loss", "abortedly"])
+
+
+@given(words=st.lists(WORDS | st.text(alphabet="aeorxnid", min_size=1, max_size=9), max_size=12))
+def test_a_text_is_searched_for_the_words_that_lead_to_rules_and_no_others(
+    words: list[str],
+) -> None:
+    index = rule_index()
+    text = " ".join(["", *words, ""]).encode()
+    places = list(index.suspicious(text))
+    found = {word for _, word in places}
+    leading = {one.encode() for one in words if index.rules_of(one.encode())}
+    assert leading <= found <= {one.encode() for one in words}
+    assert all(text[place : place + len(word)] == word for place, word in places)

@@ -12,9 +12,11 @@ from launcher.allocation import LocalAllocation, allocation_of
 from launcher.outcome import Action, Cause, Decision
 from launcher.signals import SignalNotes
 from launcher.supervise import Resubmit, Supervisor
+from monitor.audit.read import read_trail
 from monitor.slurm import JobInfo
 from tests.supervised import make_run, rank_environment
 from train.config.load import load_resolved
+from train.errors import ClusterError
 from train.events import Kind, read_events
 from train.rundir import RunDir
 
@@ -59,6 +61,23 @@ def test_a_new_job_that_begins_at_once_does_not_silence_the_one_that_submitted_i
     assert (end["attempt"], end["action"]) == (1, "resubmit")
     assert end["explanation"].endswith("job 8 goes on with the run")
     assert not run_dir.summary.exists()
+    asked, denied, new = read_trail(run_dir).entries
+    assert (asked["act"], asked["outcome"], asked["attempt"]) == ("requeue", "asked", 1)
+    assert asked["facts"]["cause"] == "time_limit"
+    assert (denied["act"], denied["outcome"]) == ("requeue", "refused: Slurm did not requeue job 7")
+    assert (new["act"], new["outcome"], new["job_id"]) == ("resubmit", "done", "8")
+    assert new["facts"]["after"] == asked["job_id"]
+    assert {one["who"]["via"] for one in (asked, denied, new)} == {"supervisor"}
+
+
+def test_a_new_job_that_slurm_refuses_is_in_the_trail(run_dir: RunDir) -> None:
+    def resubmit(exclude: tuple[str, ...]) -> str:
+        raise ClusterError("slurm: sbatch refused the job: Invalid account")
+
+    assert supervisor(run_dir, resubmit).run().action is Action.STOP
+    (last,) = [one for one in read_trail(run_dir).entries if one["act"] == "resubmit"]
+    assert (last["act"], last["job_id"]) == ("resubmit", "")
+    assert last["outcome"] == "refused: slurm: sbatch refused the job: Invalid account"
 
 
 def test_a_supervisor_that_lost_the_run_submits_nothing(run_dir: RunDir) -> None:

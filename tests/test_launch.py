@@ -22,6 +22,7 @@ import pytest
 
 from launcher import Run, launch
 from launcher.run import list_run_folders
+from monitor.audit.read import read_trail
 from monitor.process import ProcessRef
 from monitor.status import RunState
 from tests.tiny import tiny_config
@@ -217,6 +218,9 @@ def test_resume_with_other_resources_keeps_the_global_batch_size(
     wait_for(lambda: steps_of(run), "the first step")
     run.terminate()
     assert run.wait(WAIT_S).state is RunState.STOPPED
+    (ended,) = [one for one in read_trail(run.run_dir).entries if one["act"] == "terminate"]
+    assert (ended["outcome"], ended["job_id"]) == ("done", run.status().job_ids[0])
+    assert (ended["who"]["uid"], ended["who"]["via"]) == (os.getuid(), "python")
     monkeypatch.setenv("TOY_STEP_S", QUICK)
     assert run.resume(ntasks_per_node=1).wait(WAIT_S).state is RunState.FINISHED
     after = load_resolved(run.run_dir.config, os.environ)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from monitor.audit.read import read_trail
 from tests.slurm import ClusterOptions, SlurmCluster
 from tests.slurm.fixtures import require_slurm
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
@@ -97,6 +98,9 @@ def test_an_inelastic_run_goes_back_into_the_queue_without_the_lost_node(
         assert "node2" not in start["nodes"]
         assert cluster.job(run.job_id)["ExcNodeList"] == "node2"
     assert run.causes() == [("node_lost", "requeue")]
+    (asked,) = [one for one in read_trail(run.run_dir).entries if one["act"] == "requeue"]
+    assert (asked["outcome"], asked["job_id"]) == ("asked", str(run.job_id))
+    assert (asked["attempt"], asked["facts"]["cause"]) == (1, "node_lost")
     assert run.ends()[0]["nodes_excluded"] == ["node2"]
 
 

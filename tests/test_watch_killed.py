@@ -14,6 +14,7 @@ from email.message import Message as Mail
 from pathlib import Path
 
 from monitor.alerts.store import AlertFiles
+from monitor.audit.read import read_trail
 from tests.alert_parts import FakeRun, lines
 from tests.receivers import HttpReceiver, SmtpReceiver, http_receiver, smtp_receiver
 from tests.supervised import REPOSITORY
@@ -48,10 +49,14 @@ def test_all_alerts_arrive_exactly_once_however_often_the_watcher_is_killed(
     for run in runs:
         logged = Counter(line["key"] for line in lines(run.dir.alerts))
         assert list(logged.values()) == [1]
-    outcomes = Counter(
+        trail = read_trail(run.dir)
+        assert not trail.broken
+        outcomes = Counter(entry["outcome"] for entry in trail.entries)
+        assert outcomes == {"raised": 1, "delivered": 2}
+    tries = Counter(
         line["outcome"] for run in runs for line in lines(run.dir.monitor / "deliveries.jsonl")
     )
-    assert outcomes["sent"] == 2 * KILLS
+    assert tries["sent"] == 2 * KILLS
 
 
 def _run(root: Path, web: HttpReceiver, mail_server: SmtpReceiver, number: int) -> FakeRun:

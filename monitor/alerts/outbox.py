@@ -136,7 +136,8 @@ def _send(
         uncertain = known.uncertain or error.uncertain
         note(FAILED, error=text, uncertain=uncertain, next_at=round(clock() + wait_s, 3))
         return error
-    note(SENT, **({"remark": remark} if remark else {}))
+    told = [entry.key for entry in message.entries]
+    note(SENT, entries=told, **({"remark": remark} if remark else {}))
     return None
 
 

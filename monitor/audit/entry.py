@@ -27,7 +27,7 @@ class Act(StrEnum):
     MODEL = "model"
     """The trained model was exported."""
     ALERT = "alert"
-    """An alert was sent."""
+    """An alert was raised, resolved, delivered, or given up."""
     EXPORT = "export"
     """This trail was exported."""
 

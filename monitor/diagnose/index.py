@@ -8,7 +8,8 @@ with ``error``), one of up to three letters the whole of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 from monitor.diagnose.rule import Rule
 
@@ -30,6 +31,17 @@ def anchor_of(literal: str) -> str:
     return max(runs, key=len)
 
 
+def _tree(words: Iterable[bytes]) -> bytes:
+    """An expression for any of some words, which looks at each letter once."""
+    branches: dict[bytes, list[bytes]] = {}
+    for word in words:
+        branches.setdefault(word[:1], []).append(word[1:])
+    if b"" in branches:  # a shorter word ends here, and whatever goes on fits it, too
+        return b""
+    parts = [letter + _tree(rests) for letter, rests in sorted(branches.items())]
+    return b"(?:" + b"|".join(parts) + b")" if parts else b"(?!)"
+
+
 class RuleIndex:
     """Maps a word of a log (lower-case letters) to the positions of the rules it may lead to."""
 
@@ -48,14 +60,26 @@ class RuleIndex:
         for table, edge in ((self._heads, anchor[:_EDGE]), (self._tails, anchor[-_EDGE:])):
             table.setdefault(edge, {}).setdefault(anchor, set()).add(position)
 
-    def suspicious(self, words: Iterable[bytes]) -> list[bytes]:
-        """Those of many words that may lead to a rule; the quick half of ``rules_of``."""
-        heads, tails, whole = self._heads, self._tails, self._whole
-        return [
-            word
-            for word in words
-            if word[:_EDGE] in heads or word[-_EDGE:] in tails or word in whole
-        ]
+    def suspicious(self, text: bytes) -> Iterator[tuple[int, bytes]]:
+        """Words of ``text`` that may lead to a rule, and where they begin; maybe twice.
+
+        Every word has to have a blank on both sides. Two searches that jump from blank to blank: no
+        word is made an object of before it is suspicious.
+        """
+        begins, ends = self._searches
+        for match in begins.finditer(text):
+            start = match.start() + 1
+            yield start, text[start : text.index(b" ", start)]
+        for match in ends.finditer(text):
+            start = text.rindex(b" ", 0, match.start()) + 1
+            yield start, text[start : match.start()]
+
+    @cached_property
+    def _searches(self) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+        """For blanks before a suspicious beginning (or a whole word), and behind such an end."""
+        begins = [*self._heads, *(word + b" " for word in self._whole)]
+        ends = [word + b" " for word in self._tails]
+        return re.compile(b" (?=" + _tree(begins) + b")"), re.compile(b" (?<=" + _tree(ends) + b")")
 
     def rules_of(self, word: bytes) -> frozenset[int]:
         """Positions of the rules with an anchor in ``word``; none for a harmless word."""

@@ -10,7 +10,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 from monitor.diagnose.lines import (
     clean,
@@ -74,12 +73,12 @@ class LogScan:
         candidates = self._prefilter.candidates(block)
         if candidates:
             lines = block.replace(b"\r", b"\n").split(b"\n")
-            starts = list(accumulate((len(one) + 1 for one in lines), initial=0))
-            number, seen = self.line, 0
+            number, start, before = self.line, 0, 0
             for index, suspect in candidates:
-                number += block.count(b"\n", seen, starts[index])
-                seen = starts[index]
-                self._look(lines, index, suspect, number, offset + seen)
+                here = start + sum(map(len, lines[before:index])) + index - before
+                number += block.count(b"\n", start, here)
+                start, before = here, index
+                self._look(lines, index, suspect, number, offset + start)
         self.line += block.count(b"\n")
 
     def findings(self) -> list[Finding]:

@@ -49,6 +49,7 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 .badge { font-weight: 600; white-space: nowrap; }
 .good { color: var(--good); } .bad { color: var(--bad); } .warn { color: var(--warn); }
 .verdict.good, .verdict.bad { color: var(--ink); }
+.when { white-space: nowrap; }
 code, pre { font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { background: var(--panel); padding: 10px; border-radius: 6px; white-space: pre-wrap;
   overflow-wrap: anywhere; }

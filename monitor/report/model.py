@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,8 @@ class Report:
     checkpoints: tuple[Event, ...]
     """step, what, t, bytes, blocked_s, save_s, reason"""
     anomalies: tuple[Event, ...]
+    alerts: tuple[Event, ...]
+    """Lines of alerts.jsonl, each with the ``channels`` that took it."""
     diagnosis: Diagnosis | None
     config: str
 
@@ -116,6 +118,7 @@ class Report:
             "goodput": self.goodput.as_json(),
             "checkpoints": list(self.checkpoints),
             "anomalies": list(self.anomalies),
+            "alerts": list(self.alerts),
             "diagnosis": self.diagnosis.as_json() if self.diagnosis else None,
             "config": self.config,
         }
@@ -131,6 +134,7 @@ def report_of(
     curves: Curves,
     goodput: Goodput,
     *,
+    alerts: Sequence[Event],
     diagnosis: Diagnosis | None,
     config: str,
 ) -> Report:
@@ -145,9 +149,25 @@ def report_of(
         goodput=goodput,
         checkpoints=tuple(_checkpoint(event) for event in curves.checkpoints),
         anomalies=tuple(curves.anomalies),
+        alerts=tuple(alerts),
         diagnosis=diagnosis,
         config=config,
     )
+
+
+def alert_rows(lines: Iterable[Event], deliveries: Iterable[Event]) -> list[Event]:
+    """What was told of the run, in order, with the channels that each message reached."""
+    took: dict[object, list[str]] = {}
+    for line in deliveries:
+        if line.get("outcome") == "sent":
+            for key in line.get("entries") or ():
+                took.setdefault(key, []).append(str(line.get("channel")))
+    kept = ("t", "event", "rule", "subject", "severity", "text", "next_step")
+    return [
+        {name: line.get(name) for name in kept} | {"channels": took.get(line.get("key"), [])}
+        for line in lines
+        if line["kind"] == "alert"
+    ]
 
 
 def attempt_rows(events: Iterable[Event]) -> list[AttemptRow]:

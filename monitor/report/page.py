@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from monitor.diagnose.report import render as render_diagnosis
@@ -13,6 +14,7 @@ from monitor.html.timeline import Stretch, timeline
 from monitor.ledger import Category
 from monitor.report.model import MOST_ROWS, AttemptRow, Report
 from monitor.report.text import lasted, sentence, utc
+from monitor.report.thin import Point
 from monitor.status import RunState
 
 _MOST_STRETCHES = 40
@@ -43,6 +45,8 @@ def _body(report: Report) -> Iterator[str]:
         if chart := line_chart(series, x_label="step", y_label=unit, title=f"{title} by step"):
             yield section(title, chart)
     yield section("Attempts", *_attempts(report.attempts))
+    if report.alerts:
+        yield section("Alerts", *_alerts(report))
     if report.goodput.allocated_us:
         yield section("Where the time went", *_time(report))
     yield section("Checkpoints", *_checkpoints(report))
@@ -76,9 +80,20 @@ def _loss(report: Report) -> str:
         Series("validation", report.curves["validation"], 1, dash=1),
     ]
     drawn = [one for one in series if one.points]
-    return line_chart(
+    chart = line_chart(
         drawn, x_label="step", y_label="loss (nats per label token)", title="Loss by step"
     )
+    return chart + _not_finite(training)
+
+
+def _not_finite(points: Sequence[Point]) -> str:
+    """Steps that a chart cannot show; of many the first ones."""
+    steps = [f"{step:.0f}" for step, value in points if not math.isfinite(value)]
+    if not steps:
+        return ""
+    more = f" and {len(steps) - 8} more" if len(steps) > 8 else ""
+    word = "steps" if len(steps) > 1 else "step"
+    return f'<p class="bad">✗ not finite at {word} {", ".join(steps[:8])}{more}</p>'
 
 
 def _attempts(attempts: Sequence[AttemptRow]) -> Iterator[str]:
@@ -166,6 +181,22 @@ def _anomalies(report: Report) -> Iterator[str]:
     ]
     yield table(("step", "what", "action", "loss", "at (UTC)", "data"), lines)
     yield _left_out(len(report.anomalies))
+
+
+def _alerts(report: Report) -> Iterator[str]:
+    lines = [
+        [
+            f'<span class="when">{utc(one["t"])}</span>',
+            escape(str(one["event"])),
+            escape(str(one["severity"])),
+            escape(" ".join(str(one[name]) for name in ("rule", "subject") if one[name] != "run")),
+            escape(str(one["text"])),
+            escape(", ".join(one["channels"]) or "nobody yet"),
+        ]
+        for one in report.alerts[-MOST_ROWS:]
+    ]
+    yield table(("at (UTC)", "event", "severity", "alert", "what", "told to"), lines)
+    yield _left_out(len(report.alerts))
 
 
 def _data(one: dict[str, object]) -> str:

@@ -6,19 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from monitor.alerts.store import AlertFiles
 from monitor.diagnose.model import Diagnosis
 from monitor.diagnose.run import diagnose_run
 from monitor.evidence import RunEvidence, read_evidence
 from monitor.goodput import Goodput
 from monitor.goodput_read import rank_events, read_goodput
-from monitor.report.model import Curves, Report, report_of
+from monitor.report.model import Curves, Report, alert_rows, report_of
 from monitor.slurm import Ask, JobInfo
-from monitor.status import JobState, JobView, status_of
+from monitor.status import JobState, JobView, RunState, status_of
 from train.errors import SubmitrainError
+from train.events import read_events
 from train.rundir import RunDir
 
 _UNHEARD = JobView(JobState.UNKNOWN, "no end is recorded: it runs, waits, or was killed")
+REPORT_NAME = "report.html"
+"""In ``reports/``, unless another name is asked for."""
 AskJob = Callable[[Path], JobInfo | None]
+AskView = Callable[[RunEvidence], JobView]
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Scheduler:
 
     times: Ask | None = None
     job: AskJob | None = None
+    view: AskView | None = None
+    """Whether the newest job waits, runs or has ended."""
 
 
 def read_report(folder: Path, scheduler: Scheduler | None = None) -> Report:
@@ -38,16 +45,21 @@ def read_report(folder: Path, scheduler: Scheduler | None = None) -> Report:
     asked = scheduler or Scheduler()
     run_dir = RunDir(folder)
     evidence = read_evidence(folder)
-    status = status_of(evidence, _UNHEARD)
+    status = status_of(evidence, asked.view(evidence) if asked.view else _UNHEARD)
     curves = Curves()
     for event in rank_events(run_dir.events(0)):
         curves.take(event)
-    goodput: Goodput = read_goodput(folder, ended=status.state.ended, run=asked.times)
+    deliveries = AlertFiles.of(folder).deliveries
+    waits = status.state is RunState.QUEUED
+    goodput: Goodput = read_goodput(
+        folder, ended=status.state.ended, pending=waits, run=asked.times
+    )
     return report_of(
         evidence,
         status,
         curves,
         goodput,
+        alerts=alert_rows(read_events(run_dir.alerts), read_events(deliveries)),
         diagnosis=_diagnosis(folder, evidence, asked),
         config=_text(run_dir.config),
     )

@@ -41,6 +41,11 @@ def render(report: Report) -> str:
     lines.append(f"  checkpoints  {', '.join(counts)}")
     if report.anomalies:
         lines.append(f"  anomalies    {len(report.anomalies)}, {status.rollbacks} rollbacks")
+    if report.alerts:
+        last = report.alerts[-1]
+        lines.append(
+            f"  alerts       {len(report.alerts)}, the last one: {last['rule']} {last['event']}"
+        )
     for one in report.attempts[-5:]:
         ended = f"{one.cause}, then {one.action}" if one.cause else "no end recorded"
         lines.append(

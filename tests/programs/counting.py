@@ -7,7 +7,9 @@ supervisor can be tested with many attempts in little time. What it shall do is 
     steps: how many; step_s: seconds of each; save_every: steps between saves
     first_step_s, validate_every, validate_s, save_s: slow parts of a healthy run
     fail: {kind, rank, step, attempts: [1]}; kinds: kill, exit, error, user, memory, vanish, hang,
-          victim, freeze (SIGSTOP), lock (waits in C and holds the interpreter lock)
+          victim, freeze (SIGSTOP), lock (waits in C and holds the interpreter lock),
+          gpu_memory (torch's exception), nan, disk (fills a small file system)
+    busy_s: seconds that a rank computes in each step, by rank
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from train.config import RunConfig
 from train.context import RankContext
-from train.errors import DataError
+from train.errors import DataError, NotFiniteError
 from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
 from train.rundir import write_json_atomically
 from train.stop import StopReason
 
 POLL_S = 0.01
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 1 << 14, 1 << 18
+"""unshare(2), mount(2)."""
 
 
 def main(context: RankContext, config: RunConfig) -> int:
@@ -42,6 +47,7 @@ def main(context: RankContext, config: RunConfig) -> int:
         context.enter(Phase.STEP)
         began = time.monotonic()
         misbehave(context, plan.get("fail"))
+        compute(plan.get("busy_s", {}).get(str(context.rank), 0.0))
         time.sleep(plan["step_s"])
         context.mark()
         stop = agree(context, plan)
@@ -121,6 +127,39 @@ def misbehave(context: RankContext, fail: dict[str, Any] | None) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "lock":
             hold_the_interpreter_lock()
+        case "gpu_memory":
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        case "nan":
+            context.events.write(Kind.STEP, step=context.step + 1, loss="nan")
+            raise NotFiniteError(f"the loss is nan at step {context.step + 1}")
+        case "disk":
+            fill_a_small_disk(context.run_dir.root / "small")
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named and worded like ``torch.OutOfMemoryError``, which is a RuntimeError as well."""
+
+
+def compute(busy_s: float) -> None:
+    """Keep a core busy for so many seconds of its time."""
+    until = time.thread_time() + busy_s
+    while time.thread_time() < until:
+        pass
+
+
+def fill_a_small_disk(folder: Path) -> None:
+    """Write until the kernel says ENOSPC, on a tmpfs that nobody but this process sees."""
+    folder.mkdir(exist_ok=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    calls = (
+        libc.unshare(CLONE_NEWNS),
+        libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None),
+        libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=64k"),
+    )
+    assert calls == (0, 0, 0), os.strerror(ctypes.get_errno())
+    with (folder / "shard.bin").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def hold_the_interpreter_lock() -> None:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from train.config.base import Section
-from train.config.types import DurationS, OptionalInt, OptionalStr, Secret, none_word
+from train.config.types import DurationS, OptionalInt, OptionalStr, Secret, none_word, parse_off
 
 ChannelName = Literal["slack", "email", "pagerduty", "webhook", "apprise"]
 OptionalChannels = Annotated[list[ChannelName] | None, BeforeValidator(none_word)]
 Security = Literal["auto", "none", "starttls", "tls"]
+OptionalDurationS = Annotated[DurationS | None, BeforeValidator(none_word)]
+Autostart = Annotated[
+    Literal["off", "beside", "job"],
+    BeforeValidator(parse_off),
+    WithJsonSchema({"enum": ["off", "beside", "job", False]}),
+]
 
 
 class AlertsConfig(Section):
@@ -96,9 +102,33 @@ LATE = frozenset(
 """Keys whose placeholders only the monitor expands, when it sends."""
 
 
-class MonitorConfig(Section):
-    """From which value on something is an alert."""
+class WatcherJobConfig(Section):
+    """The Slurm job of the watcher, with autostart: job; what is none is as in slurm."""
 
+    partition: OptionalStr = Field(None, description="Partition; none = slurm.partition.")
+    account: OptionalStr = Field(None, description="Account; none = slurm.account.")
+    qos: OptionalStr = Field(None, description="QOS; none = slurm.qos.")
+    time: OptionalDurationS = Field(
+        None,
+        description="Time limit of the job, which goes back into the queue at its end as long as "
+        "the run lasts; none = slurm.time.",
+    )
+    mem: str = Field("512M", min_length=1, description="Memory.")
+    cpus: int = Field(1, ge=1, description="CPU cores.")
+
+
+class MonitorConfig(Section):
+    """Who watches the run, and from which value on something is an alert."""
+
+    autostart: Autostart = Field(
+        "off",
+        description="A watcher that starts with the run and sends its alerts: off, beside (a "
+        "process on the first node, or on this machine), job (a Slurm job of its own; on this "
+        "machine as beside).",
+    )
+    job: WatcherJobConfig = Field(
+        default=WatcherJobConfig(), description="Resources of the watcher with autostart: job."
+    )
     interval_s: float = Field(30.0, gt=0, description="Seconds between looks.")
     hang_step_s: int = Field(
         60,

@@ -9,7 +9,6 @@ _LATER = "not in this version; remove it"
 
 REFUSED: dict[tuple[str | int, ...], str] = {
     ("hooks",): "write the top-level on_success and on_failure",
-    ("monitor", "autostart"): _LATER,
     ("preflight",): _LATER,
     ("sweep",): "how runs vary is no part of one: use `python -m launcher sweep`; remove it",
     ("price",): _LATER,
