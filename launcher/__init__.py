@@ -29,6 +29,8 @@ def launch(
     overrides: Sequence[str] = (),
     cluster: str | None = None,
     wait: bool = False,
+    force: bool = False,
+    max_wait: str | int | None = None,
     **changes: Any,
 ) -> Run:
     """Start a run and return a handle to it; the run does not need this process any more.
@@ -39,6 +41,8 @@ def launch(
         overrides: ``["optimizer.lr=1e-4", ...]``, as on the command line.
         cluster: ``local``, ``slurm`` or ``auto``; default: what ``cfg`` says.
         wait: return only when the run has ended.
+        force: submit what Slurm would never start, too (``plan`` says why not).
+        max_wait: refuse when the job would wait longer in the queue (``"2h"``, or minutes).
         changes: keys that replace those of ``cfg``: ``optimizer__lr=1e-4``, ``optimizer={"lr":
             1e-4}`` (merged into the section) or ``**{"optimizer.lr": 1e-4}``.
 
@@ -49,9 +53,12 @@ def launch(
     from launcher.prepare import prepare
     from launcher.run import Run
     from launcher.start import start
+    from launcher.verdict.permit import max_wait_s, permit
 
     source, changes = as_config(cfg, changes)
-    run = Run(start(prepare(source, overrides=overrides, cluster=cluster, changes=changes)).root)
+    prepared = prepare(source, overrides=overrides, cluster=cluster, changes=changes)
+    permit(None if force else prepared.verdict(), max_wait_s=max_wait_s(max_wait))
+    run = Run(start(prepared).root)
     if wait:
         run.wait()
     return run
