@@ -20,6 +20,7 @@ from launcher.run import Run, list_run_folders
 from launcher.status_text import runs_table, status_rows, time_rows
 from monitor.status import RunState, RunStatus
 from train.errors import UserError
+from train.rundir import RunDir
 
 if TYPE_CHECKING:
     from launcher.prepare import Prepared
@@ -233,18 +234,21 @@ def _open(options: argparse.Namespace) -> Run:
 
 def _show_plan(prepared: Prepared, as_json: bool) -> int:
     """The plan, and for Slurm the batch script; in its paths only the start's time is open."""
-    plan, script = prepared.plan, None
+    plan, script, srun = prepared.plan, None, None
     if prepared.cluster.name == "slurm":
-        from launcher.plan import sbatch_text
+        from launcher.plan import sbatch_text, srun_text
 
-        folder = prepared.runs_dir / f"{plan.name}-<start>-{plan.digest[:8]}" / "submitit"
-        script = sbatch_text(plan, folder)
+        run_dir = RunDir(prepared.runs_dir / f"{plan.name}-<start>-{plan.digest[:8]}")
+        script = sbatch_text(plan, run_dir.submitit)
+        srun = srun_text(plan, prepared.loaded.config, run_dir)
     if as_json:
-        _print_json({**plan.as_json(), "cluster_reason": prepared.cluster.reason, "script": script})
+        shown = {"cluster_reason": prepared.cluster.reason, "script": script, "srun": srun}
+        _print_json({**plan.as_json(), **shown})
     else:
         print(plan.render())
         if script is not None:
             print(f"\nbatch script, as submitit writes it:\n\n{script.rstrip()}")
+            print(f"\nthe ranks' step, as the supervisor starts it:\n\n{srun}")
     return 0
 
 

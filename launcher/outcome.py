@@ -31,6 +31,8 @@ class Cause(StrEnum):
     """A node of the job is gone: power, network, slurmd."""
     LAUNCH_FAILED = "launch_failed"
     """Ranks were never started."""
+    CONTAINER_ERROR = "container_error"
+    """The ranks' container did not start: runtime, image or mount."""
     OUT_OF_MEMORY = "out_of_memory"
     """A rank ran out of device memory."""
     HOST_OUT_OF_MEMORY = "host_out_of_memory"

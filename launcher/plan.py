@@ -5,6 +5,7 @@ Imports neither torch nor submitit (``sbatch_text`` imports submitit when it is 
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any, Literal
 
 from launcher.cautions import Situation, cautions
 from launcher.config import LoadedConfig
+from launcher.container import Runtime, choose_runtime
 from launcher.machine import Machine, this_machine
 from launcher.memory import MemoryEstimate, checkpoint_bytes, rank_memory, trained_parameters
 from launcher.parameters import ModelSize, model_size
 from launcher.saves import saves_text
 from launcher.sbatch import gpus_per_node, sbatch_parameters, script_text
+from launcher.srun import StepShape, planned_command
 from train.config import RunConfig
+from train.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Plan:
     sbatch: dict[str, Any]
     """Arguments for submitit's ``SlurmExecutor.update_parameters``."""
     estimates: Estimates
+    container_runtime: Runtime | None
+    """What runs the ranks' container, as far as this machine can tell; None = they run bare."""
     saves: str
     """How often it saves; of an automatic interval, what it is likely to be at first."""
     warnings: tuple[str, ...]
@@ -88,6 +94,7 @@ def make_plan(
     gpus_available: bool,
     samples: int | None = None,
     machine: Machine | None = None,
+    runtimes: frozenset[Runtime] = frozenset(),
 ) -> Plan:
     """Work out a launch.
 
@@ -96,6 +103,7 @@ def make_plan(
         gpus_available: whether that cluster (or this machine) has GPUs to ask for.
         samples: number of training samples, where somebody has counted them.
         machine: cores and memory for local runs; default: this machine's.
+        runtimes: container runtimes that are installed on this machine.
     """
     config = loaded.config
     slurm = config.slurm
@@ -108,6 +116,7 @@ def make_plan(
         on_gpu=gpus > 0,
         machine=(machine or this_machine()) if cluster == "local" else None,
         rank_memory=estimates.rank_memory,
+        runtimes=runtimes,
     )
     return Plan(
         name=loaded.name,
@@ -126,6 +135,7 @@ def make_plan(
         time_limit_s=slurm.time,
         sbatch=sbatch_parameters(config, name=loaded.name, gpus_available=gpus_available),
         estimates=estimates,
+        container_runtime=choose_runtime(slurm, runtimes) if cluster == "slurm" else None,
         saves=saves_text(config, estimates.checkpoint_bytes),
         warnings=tuple(cautions(config, situation)),
         notes=(*loaded.notes, *_notes(config, size)),
@@ -135,6 +145,14 @@ def make_plan(
 def sbatch_text(plan: Plan, folder: Path, *, python: str = sys.executable) -> str:
     """The batch script exactly as submitit will write it into ``folder`` (the run's submitit/)."""
     return script_text(plan.sbatch, folder, python=python)
+
+
+def srun_text(plan: Plan, config: RunConfig, run_dir: RunDir) -> str:
+    """The command line by which the supervisor starts the first attempt's ranks."""
+    # As in the job: Slurm tells a step's CPUs only where they were asked for.
+    cpus = config.slurm.cpus_per_task or (None if config.slurm.nodes.fixed else 1)
+    shape = StepShape(plan.nodes, plan.ranks_per_node, cpus, has_gpus=plan.gpus_per_node > 0)
+    return shlex.join(planned_command(shape, config, run_dir, plan.container_runtime))
 
 
 def count_steps(config: RunConfig, samples: int | None) -> Steps:

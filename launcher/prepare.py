@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.container import Runtime, installed_runtimes, path_problems
 from launcher.inputs import check_inputs
 from launcher.submit import Cluster, choose_cluster, slurm_problem
-from train.errors import ClusterError, UserError
+from train.errors import ClusterError, ConfigError, UserError
 
 if TYPE_CHECKING:
     from launcher.config import LoadedConfig
@@ -56,14 +57,20 @@ def prepare(
     # Only to learn here, and not from a failed run, that a variable is missing.
     secret_environment(loaded.config, os.environ)
     workdir = Path.cwd()
-    check_inputs(loaded.config, workdir)
     wanted = cluster or loaded.config.cluster
     if plan_only and wanted == "slurm" and slurm_problem():
         chosen = Cluster("slurm", "asked for; none answers here, so one with GPUs is assumed")
-        plan = make_plan(loaded, cluster="slurm", gpus_available=True)
+        gpus = True
     else:
         chosen = choose_cluster(wanted)
-        plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus_available(chosen))
+        gpus = gpus_available(chosen)
+    contained = chosen.name == "slurm" and loaded.config.slurm.in_container
+    runtimes = frozenset[Runtime]()
+    if contained:
+        check_paths(loaded.config, workdir)
+        runtimes = installed_runtimes()
+    check_inputs(loaded.config, workdir, contained=contained)
+    plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus, runtimes=runtimes)
     return Prepared(loaded, chosen, _with_deadlines(plan, loaded.config, chosen), workdir)
 
 
@@ -78,6 +85,17 @@ def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:
     granted = kill_wait_s() if cluster.name == "slurm" else None
     cautions = deadline_cautions(config, size, granted)
     return replace(plan, warnings=(*plan.warnings, *cautions))
+
+
+def check_paths(config: RunConfig, workdir: Path) -> None:
+    """The path check of containers (``launcher.container.paths``).
+
+    Raises:
+        ConfigError: one line for every path that ranks would not find, or write in vain.
+    """
+    runs_dir = workdir / Path(config.runs_dir).expanduser()
+    if problems := list(path_problems(config, runs_dir=runs_dir, workdir=workdir)):
+        raise ConfigError(*problems)
 
 
 def gpus_available(cluster: Cluster) -> bool:

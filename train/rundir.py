@@ -51,6 +51,11 @@ class RunDir:
         return self.root / "record.json"
 
     @property
+    def data_cache(self) -> Path:
+        """Tokenized data, shared by all runs beside this one."""
+        return self.root.parent / ".cache"
+
+    @property
     def submissions(self) -> Path:
         """One line for every job submitted for this run (launch and each resume)."""
         return self.root / "submissions.jsonl"
