@@ -10,6 +10,7 @@ from launcher.container.image import ImageForm, form_of
 from launcher.container.paths import is_path
 from launcher.machine import Machine
 from launcher.memory import GB, MemoryEstimate, gpu_memory_bytes
+from launcher.sbatch_options import option_cautions
 from train.config import RunConfig
 from train.config.run import BatchArithmetic
 from train.config.sections import DatasetConfig
@@ -40,6 +41,7 @@ def cautions(config: RunConfig, situation: Situation) -> Iterator[str]:
     yield from _batch(config)
     if situation.cluster == "slurm":
         yield from _time(config)
+        yield from option_cautions(config.slurm)
     yield from _container(config, situation)
     if situation.machine is not None:
         yield from _cores(config, situation.machine)

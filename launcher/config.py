@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.overrides import apply_changes, apply_overrides, plain_tree
-from launcher.sbatch import additional_problems
+from launcher.sbatch_options import additional_problems
 from launcher.secrets import refuse_secrets
 from launcher.targets import check_targets
 from train.config import RunConfig

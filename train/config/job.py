@@ -146,7 +146,9 @@ class SlurmConfig(Section):
     constraint: OptionalStr = Field(None, description="Required node features.")
     nodelist: OptionalStr = Field(None, description="Nodes to use.")
     exclude: OptionalStr = Field(None, description="Nodes to avoid.")
-    exclusive: bool = Field(False, description="Whole nodes.")
+    exclusive: bool | Literal["user", "mcs", "topo"] = Field(
+        False, description="Whole nodes; or nobody else's jobs there: user, mcs, topo (sbatch(1))."
+    )
     reservation: OptionalStr = Field(None, description="Reservation.")
     dependency: OptionalStr = Field(None, description="Job dependency (afterok:123).")
     begin: OptionalStr = Field(None, description="Earliest start.")
