@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     log_to_stderr()
     prepared = prepare(
         options.config,
-        overrides=options.overrides,
+        overrides=_overrides(options),
         cluster=options.cluster,
         plan_only=options.dry_run,
     )
@@ -57,9 +57,14 @@ def plan(options: argparse.Namespace) -> int:
 
     log_to_stderr()
     prepared = prepare(
-        options.config, overrides=options.overrides, cluster=options.cluster, plan_only=True
+        options.config, overrides=_overrides(options), cluster=options.cluster, plan_only=True
     )
     return _show_plan(prepared, options.json)
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    after = [] if options.after is None else [f"after={options.after}"]
+    return [*options.overrides, *after]
 
 
 def list_runs(options: argparse.Namespace) -> int:
@@ -236,7 +241,8 @@ def _show_plan(prepared: Prepared, as_json: bool) -> int:
     """The plan, and for Slurm the batch script; in its paths only the start's time is open."""
     plan, script, srun = prepared.plan, None, None
     if prepared.cluster.name == "slurm":
-        from launcher.plan import sbatch_text, srun_text
+        from launcher.plan import sbatch_text
+        from launcher.step_text import srun_text
 
         run_dir = RunDir(prepared.runs_dir / f"{plan.name}-<start>-{plan.digest[:8]}")
         script = sbatch_text(plan, run_dir.submitit)

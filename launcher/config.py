@@ -29,8 +29,8 @@ HEADER = (
     "# The complete configuration of this run, written by submitrain.\n"
     "# ${VAR} is read from the environment where the run executes; values are never kept here.\n"
 )
-PLACE_KEYS = ("name", "runs_dir", "cluster", "alerts", "monitor")
-"""Top-level keys that say where a run lives and who watches it: no part of the digest."""
+PLACE_KEYS = ("name", "runs_dir", "cluster", "after", "alerts", "monitor")
+"""Top-level keys that say where and when a run is and who watches it: no part of the digest."""
 
 
 @dataclass(frozen=True)

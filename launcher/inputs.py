@@ -32,14 +32,22 @@ def check_inputs(config: RunConfig, workdir: Path, *, contained: bool = False) -
         path = workdir / Path(name).expanduser()
         return outside_path(path, config) if contained else path
 
-    problems = [
-        _image_problem(config, workdir) if contained else None,
-        _model_problem(config, here),
-        _tokenizer_problem(config, here),
-        _data_problem("dataset", config.dataset, here),
-    ]
-    if config.validation_dataset is not None:
-        problems.append(_data_problem("validation_dataset", config.validation_dataset, here))
+    def comes(name: str | None) -> bool:
+        """Whether the run before this one has yet to write it."""
+        folder = config.after
+        return bool(name and folder) and here(name or "").is_relative_to(folder or "")
+
+    problems = [_image_problem(config, workdir) if contained else None]
+    if not comes(config.model.pretrained_model_name_or_path):
+        problems.append(_model_problem(config, here))
+    if not comes(config.model.tokenizer):
+        problems.append(_tokenizer_problem(config, here))
+    for section, data in (
+        ("dataset", config.dataset),
+        ("validation_dataset", config.validation_dataset),
+    ):
+        if data is not None and not comes(data.dataset_name):
+            problems.append(_data_problem(section, data, here))
     found = [problem for problem in problems if problem]
     if found:
         raise (DataError if all("dataset" in line for line in found) else UserError)(

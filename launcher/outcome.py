@@ -53,6 +53,8 @@ class Cause(StrEnum):
     """A newer attempt owns the run folder."""
     SUPERVISOR_ERROR = "supervisor_error"
     """The supervisor itself raised an exception."""
+    PREDECESSOR = "predecessor"
+    """The run that had to finish first (``after``) did not."""
     LOST = "lost"
     """The supervisor itself vanished; its successor wrote this down."""
 

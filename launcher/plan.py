@@ -5,7 +5,6 @@ Imports neither torch nor submitit (``sbatch_text`` imports submitit when it is 
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +18,7 @@ from launcher.memory import MemoryEstimate, checkpoint_bytes, rank_memory, train
 from launcher.parameters import ModelSize, model_size
 from launcher.saves import saves_text
 from launcher.sbatch import gpus_per_node, sbatch_parameters, script_text
-from launcher.srun import StepShape, planned_command
 from train.config import RunConfig
-from train.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -145,14 +142,6 @@ def make_plan(
 def sbatch_text(plan: Plan, folder: Path, *, python: str = sys.executable) -> str:
     """The batch script exactly as submitit will write it into ``folder`` (the run's submitit/)."""
     return script_text(plan.sbatch, folder, python=python)
-
-
-def srun_text(plan: Plan, config: RunConfig, run_dir: RunDir) -> str:
-    """The command line by which the supervisor starts the first attempt's ranks."""
-    # As in the job: Slurm tells a step's CPUs only where they were asked for.
-    cpus = config.slurm.cpus_per_task or (None if config.slurm.nodes.fixed else 1)
-    shape = StepShape(plan.nodes, plan.ranks_per_node, cpus, has_gpus=plan.gpus_per_node > 0)
-    return shlex.join(planned_command(shape, config, run_dir, plan.container_runtime))
 
 
 def count_steps(config: RunConfig, samples: int | None) -> Steps:

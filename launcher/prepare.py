@@ -54,6 +54,9 @@ def prepare(
     from train.config.load import secret_environment
 
     loaded = load_config(source, overrides, changes)
+    if loaded.config.after is not None:
+        before = run_before(loaded.config)
+        loaded = load_config(source, [*overrides, f"after={before}"], changes)
     # Only to learn here, and not from a failed run, that a variable is missing.
     secret_environment(loaded.config, os.environ)
     workdir = Path.cwd()
@@ -71,7 +74,40 @@ def prepare(
         runtimes = installed_runtimes()
     check_inputs(loaded.config, workdir, contained=contained)
     plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus, runtimes=runtimes)
-    return Prepared(loaded, chosen, _with_deadlines(plan, loaded.config, chosen), workdir)
+    plan = chained(_with_deadlines(plan, loaded.config, chosen), loaded.config)
+    return Prepared(loaded, chosen, plan, workdir)
+
+
+def run_before(config: RunConfig) -> Path:
+    """Folder of the run that ``after`` names.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    from launcher.run import Run
+
+    try:
+        return Run.open(config.after or "", runs_dir=config.runs_dir).folder
+    except UserError as error:
+        raise UserError(f"after: {error}") from error
+
+
+def chained(plan: Plan, config: RunConfig) -> Plan:
+    """The plan of a run that waits for another one: its job depends on that run's job.
+
+    Raises:
+        UserError: that run has ended without finishing, or nobody could wait for it.
+    """
+    from launcher.after import Predecessor, dependency_on
+
+    if config.after is None:
+        return plan
+    before = Predecessor(Path(config.after))
+    ours = dependency_on(before, plan.cluster)
+    note = f"starts when {before.folder.name} has finished"
+    users = [config.slurm.dependency] if config.slurm.dependency else []
+    waits = {} if ours is None else {"dependency": ",".join([*users, ours])}
+    return replace(plan, sbatch={**plan.sbatch, **waits}, notes=(*plan.notes, note))
 
 
 def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.claims import CLAIM_VARIABLE
 from launcher.container import ContainerStep, Runtime, container_step
 from launcher.container.mounts import caches, make_sources
 from launcher.evidence import RankExit
@@ -113,29 +112,6 @@ def step_container(
     if runtime is None:
         return None
     return container_step(config, run_dir, runtime, has_gpus=shape.has_gpus, variables=variables)
-
-
-def planned_command(
-    shape: StepShape, config: RunConfig, run_dir: RunDir, runtime: Runtime | None
-) -> list[str]:
-    """The command line of the first attempt as far as it is known before the job starts."""
-    environment = rank_environment({CLAIM_VARIABLE: ""}, run_dir, attempt=1, job_id="", extra={})
-    if shape.cpus_per_task is not None:
-        environment["OMP_NUM_THREADS"] = ""
-    names = (*named_variables(environment, ()), *config.slurm.env, *_secrets(config))
-    variables = tuple(dict.fromkeys(names))
-    container = step_container(shape, config, run_dir, runtime=runtime, variables=variables)
-    return srun_command(shape, config, run_dir, attempt=1, container=container)
-
-
-def _secrets(config: RunConfig) -> list[str]:
-    slurm = config.slurm
-    wanted = {
-        "HF_HOME": slurm.hf_home,
-        "HF_TOKEN": slurm.hf_token,
-        "WANDB_API_KEY": slurm.wandb_key,
-    }
-    return [name for name, value in wanted.items() if value]
 
 
 def named_variables(environment: Mapping[str, str], extra: Iterable[str]) -> tuple[str, ...]:

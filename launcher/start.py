@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.acts import note_launch
+from launcher.after import Predecessor, note_successor
 from launcher.claims import CLAIM_VARIABLE, Claim, claim_submission
 from launcher.folder import folders_of, make_folder, place_checkpoints, remove
 from launcher.snapshot import python_path
@@ -47,6 +48,8 @@ def start(prepared: Prepared, *, faults: Sequence[Fault] = ()) -> RunDir:
             remove(run_dir)
             raise
         note_launch(run_dir, str(claim.job_id))
+        if (before := prepared.loaded.config.after) is not None:
+            note_successor(Predecessor(Path(before)), run_dir)
     return run_dir
 
 

@@ -49,12 +49,10 @@ def normalise_image(image: str, *, pyxis: bool) -> str:
     if is_path(image):
         path = str(Path(image).expanduser()) if image.startswith("~") else image
         return path if path.startswith(("/", "./", "../")) else f"./{path}"
+    if image.startswith(_APPTAINER_SCHEMES) or ("://" in image and not image.startswith(_DOCKER)):
+        return image
     if pyxis:
         return _for_enroot(image)
-    if "://" in image and not image.startswith(_DOCKER):
-        return image
-    if image.startswith(_APPTAINER_SCHEMES):
-        return image
     return _DOCKER + image.removeprefix(_DOCKER).replace("#", "/", 1)
 
 
@@ -62,6 +60,6 @@ def _for_enroot(image: str) -> str:
     image = image.removeprefix(_DOCKER)
     first, slash, rest = image.partition("/")
     is_registry = "." in first or ":" in first or first == "localhost"
-    if not slash or not first or "#" in image or "://" in image or not is_registry:
+    if not slash or not first or "#" in image or not is_registry:
         return image
     return f"{first}#{rest}"

@@ -52,7 +52,8 @@ _OWN_FLAGS = frozenset(
             *("--nodelist", "-w", "--exclude", "-x", "--nodefile", "-F"),
         ),
         *("--ntasks-per-node", "--job-name", "-J", "--input", "-i", "--output", "-o", "--error"),
-        *("-e", "--export", "--container-image"),
+        *("-e", "--export", "--container-image", "--container-mounts", "--container-env"),
+        "--container-workdir",
     }
 )
 """Options of srun on which supervision rests."""
