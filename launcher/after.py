@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from launcher.jobs import look
-from launcher.outcome import Action, Cause, Decision
+from launcher.outcome import RESUME_HINT, Action, Cause, Decision
 from launcher.submissions import read_submissions, recorded_parameters
 from monitor.slurm import ask, show_job
 from monitor.status import RunState, RunStatus
@@ -93,7 +93,12 @@ def never_finishes(status: RunStatus) -> str | None:
     """Why a run will not finish by itself; None while it may."""
     if not status.state.ended or status.state is RunState.FINISHED:
         return None
-    return f"{status.state}: {status.why}" if status.why else str(status.state)
+    return without_hint(f"{status.state}: {status.why}" if status.why else str(status.state))
+
+
+def without_hint(why: str) -> str:
+    """Why a run did not finish, without what to do: along a chain it is said once."""
+    return why.replace(f"; {GO_ON}", "").replace(f"; {RESUME_HINT}", "")
 
 
 @dataclass
@@ -186,11 +191,11 @@ def end_successors(run_dir: RunDir, why: str) -> None:
         successor = RunDir(folder)
         if successor.newest_attempt() or successor.summary.exists():
             continue
-        text = f"not started: the run before it, {run_dir.run_id}, {why}; {GO_ON}"
+        text = f"not started: the run before it, {run_dir.run_id}, {without_hint(why)}"
         summary = {
             "state": "failed",
             "cause": str(Cause.PREDECESSOR),
-            "explanation": text,
+            "explanation": f"{text}; {GO_ON}",
             "step": None,
             "attempts": 0,
             "ended_at": round(time.time(), 3),
@@ -201,4 +206,4 @@ def end_successors(run_dir: RunDir, why: str) -> None:
             log.warning("successor_not_told", run=folder.name, why=str(error))
             continue
         log.warning("successor_ended", run=folder.name, job_id=job_id)
-        end_successors(successor, text)
+        end_successors(successor, f"failed: {text}")

@@ -98,6 +98,21 @@ def test_a_successor_waits_through_a_requeue_and_a_new_job_for_a_finish(
     assert len(second.status().job_ids) == 1, "it began too early and had to go back"
 
 
+def test_a_cancelled_run_takes_those_along_that_wait_for_it(
+    project: Path, slurm_cluster: SlurmCluster
+) -> None:
+    """The first one waits for its begin, so that no supervisor can tell anybody."""
+    first = start(project, "first", slurm={"begin": "now+1hour"})
+    second = start(project, "second", after="first")
+    assert waits(slurm_cluster, second)
+    first.cancel()
+    status = second.status()
+    assert status.state is RunState.FAILED
+    assert f"the run before it, {first.run_id}, cancelled by the user" in status.why
+    until(lambda: not slurm_cluster.run("squeue", "--noheader", f"--name={second.run_id[:6]}"))
+    assert second.run_dir.newest_attempt() == 0
+
+
 def test_what_follows_a_failure_never_begins_and_says_why_until_both_are_resumed(
     project: Path, slurm_cluster: SlurmCluster
 ) -> None:

@@ -38,7 +38,7 @@ class Tell(torch.optim.AdamW):
         print("built", inside, os.getcwd(), os.environ["PLAIN"], token, flush=True)
 
     def step(self, closure=None):
-        time.sleep(0.3)
+        time.sleep(0.2)
         return super().step(closure)
 '''
 
@@ -65,11 +65,11 @@ def until(run: Run, condition: Callable[[], Any], timeout_s: float = WAIT_S) -> 
 
 
 def toy(project: Path, monkeypatch: pytest.MonkeyPatch, image: Path | str, **slurm: Any) -> Run:
-    """A run of toy ranks in a container, at its end."""
+    """A run of toy ranks in a container."""
     shutil.copy(Path(__file__).with_name("toy_rank.py"), project)
     monkeypatch.setenv("SUBMITRAIN_RANK_MODULE", "toy_rank")
     shape = {"nodes": 2, "ntasks_per_node": 1, "time": "10m", "container_image": str(image)}
-    run = launch(
+    return launch(
         tiny_config(
             project,
             slurm={**shape, "extra_mounts": [f"{project}:{project}"], **slurm},
@@ -77,8 +77,6 @@ def toy(project: Path, monkeypatch: pytest.MonkeyPatch, image: Path | str, **slu
         ),
         cluster="slurm",
     )
-    run.wait(WAIT_S)
-    return run
 
 
 def test_a_training_inside_survives_a_dead_rank_and_a_requeue(
@@ -93,6 +91,7 @@ def test_a_training_inside_survives_a_dead_rank_and_a_requeue(
         project,
         dataset={"dataset_name": "/data/samples.jsonl"},
         optimizer={"_target_": "mine.Tell", "lr": 3e-3},
+        step_scheduler={"max_steps": 16},
         checkpoint={"checkpoint_dir": str(project / "kept")},
         slurm={
             "nodes": 2,
@@ -105,9 +104,9 @@ def test_a_training_inside_survives_a_dead_rank_and_a_requeue(
         },
         on_success="test -e /.inside && echo inside || echo outside",
     )
-    killed = {"moment": "step", "kind": "kill", "rank": 1, "step": 7}
+    killed = {"moment": "step", "kind": "kill", "rank": 1, "step": 6}
     run = launch_faulty(config, killed, cluster="slurm")
-    until(run, lambda: len(run.metrics()) >= 12)
+    until(run, lambda: len(run.metrics()) >= 9)
     starts = read_events(run.run_dir.events(0), kinds=frozenset({Kind.START}))
     pid = list(starts)[-1]["pid"]
     assert Path(f"/proc/{pid}/ns/mnt").readlink() != Path("/proc/self/ns/mnt").readlink()
@@ -117,9 +116,9 @@ def test_a_training_inside_survives_a_dead_rank_and_a_requeue(
     assert run.wait(WAIT_S).state is RunState.FINISHED
     causes = [end["cause"] for end in attempts(run.folder)]
     assert causes == ["rank_died", "requeued", "finished"]
-    assert set(curve(run.folder)) == set(range(1, 25))
+    assert set(curve(run.folder)) == set(range(1, 17))
     kept = project / "kept" / run.run_id
-    assert (kept / "step-00000024" / "manifest.json").is_file()
+    assert (kept / "step-00000016" / "manifest.json").is_file()
     for attempt in (1, 2, 3):
         for rank in (0, 1):
             said = run.logs(rank=rank, attempt=attempt)
@@ -144,6 +143,7 @@ def test_what_is_missing_everywhere_stops_the_run_and_is_named(
         ),
     }
     for run, words in broken.values():
+        run.wait(WAIT_S)
         [end] = attempts(run.folder)
         assert (end["cause"], end["action"]) == ("container_error", "stop")
         status = run.status()
@@ -168,7 +168,7 @@ def test_a_node_that_lacks_the_image_is_left_for_a_spare(
     partly.chmod(0o755)
     monkeypatch.setenv("PATH", f"{partly.parent}{os.pathsep}{os.environ['PATH']}")
     run = toy(project, monkeypatch, image, spare_nodes=1, nodelist="node[1-3]")
-    assert run.status().state is RunState.FINISHED
+    assert run.wait(WAIT_S).state is RunState.FINISHED
     ends = attempts(run.folder)
     assert [end["cause"] for end in ends] == ["container_error", "container_error", "finished"]
     assert [one["node"] for one in ends[0]["strikes"]] == ["node2"]
