@@ -74,6 +74,9 @@ def prepare(
         runtimes = installed_runtimes()
     check_inputs(loaded.config, workdir, contained=contained)
     plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus, runtimes=runtimes)
+    if (runtime := plan.container_runtime) is not None and runtime not in runtimes:
+        note = f"{runtime} is not on this machine: every node of the job must have it"
+        plan = replace(plan, notes=(*plan.notes, note))
     plan = chained(_with_deadlines(plan, loaded.config, chosen), loaded.config)
     return Prepared(loaded, chosen, plan, workdir)
 
@@ -89,7 +92,8 @@ def run_before(config: RunConfig) -> Path:
     try:
         return Run.open(config.after or "", runs_dir=config.runs_dir).folder
     except UserError as error:
-        raise UserError(f"after: {error}") from error
+        words = str(error).removeprefix("run: ").replace("by --runs-dir", "by its path")
+        raise UserError(f"after: {words}") from error
 
 
 def chained(plan: Plan, config: RunConfig) -> Plan:

@@ -55,7 +55,7 @@ def test_local_runs_wait_for_a_finish_and_end_where_it_cannot_come(project: Path
 
 
 def test_a_run_that_is_not_there_cannot_be_waited_for(project: Path) -> None:
-    with pytest.raises(UserError, match=r"^after: run: no run nothing"):
+    with pytest.raises(UserError, match=r"^after: no run nothing"):
         start(project, "second", steps=1, after="nothing")
 
 
