@@ -29,8 +29,10 @@ def check_inputs(config: RunConfig, workdir: Path, *, contained: bool = False) -
     """
 
     def here(name: str) -> Path:
-        path = workdir / Path(name).expanduser()
-        return outside_path(path, config) if contained else path
+        path = Path(name).expanduser()
+        if not contained:
+            return workdir / path
+        return outside_path(Path(config.slurm.container_workdir or workdir) / path, config)
 
     def comes(name: str | None) -> bool:
         """Whether the run before this one has yet to write it."""
@@ -102,7 +104,8 @@ def _data_problem(section: str, dataset: DatasetConfig, here: Callable[[str], Pa
         return None
     path, key = here(name), f"{section}.dataset_name"
     if not path.exists():
-        return f"{key}: expected a file, a folder or a hub name, got {name}: no such file"
+        where = "" if str(path) == name else f" ({path})"
+        return f"{key}: expected a file, a folder or a hub name, got {name}: no such file{where}"
     if path.is_dir():
         if any(_has(path, suffix) for suffix in _DATA_SUFFIXES):
             return None

@@ -10,12 +10,13 @@ import pytest
 from launcher.container import Runtime, choose_runtime, container_mounts, normalise_image
 from launcher.container.image import ImageForm, form_of
 from launcher.container.paths import outside_path, path_problems
+from launcher.inputs import check_inputs
 from launcher.spawn import package_root
 from launcher.srun import StepShape, srun_command, step_container
 from launcher.step_text import srun_text
 from tests.config_parts import load, plan
 from train.config import RunConfig
-from train.errors import ConfigError
+from train.errors import ConfigError, UserError
 from train.rundir import RunDir
 
 RUN = RunDir(Path("/shared/runs/demo"))
@@ -374,3 +375,26 @@ def test_the_plan_shows_the_ranks_step() -> None:
     bare = srun_text(plan({"slurm": {}}), load({"slurm": {}}).config, RUN)
     assert "container" not in bare
     assert bare.endswith("-m launcher.rank")
+
+
+def test_data_are_looked_for_where_the_host_has_them(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "t").mkdir()
+    mounts = [f"{tmp_path}:/data:ro"]
+    there = {"dataset": {"dataset_name": "/data/a.jsonl"}, "model": {"tokenizer": "/data/t"}}
+    check_inputs(config(there, extra_mounts=mounts), Path("/"), contained=True)
+    relative = {"dataset": {"dataset_name": "./a.jsonl"}}
+    inside = config(relative, extra_mounts=mounts, container_workdir="/data")
+    check_inputs(inside, Path("/"), contained=True)
+    missing = {"dataset": {"dataset_name": "/data/b.jsonl"}}
+    with pytest.raises(UserError, match=rf"got /data/b.jsonl: no such file \({tmp_path}/b.jsonl"):
+        check_inputs(config(missing, extra_mounts=mounts), Path("/"), contained=True)
+
+
+def test_a_missing_image_is_refused_unless_this_machine_may_not_see_it(tmp_path: Path) -> None:
+    image = tmp_path / "a.sif"
+    with pytest.raises(UserError, match=r"slurm\.container_image: .* no such file"):
+        check_inputs(config(container_image=str(image)), tmp_path, contained=True)
+    check_inputs(config(container_image="/of/the/nodes/a.sif"), tmp_path, contained=True)
+    image.touch()
+    check_inputs(config(container_image="./a.sif"), tmp_path, contained=True)
