@@ -27,7 +27,7 @@ from train.rundir import RunDir, write_json_atomically
 LOOK_S = {"local": 1.0, "slurm": 5.0}
 """Seconds between looks at the run before."""
 SETTLE_S = 60.0
-"""Seconds that nodes are kept while the run before is just ending, or nobody can be asked."""
+"""Seconds that nodes are kept while the run before is just ending."""
 GO_ON = "resume that run, and this one (`python -m launcher resume`) when it has finished"
 
 log = structlog.get_logger(__name__)
@@ -120,18 +120,21 @@ class Turn:
         if not self.before.run_dir.record.exists():
             text = f"after: there is no run in {self.before.folder} any more"
             return Decision(Cause.PREDECESSOR, Action.STOP, text)
-        began = time.monotonic()
+        began, doubted = time.monotonic(), False
         while True:
             status = self.before.status()
             if status.state is RunState.FINISHED:
                 return None
-            if (why := never_finishes(status)) is not None:
+            why = never_finishes(status)
+            # Without its last word it may just be between two jobs: look twice.
+            if why is not None and (doubted or self.before.run_dir.summary.exists()):
                 text = f"not started: the run before it, {status.run_id}, {why}; {GO_ON}"
                 return Decision(Cause.PREDECESSOR, Action.STOP, text)
+            doubted = why is not None
             if self.asked_to_leave():
                 action = Action.LEAVE if self.has_queue else Action.STOP
                 return Decision(Cause.TERMINATED, action, "asked to leave while it waited")
-            if self.has_queue and self._goes_on_elsewhere(time.monotonic() - began):
+            if self.has_queue and not doubted and self._goes_on_elsewhere(time.monotonic() - began):
                 text = f"the run before it, {status.run_id}, goes on ({status.state})"
                 return Decision(Cause.PREDECESSOR, Action.RESUBMIT, text)
             time.sleep(LOOK_S["slurm" if self.has_queue else "local"])
@@ -142,7 +145,7 @@ class Turn:
         if job_id is None:
             return False
         job = show_job(job_id)
-        return job.running or job.pending or waited_s > self.settle_s
+        return job.running or job.pending or (job.known and waited_s > self.settle_s)
 
 
 def note_successor(before: Predecessor, run_dir: RunDir) -> None:
