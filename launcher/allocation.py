@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from launcher.container import choose_runtime, installed_runtimes
 from launcher.probe_nodes import nodes_up, silent_to_a_step
 from launcher.spawn import LocalSpawner, Spawner
 from launcher.srun import SrunSpawner, StepShape
@@ -277,7 +278,10 @@ def _slurm(
         cpus_per_task=int(cpus) if cpus else None,
         has_gpus=any(name in environ for name in ("SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")),
     )
-    spawner = SrunSpawner(run_dir, job_id, config, shape, nodes, extra, command)
+    # The image's form may leave a choice, and this node has what the others have.
+    installed = installed_runtimes() if config.slurm.in_container else ()
+    runtime = choose_runtime(config.slurm, installed)
+    spawner = SrunSpawner(run_dir, job_id, config, shape, nodes, extra, command, runtime)
     granted = kill_wait_s()
     wait_s = min(config.resilience.kill_wait_s, granted or config.resilience.kill_wait_s)
     job = show_job(job_id)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
+from launcher.container import Runtime, choose_runtime, normalise_image
+from launcher.container.image import ImageForm, form_of
+from launcher.container.paths import is_path
 from launcher.machine import Machine
 from launcher.memory import GB, MemoryEstimate, gpu_memory_bytes
+from launcher.sbatch_options import option_cautions
 from train.config import RunConfig
 from train.config.run import BatchArithmetic
 from train.config.sections import DatasetConfig
@@ -26,6 +29,8 @@ class Situation:
     machine: Machine | None
     """Of a local run."""
     rank_memory: MemoryEstimate | None
+    runtimes: frozenset[Runtime] = frozenset()
+    """Container runtimes on this machine."""
 
 
 def cautions(config: RunConfig, situation: Situation) -> Iterator[str]:
@@ -36,7 +41,8 @@ def cautions(config: RunConfig, situation: Situation) -> Iterator[str]:
     yield from _batch(config)
     if situation.cluster == "slurm":
         yield from _time(config)
-        yield from _container(config)
+        yield from option_cautions(config.slurm)
+    yield from _container(config, situation)
     if situation.machine is not None:
         yield from _cores(config, situation.machine)
     if not situation.on_gpu:
@@ -139,33 +145,34 @@ def _time(config: RunConfig) -> Iterator[str]:
         yield f"slurm.time is very long ({format_duration(limit)}){hint}"
 
 
-def _container(config: RunConfig) -> Iterator[str]:
-    if config.slurm.container_image is None:
+def _container(config: RunConfig, situation: Situation) -> Iterator[str]:
+    slurm, name = config.slurm, config.model.pretrained_model_name_or_path
+    if not slurm.in_container:
         return
-    inside = [PurePosixPath(mount.split(":")[1]) for mount in config.slurm.extra_mounts]
-    outside = [PurePosixPath(mount.split(":")[0]) for mount in config.slurm.extra_mounts]
-    paths = {
-        "checkpoint.checkpoint_dir": config.checkpoint.checkpoint_dir,
-        "dataset.dataset_name": config.dataset.dataset_name,
-        "dataset.cache_dir": config.dataset.cache_dir,
-        "model.pretrained_model_name_or_path": config.model.pretrained_model_name_or_path,
-    }
-    for key, value in paths.items():
-        if value is None or not value.startswith("/"):
-            continue
-        path = PurePosixPath(value)
-        if any(path.is_relative_to(target) for target in inside):
-            if key != "checkpoint.checkpoint_dir" or any(path.is_relative_to(s) for s in outside):
-                continue
-            yield (
-                f"{key} ({value}) exists only inside the container: monitoring and resume look for "
-                "it on the host; mount it under the same path outside and inside"
-            )
-        elif key != "checkpoint.checkpoint_dir":
-            yield (
-                f"{key} ({value}) is under no mount of the container: ranks will not find it; add "
-                f"{value}:{value} to slurm.extra_mounts"
-            )
+    if situation.cluster == "local":
+        yield (
+            "slurm.container_image has no effect on this machine: ranks of local runs run bare, in "
+            "this Python environment"
+        )
+        return
+    names = [name, config.model.tokenizer, config.dataset.dataset_name]
+    if slurm.hf_home is None and any(one and not is_path(one) for one in names):
+        yield (
+            "slurm.hf_home is none: what ranks load from the hub goes into the container's own "
+            "layer, on every node and at every start, and a read-only image has none; name a "
+            "folder on shared storage"
+        )
+    runtime = choose_runtime(slurm, situation.runtimes)
+    if runtime is not None and runtime.wraps and _in_registry(config):
+        yield (
+            f"slurm.container_image is a registry's name: with {runtime} every rank converts it at "
+            f"every start; build it once (`{runtime} build image.sif "
+            f"{normalise_image(slurm.container_image or '', pyxis=False)}`) and name that file"
+        )
+
+
+def _in_registry(config: RunConfig) -> bool:
+    return form_of(config.slurm.container_image or "") is ImageForm.REGISTRY
 
 
 def _cores(config: RunConfig, machine: Machine) -> Iterator[str]:

@@ -123,9 +123,14 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
+def _after_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--after", metavar="RUN", help="start when that run has finished")
+
+
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = _RUN_USAGE
     _config_arguments(parser)
+    _after_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
     follow = parser.add_mutually_exclusive_group()
     follow.add_argument("--wait", action="store_true", help="stay until the run has ended")
@@ -146,6 +151,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="say of every key whether it is used, another name for ours, neutral or refused",
     )
+    _after_argument(parser)
     parser.set_defaults(handler=_lazy("plan"))
 
 

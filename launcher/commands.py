@@ -20,6 +20,7 @@ from monitor.status import RunState, RunStatus
 from monitor.status_cli import console as console
 from monitor.status_cli import show_run, show_runs
 from train.errors import UserError
+from train.rundir import RunDir
 
 if TYPE_CHECKING:
     from launcher.prepare import Prepared
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     log_to_stderr()
     prepared = prepare(
         options.config,
-        overrides=options.overrides,
+        overrides=_overrides(options),
         cluster=options.cluster,
         plan_only=options.dry_run,
     )
@@ -74,7 +75,7 @@ def plan(options: argparse.Namespace) -> int:
     if options.keys:
         return _show_keys(options)
     prepared = prepare(
-        options.config, overrides=options.overrides, cluster=options.cluster, plan_only=True
+        options.config, overrides=_overrides(options), cluster=options.cluster, plan_only=True
     )
     return _show_plan(prepared, options.json)
 
@@ -89,6 +90,11 @@ def _show_keys(options: argparse.Namespace) -> int:
     else:
         print(text_of(told))
     return UserError.exit_code if any(one.fate is Fate.REFUSED for one in told) else 0
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    after = [] if options.after is None else [f"after={options.after}"]
+    return [*options.overrides, *after]
 
 
 def list_runs(options: argparse.Namespace) -> int:
@@ -249,16 +255,18 @@ def _show_plan(prepared: Prepared, as_json: bool) -> int:
     """The plan, and for Slurm the batch script; in its paths only the start's time is open."""
     from launcher.verdict.permit import verdict_lines
 
-    plan, script, verdict = prepared.plan, None, prepared.verdict()
+    plan, script, srun, verdict = prepared.plan, None, None, prepared.verdict()
     if prepared.cluster.name == "slurm":
         from launcher.plan import sbatch_text
+        from launcher.step_text import srun_text
 
-        folder = prepared.runs_dir / f"{plan.name}-<start>-{plan.digest[:8]}" / "submitit"
-        script = sbatch_text(plan, folder)
+        run_dir = RunDir(prepared.runs_dir / f"{plan.name}-<start>-{plan.digest[:8]}")
+        script = sbatch_text(plan, run_dir.submitit)
+        srun = srun_text(plan, prepared.loaded.config, run_dir)
     if as_json:
         judged = None if verdict is None else verdict.as_json()
-        told = {"cluster_reason": prepared.cluster.reason, "verdict": judged, "script": script}
-        _print_json({**plan.as_json(), **told})
+        shown = {"cluster_reason": prepared.cluster.reason, "verdict": judged}
+        _print_json({**plan.as_json(), **shown, "script": script, "srun": srun})
     else:
         print(plan.render())
         if verdict is not None:
@@ -267,6 +275,7 @@ def _show_plan(prepared: Prepared, as_json: bool) -> int:
                 print(f"{label:<13}{line}")
         if script is not None:
             print(f"\nbatch script, as submitit writes it:\n\n{script.rstrip()}")
+            print(f"\nthe ranks' step, as the supervisor starts it:\n\n{srun}")
     return 0
 
 

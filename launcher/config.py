@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.overrides import apply_changes, apply_overrides, plain_tree
-from launcher.sbatch import additional_problems
+from launcher.sbatch_options import additional_problems
 from launcher.secrets import refuse_secrets
 from launcher.targets import check_targets
 from launcher.watcher_plan import watcher_problems
@@ -30,8 +30,8 @@ HEADER = (
     "# The complete configuration of this run, written by submitrain.\n"
     "# ${VAR} is read from the environment where the run executes; values are never kept here.\n"
 )
-PLACE_KEYS = ("name", "runs_dir", "cluster", "alerts", "monitor")
-"""Top-level keys that say where a run lives and who watches it: no part of the digest."""
+PLACE_KEYS = ("name", "runs_dir", "cluster", "after", "alerts", "monitor")
+"""Top-level keys that say where and when a run is and who watches it: no part of the digest."""
 
 
 @dataclass(frozen=True)

@@ -177,3 +177,12 @@ class AttemptEvidence:
         """Whether every rank recorded that it saved and stopped (or had finished)."""
         done = self.stopped | self.finished
         return bool(self.stopped) and done >= frozenset(range(self.world_size))
+
+
+def refused_exits(evidence: AttemptEvidence) -> tuple[RankExit, ...]:
+    """Ranks that ended by themselves before they said that they exist."""
+    return tuple(
+        one
+        for one in evidence.exits
+        if one.died and not one.ours and one.rank not in evidence.started
+    )

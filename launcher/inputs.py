@@ -6,8 +6,11 @@ Hub names are the ranks' to resolve: the machine that launches may have no netwo
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+from launcher.container.image import is_path as is_image_path
+from launcher.container.paths import outside_path
 from train.config import RunConfig
 from train.config.sections import DatasetConfig
 from train.errors import DataError, UserError
@@ -15,16 +18,38 @@ from train.errors import DataError, UserError
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
-def check_inputs(config: RunConfig, workdir: Path) -> None:
+def check_inputs(config: RunConfig, workdir: Path, *, contained: bool = False) -> None:
     """Refuse local models and data sets that are missing or empty, before anything is submitted.
+
+    ``contained``: ranks run in a container, so paths are those inside; mounts tell where the host
+    has them.
 
     Raises:
         UserError: one line for every problem.
     """
-    problems = [_model_problem(config, workdir), _tokenizer_problem(config, workdir)]
-    problems.append(_data_problem("dataset", config.dataset, workdir))
-    if config.validation_dataset is not None:
-        problems.append(_data_problem("validation_dataset", config.validation_dataset, workdir))
+
+    def here(name: str) -> Path:
+        path = Path(name).expanduser()
+        if not contained:
+            return workdir / path
+        return outside_path(Path(config.slurm.container_workdir or workdir) / path, config)
+
+    def comes(name: str | None) -> bool:
+        """Whether the run before this one has yet to write it."""
+        folder = config.after
+        return bool(name and folder) and here(name or "").is_relative_to(folder or "")
+
+    problems = [_image_problem(config, workdir) if contained else None]
+    if not comes(config.model.pretrained_model_name_or_path):
+        problems.append(_model_problem(config, here))
+    if not comes(config.model.tokenizer):
+        problems.append(_tokenizer_problem(config, here))
+    for section, data in (
+        ("dataset", config.dataset),
+        ("validation_dataset", config.validation_dataset),
+    ):
+        if data is not None and not comes(data.dataset_name):
+            problems.append(_data_problem(section, data, here))
     found = [problem for problem in problems if problem]
     if found:
         raise (DataError if all("dataset" in line for line in found) else UserError)(
@@ -32,12 +57,26 @@ def check_inputs(config: RunConfig, workdir: Path) -> None:
         )
 
 
-def _model_problem(config: RunConfig, workdir: Path) -> str | None:
+def _image_problem(config: RunConfig, workdir: Path) -> str | None:
+    """A missing image file; where its folder is missing, too, this machine may not see it."""
+    image = config.slurm.container_image or ""
+    if not is_image_path(image):
+        return None
+    path = workdir / Path(image).expanduser()
+    if path.exists() or not path.parent.is_dir():
+        return None
+    return (
+        f"slurm.container_image: expected an image, got {image}: no such file ({path}); build it, "
+        "or name another one"
+    )
+
+
+def _model_problem(config: RunConfig, here: Callable[[str], Path]) -> str | None:
     name = config.model.pretrained_model_name_or_path
-    if name is None or config.slurm.container_image:
+    if name is None:
         return None
     key = "model.pretrained_model_name_or_path"
-    path = workdir / Path(name).expanduser()
+    path = here(name)
     if not path.exists():
         if not _is_path_like(name):
             return None
@@ -50,22 +89,23 @@ def _model_problem(config: RunConfig, workdir: Path) -> str | None:
     return None
 
 
-def _tokenizer_problem(config: RunConfig, workdir: Path) -> str | None:
+def _tokenizer_problem(config: RunConfig, here: Callable[[str], Path]) -> str | None:
     name = config.model.tokenizer
-    if name is None or config.slurm.container_image or not _is_path_like(name):
+    if name is None or not _is_path_like(name):
         return None
-    if (workdir / Path(name).expanduser()).exists():
+    if here(name).exists():
         return None
     return f"model.tokenizer: expected a folder or a hub name, got {name}: no such folder"
 
 
-def _data_problem(section: str, dataset: DatasetConfig, workdir: Path) -> str | None:
+def _data_problem(section: str, dataset: DatasetConfig, here: Callable[[str], Path]) -> str | None:
     name = dataset.dataset_name
     if name is None or not (_is_path_like(name) or name.endswith(_DATA_SUFFIXES)):
         return None
-    path, key = workdir / Path(name).expanduser(), f"{section}.dataset_name"
+    path, key = here(name), f"{section}.dataset_name"
     if not path.exists():
-        return f"{key}: expected a file, a folder or a hub name, got {name}: no such file"
+        where = "" if str(path) == name else f" ({path})"
+        return f"{key}: expected a file, a folder or a hub name, got {name}: no such file{where}"
     if path.is_dir():
         if any(_has(path, suffix) for suffix in _DATA_SUFFIXES):
             return None

@@ -102,11 +102,13 @@ def requeue_job(
     return requeue_with_submitit(allocation.job_id, allocation.restarts, signals, exclude)
 
 
-def resubmit_run(run_dir: RunDir, job_id: str, exclude: tuple[str, ...]) -> str:
+def resubmit_run(
+    run_dir: RunDir, job_id: str, exclude: tuple[str, ...], *, dependency: str | None = None
+) -> str:
     """Submit a new job for the run; imported late, as submitit is."""
     from launcher.resubmit import resubmit
 
-    return resubmit(run_dir, job_id, exclude)
+    return resubmit(run_dir, job_id, exclude, dependency=dependency)
 
 
 def supervisor_failed(error: Exception, run_dir: RunDir) -> dict[str, Any]:

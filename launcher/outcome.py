@@ -31,6 +31,8 @@ class Cause(StrEnum):
     """A node of the job is gone: power, network, slurmd."""
     LAUNCH_FAILED = "launch_failed"
     """Ranks were never started."""
+    CONTAINER_ERROR = "container_error"
+    """The ranks' container did not start: runtime, image or mount."""
     OUT_OF_MEMORY = "out_of_memory"
     """A rank ran out of device memory."""
     HOST_OUT_OF_MEMORY = "host_out_of_memory"
@@ -51,6 +53,8 @@ class Cause(StrEnum):
     """A newer attempt owns the run folder."""
     SUPERVISOR_ERROR = "supervisor_error"
     """The supervisor itself raised an exception."""
+    PREDECESSOR = "predecessor"
+    """The run that had to finish first (``after``) did not."""
     LOST = "lost"
     """The supervisor itself vanished; its successor wrote this down."""
 

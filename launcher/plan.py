@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from launcher.cautions import Situation, cautions
 from launcher.config import LoadedConfig
+from launcher.container import Runtime, choose_runtime
 from launcher.machine import Machine, this_machine
 from launcher.memory import MemoryEstimate, checkpoint_bytes, rank_memory, trained_parameters
 from launcher.parameters import ModelSize, model_size
@@ -63,6 +64,8 @@ class Plan:
     sbatch: dict[str, Any]
     """Arguments for submitit's ``SlurmExecutor.update_parameters``."""
     estimates: Estimates
+    container_runtime: Runtime | None
+    """What runs the ranks' container, as far as this machine can tell; None = they run bare."""
     saves: str
     """How often it saves; of an automatic interval, what it is likely to be at first."""
     watcher: str
@@ -96,6 +99,7 @@ def make_plan(
     gpus_available: bool,
     samples: int | None = None,
     machine: Machine | None = None,
+    runtimes: frozenset[Runtime] = frozenset(),
 ) -> Plan:
     """Work out a launch.
 
@@ -104,6 +108,7 @@ def make_plan(
         gpus_available: whether that cluster (or this machine) has GPUs to ask for.
         samples: number of training samples, where somebody has counted them.
         machine: cores and memory for local runs; default: this machine's.
+        runtimes: container runtimes that are installed on this machine.
     """
     config = loaded.config
     slurm = config.slurm
@@ -116,6 +121,7 @@ def make_plan(
         on_gpu=gpus > 0,
         machine=(machine or this_machine()) if cluster == "local" else None,
         rank_memory=estimates.rank_memory,
+        runtimes=runtimes,
     )
     return Plan(
         name=loaded.name,
@@ -134,6 +140,7 @@ def make_plan(
         time_limit_s=slurm.time,
         sbatch=sbatch_parameters(config, name=loaded.name, gpus_available=gpus_available),
         estimates=estimates,
+        container_runtime=choose_runtime(slurm, runtimes) if cluster == "slurm" else None,
         saves=saves_text(config, estimates.checkpoint_bytes),
         watcher=watcher_text(config, cluster),
         watcher_sbatch=watcher_sbatch(config) if watched_by(config, cluster) == "job" else None,

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from launcher.attempts import AttemptRecord
 from launcher.budgets import within_budgets
 from launcher.describe import describe_exit, describe_failure, name_rank
-from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause
+from launcher.evidence import AttemptEvidence, RankExit, RankFailure, StopCause, refused_exits
 from launcher.outcome import RESUME_HINT, Action, Cause, Decision
 from launcher.rollback import ANOMALIES, of_anomaly
 from monitor.diagnose import FailureClass as F
+from monitor.diagnose import Trust
 from train.config.sections import ResilienceConfig
 
 _SAID = {
@@ -203,6 +204,8 @@ def _of_process(evidence: AttemptEvidence) -> Decision:
     if first is not None and first.rank in evidence.started:
         return Decision(Cause.RANK_DIED, Action.RESTART, describe_exit(first, evidence))
     if len(evidence.started) < evidence.world_size:
+        if (refused := _container_refused(evidence)) is not None:
+            return refused
         missing = sorted(set(range(evidence.world_size)) - evidence.started)
         detail = evidence.launcher_error or _codes(evidence)
         return Decision(
@@ -226,6 +229,20 @@ def _of_process(evidence: AttemptEvidence) -> Decision:
         f"{name_rank(missing[0], evidence.hosts)} ended without recording its finish "
         f"({_codes(evidence)})",
     )
+
+
+def _container_refused(evidence: AttemptEvidence) -> Decision | None:
+    """The runtime said what is missing: everywhere, it comes again; on one node, others may do."""
+    found = evidence.diagnosis
+    if found is None or found.kind is not F.CONTAINER_ERROR:
+        return None
+    if found.evidence[0].trust < Trust.CAUSE:  # a registry that did not answer may do so later
+        return None
+    refused = refused_exits(evidence)
+    hosts = ", ".join(sorted({one.host for one in refused if one.host}))
+    text = f"{hosts + ': ' if hosts else ''}{found.summary}; {found.remedy.text}"
+    some = 0 < len(refused) < evidence.world_size
+    return Decision(Cause.CONTAINER_ERROR, Action.RESTART if some else Action.STOP, text)
 
 
 def _is_silent(one: RankExit, evidence: AttemptEvidence) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.container import Runtime, installed_runtimes, path_problems
 from launcher.inputs import check_inputs
 from launcher.submit import Cluster, choose_cluster, slurm_problem
-from train.errors import ClusterError, UserError
+from train.errors import ClusterError, ConfigError, UserError
 
 if TYPE_CHECKING:
     from launcher.config import LoadedConfig
@@ -65,18 +66,64 @@ def prepare(
     from train.config.load import secret_environment
 
     loaded = load_config(source, overrides, changes)
+    if loaded.config.after is not None:
+        before = run_before(loaded.config)
+        loaded = load_config(source, [*overrides, f"after={before}"], changes)
     # Only to learn here, and not from a failed run, that a variable is missing.
     secret_environment(loaded.config, os.environ)
     workdir = Path.cwd()
-    check_inputs(loaded.config, workdir)
     wanted = cluster or loaded.config.cluster
     if plan_only and wanted == "slurm" and slurm_problem():
         chosen = Cluster("slurm", "asked for; none answers here, so one with GPUs is assumed")
-        plan = make_plan(loaded, cluster="slurm", gpus_available=True)
+        gpus = True
     else:
         chosen = choose_cluster(wanted)
-        plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus_available(chosen))
-    return Prepared(loaded, chosen, _with_deadlines(plan, loaded.config, chosen), workdir)
+        gpus = gpus_available(chosen)
+    contained = chosen.name == "slurm" and loaded.config.slurm.in_container
+    runtimes = frozenset[Runtime]()
+    if contained:
+        check_paths(loaded.config, workdir)
+        runtimes = installed_runtimes()
+    check_inputs(loaded.config, workdir, contained=contained)
+    plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus, runtimes=runtimes)
+    if (runtime := plan.container_runtime) is not None and runtime not in runtimes:
+        note = f"{runtime} is not on this machine: every node of the job must have it"
+        plan = replace(plan, notes=(*plan.notes, note))
+    plan = chained(_with_deadlines(plan, loaded.config, chosen), loaded.config)
+    return Prepared(loaded, chosen, plan, workdir)
+
+
+def run_before(config: RunConfig) -> Path:
+    """Folder of the run that ``after`` names.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    from launcher.run import Run
+
+    try:
+        return Run.open(config.after or "", runs_dir=config.runs_dir).folder
+    except UserError as error:
+        words = str(error).removeprefix("run: ").replace("by --runs-dir", "by its path")
+        raise UserError(f"after: {words}") from error
+
+
+def chained(plan: Plan, config: RunConfig) -> Plan:
+    """The plan of a run that waits for another one: its job depends on that run's job.
+
+    Raises:
+        UserError: that run has ended without finishing, or nobody could wait for it.
+    """
+    from launcher.after import Predecessor, dependency_on
+
+    if config.after is None:
+        return plan
+    before = Predecessor(Path(config.after))
+    ours = dependency_on(before, plan.cluster)
+    note = f"starts when {before.folder.name} has finished"
+    users = [config.slurm.dependency] if config.slurm.dependency else []
+    waits = {} if ours is None else {"dependency": ",".join([*users, ours])}
+    return replace(plan, sbatch={**plan.sbatch, **waits}, notes=(*plan.notes, note))
 
 
 def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:
@@ -91,6 +138,17 @@ def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:
     granted = kill_wait_s() if cluster.name == "slurm" else None
     cautions = [*deadline_cautions(config, size, granted), *watcher_cautions(config, os.environ)]
     return replace(plan, warnings=(*plan.warnings, *cautions))
+
+
+def check_paths(config: RunConfig, workdir: Path) -> None:
+    """The path check of containers (``launcher.container.paths``).
+
+    Raises:
+        ConfigError: one line for every path that ranks would not find, or write in vain.
+    """
+    runs_dir = workdir / Path(config.runs_dir).expanduser()
+    if problems := list(path_problems(config, runs_dir=runs_dir, workdir=workdir)):
+        raise ConfigError(*problems)
 
 
 def gpus_available(cluster: Cluster) -> bool:

@@ -30,8 +30,12 @@ ONLY_ONCE = ("dependency",)
 ONLY_ONCE_ADDITIONAL = ("begin", "hold")
 
 
-def resubmit(run_dir: RunDir, job_id: str, exclude: Sequence[str]) -> str:
+def resubmit(
+    run_dir: RunDir, job_id: str, exclude: Sequence[str], *, dependency: str | None = None
+) -> str:
     """Submit the run again without the nodes in ``exclude``; returns the new job's id.
+
+    ``dependency`` is what the new job waits for (``launcher.after``).
 
     Raises:
         SubmitrainError: no parameters were recorded, Slurm refuses the job, or a client is
@@ -50,6 +54,8 @@ def resubmit(run_dir: RunDir, job_id: str, exclude: Sequence[str]) -> str:
         inherited=os.environ.get("PYTHONPATH", ""),
     )
     again = without_once(parameters)
+    if dependency is not None:
+        again["dependency"] = dependency
     with claim_submission(run_dir, f"the supervisor of job {job_id}") as claim:
         environ = {**job_environment(os.environ, path), CLAIM_VARIABLE: str(claim.number)}
         claim.job_id = new_id = submit_slurm(

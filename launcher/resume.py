@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.acts import client_act
 from launcher.claims import claim_submission
-from launcher.prepare import gpus_available
+from launcher.prepare import chained, check_paths, gpus_available
 from launcher.start import RecordedLaunch, submit
 from launcher.submit import choose_cluster
 from monitor.audit.entry import Act
@@ -44,9 +44,13 @@ def resume(run: Run, slurm: Mapping[str, Any], *, after: str | None = None) -> N
         cluster = choose_cluster(launch.cluster)
         loaded = changed_config(run_dir.config, slurm)
         secret_environment(loaded.config, os.environ)
+        if cluster.name == "slurm" and loaded.config.slurm.in_container:
+            check_paths(loaded.config, launch.workdir)
         plan = make_plan(loaded, cluster=cluster.name, gpus_available=gpus_available(cluster))
         if after is not None and cluster.name == "slurm":
             plan = after_job(plan, after)
+        if not run_dir.newest_attempt():  # what has begun waits for nobody any more
+            plan = chained(plan, loaded.config)
         aside = _set_aside(run_dir.cancel_request, run_dir.summary)
         with client_act(run_dir, Act.RESUME) as act, aside, _rewritten(run_dir.config, loaded):
             submit(run_dir, cluster, plan, claim)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.acts import client_act
+from launcher.after import end_successors
 from launcher.explain import RunResult, read_result
 from launcher.jobs import cancel_job, look, terminate_job
 from launcher.metrics import StepEvents
@@ -192,6 +193,7 @@ class Run:
         with client_act(self.run_dir, Act.CANCEL, str(submission.get("job_id", ""))):
             write_json_atomically(self.run_dir.cancel_request, request)
             cancel_job(submission)
+        end_successors(self.run_dir, "cancelled by the user")
         return self.status()
 
     def terminate(self) -> RunStatus:

@@ -7,114 +7,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.sbatch_options import option_name
 from train.config import RunConfig
 from train.config.job import SlurmConfig
-from train.config.schema import near
 
 SETUP = ("export PYTHONSAFEPATH=1",)
 """A ``train.py`` in the working directory must not shadow our packages in the job's Python."""
-
-PASSED_ON = frozenset(
-    """
-    acctg-freq batch bb bbf cluster-constraint consolidate-segments contiguous core-spec
-    cores-per-socket cpu-freq deadline delay-boot distribution extra
-    extra-node-info gpu-freq gpus-per-socket gres-flags hint hold kill-on-invalid-dep licenses
-    mcs-label mem-bind mem-per-gpu mincpus network nice ntasks-per-core ntasks-per-socket
-    oom-kill-step overcommit oversubscribe power prefer priority profile propagate reboot
-    resv-ports segment sockets-per-node spread-job spread-segments switches thread-spec
-    threads-per-core time-min tmp tres-bind tres-per-task use-min-nodes wait-all-nodes wckey
-    """.split()  # noqa: SIM905 - a list of words reads better
-)
-"""Long options that ``slurm.additional_parameters`` may hold."""
-
-_KEYS = {
-    "account": "account",
-    "begin": "begin",
-    "comment": "comment",
-    "constraint": "constraint",
-    "cpus-per-task": "cpus_per_task",
-    "dependency": "dependency",
-    "exclude": "exclude",
-    "exclusive": "exclusive",
-    "gpus": "gpus_per_node",
-    "gpus-per-node": "gpus_per_node",
-    "gres": "gres",
-    "job-name": "job_name",
-    "mail-type": "mail_type",
-    "mail-user": "mail_user",
-    "mem": "mem",
-    "mem-per-cpu": "mem_per_cpu",
-    "no-requeue": "requeue",
-    "nodelist": "nodelist",
-    "nodefile": "nodelist",
-    "nodes": "nodes",
-    "ntasks": "ntasks_per_node",
-    "ntasks-per-node": "ntasks_per_node",
-    "partition": "partition",
-    "qos": "qos",
-    "requeue": "requeue",
-    "reservation": "reservation",
-    "signal": "signal_lead_s",
-    "time": "time",
-}
-_REFUSED = {
-    "array": "one launch is one job",
-    "container": "use slurm.container_image: the job's own process stays outside",
-    "chdir": "start the run from that folder",
-    "clusters": "the job is watched and requeued on this cluster",
-    "cpus-per-gpu": "use slurm.cpus_per_task",
-    "error": "logs are in the run folder",
-    "export": "the ranks' environment would be lost: use slurm.env",
-    "export-file": "the ranks' environment would be lost: use slurm.env",
-    "get-user-env": "the ranks' environment would be lost: use slurm.env",
-    "gpu-bind": "binding GPUs to tasks breaks NCCL's peer access",
-    "gpus-per-task": "binding GPUs to tasks breaks NCCL's peer access: use slurm.gpus_per_node",
-    "ntasks-per-gpu": "use slurm.ntasks_per_node",
-    "input": "ranks read no standard input",
-    "no-kill": "it is set already where there is more than one node",
-    "open-mode": "it is append already, so that a requeue keeps the logs",
-    "output": "logs are in the run folder",
-    "parsable": "submitit reads sbatch's answer",
-    "quiet": "submitit reads sbatch's answer",
-    "test-only": "use the plan command",
-    "wait": "use --wait of the launch command",
-    "wrap": "submitrain writes the command",
-}
-
-
-def additional_problems(slurm: SlurmConfig) -> Iterator[str]:
-    """What is wrong with ``slurm.additional_parameters``, one line each, with the key first."""
-    for key, value in slurm.additional_parameters.items():
-        option = option_name(key)
-        where = f"slurm.additional_parameters.{key}"
-        if option in _KEYS:
-            yield f"{where}: has a key of its own; write slurm.{_KEYS[option]}"
-        elif option in _REFUSED:
-            yield f"{where}: not allowed; {_REFUSED[option]}; remove it"
-        elif option not in PASSED_ON:
-            guess = near(option, sorted(PASSED_ON))
-            hint = f"did you mean {guess}?" if guess else "see the long options of `man sbatch`"
-            yield f"{where}: sbatch has no option --{option}; {hint}"
-        elif not _is_option_value(value):
-            yield (
-                f"{where}: expected true (a bare --{option}), one line of text or a number, got "
-                f"{value!r}; remove the key to leave the option out"
-            )
-
-
-def option_name(key: str) -> str:
-    """``time_min``, ``--time-min`` and ``time-min`` are one option."""
-    return key.removeprefix("--").replace("_", "-").lower()
-
-
-def _is_option_value(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    return isinstance(value, int | float | str) and str(value).isprintable() and str(value) != ""
 
 
 def sbatch_parameters(config: RunConfig, *, name: str, gpus_available: bool) -> dict[str, Any]:

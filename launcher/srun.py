@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.container import container_flags
+from launcher.container import ContainerStep, Runtime, container_step
+from launcher.container.mounts import caches, make_sources
 from launcher.evidence import RankExit
 from launcher.spawn import RANK_COMMAND, package_root, rank_environment
 from monitor.slurm import ask, find_step
@@ -62,10 +63,10 @@ def srun_command(
     run_dir: RunDir,
     *,
     attempt: int,
-    variables: tuple[str, ...] = (),
+    container: ContainerStep | None = None,
     command: tuple[str, ...] = (),
 ) -> list[str]:
-    """The whole command line of the step; ``variables`` are names that a container must see.
+    """The whole command line of the step.
 
     Sources: srun(1); ``--overlap`` because the step of an earlier attempt counts as running for as
     long as a lost node does not answer; ``--cpus-per-task`` because srun of Slurm 22.05 and later
@@ -93,11 +94,29 @@ def srun_command(
         flags.append(f"--cpus-per-task={shape.cpus_per_task}")
     if shape.has_gpus:
         flags.append("--gpu-bind=none")
-    in_container = config.slurm.container_image is not None
-    if in_container:
-        flags += container_flags(config, run_dir, variables)
-    python = "python3" if in_container else sys.executable
-    return [*flags, *config.slurm.srun_args, *(command or (python, *RANK_COMMAND))]
+    words = command or (sys.executable if container is None else "python3", *RANK_COMMAND)
+    if container is None:
+        return [*flags, *config.slurm.srun_args, *words]
+    return [*flags, *container.srun_flags, *config.slurm.srun_args, *container.prefix, *words]
+
+
+def step_container(
+    shape: StepShape,
+    config: RunConfig,
+    run_dir: RunDir,
+    *,
+    runtime: Runtime | None,
+    variables: tuple[str, ...],
+) -> ContainerStep | None:
+    """The container of a step; ``variables`` are names that its ranks must see."""
+    if runtime is None:
+        return None
+    return container_step(config, run_dir, runtime, has_gpus=shape.has_gpus, variables=variables)
+
+
+def named_variables(environment: Mapping[str, str], extra: Iterable[str]) -> tuple[str, ...]:
+    """Names of what ranks must see as it is outside: ours, and what the configuration adds."""
+    return tuple(sorted({name for name in environment if _RANK_VARIABLES.match(name)} | {*extra}))
 
 
 def step_name(attempt: int) -> str:
@@ -123,6 +142,8 @@ class SrunSpawner:
     node_names: tuple[str, ...]
     extra_env: Mapping[str, str]
     command: tuple[str, ...] = ()
+    runtime: Runtime | None = None
+    """What runs the ranks' container; None = there is none."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -144,17 +165,23 @@ class SrunSpawner:
             extra=self.extra_env,
         )
         root = package_root()
-        if root is not None and self.config.slurm.container_image:
+        if root is not None and self.runtime is not None:
             environment["PYTHONPATH"] += f"{os.pathsep}{root}"
         if self.shape.cpus_per_task is not None:
             environment.setdefault("OMP_NUM_THREADS", str(self.shape.cpus_per_task))
-        ours = {name for name in environment if _RANK_VARIABLES.match(name)}
+        names = named_variables(environment, self.extra_env)
+        container = step_container(
+            self.shape, self.config, self.run_dir, runtime=self.runtime, variables=names
+        )
+        if container is not None:
+            environment = container.environment(environment, names)
+            make_sources(caches(self.config, self.run_dir))
         line = srun_command(
             self.shape,
             self.config,
             self.run_dir,
             attempt=attempt,
-            variables=tuple(ours | set(self.extra_env)),
+            container=container,
             command=self.command,
         )
         words = self.run_dir.logs(attempt) / "srun.err"

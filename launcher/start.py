@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from launcher.acts import note_launch
+from launcher.after import Predecessor, note_successor
 from launcher.claims import CLAIM_VARIABLE, Claim, claim_submission
 from launcher.folder import folders_of, make_folder, place_checkpoints, remove
 from launcher.snapshot import python_path
@@ -51,6 +52,8 @@ def start(prepared: Prepared, *, faults: Sequence[Fault] = ()) -> RunDir:
             remove(run_dir)
             raise
         note_launch(run_dir, str(claim.job_id))
+        if (before := prepared.loaded.config.after) is not None:
+            note_successor(Predecessor(Path(before)), run_dir)
     return run_dir
 
 

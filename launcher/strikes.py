@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.evidence import AttemptEvidence, NodeSign, RankExit
+from launcher.evidence import AttemptEvidence, NodeSign, RankExit, refused_exits
 from launcher.outcome import Cause, Decision
 from train.events import Kind
 
@@ -40,6 +40,9 @@ def blame(evidence: AttemptEvidence, decision: Decision) -> tuple[NodeSign, ...]
         return evidence.lost_nodes
     if decision.cause is Cause.LAUNCH_FAILED:
         return evidence.accused_nodes
+    if decision.cause is Cause.CONTAINER_ERROR:
+        hosts = dict.fromkeys(one.host for one in refused_exits(evidence) if one.host)
+        return tuple(NodeSign(host, "the ranks' container did not start there") for host in hosts)
     if decision.cause is not Cause.RANK_DIED:
         return ()
     own = next((one for one in evidence.failures if not one.victim), None)

@@ -8,15 +8,18 @@ Runs as the batch job's own process (or a local one). Needs no torch.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
 from launcher.acts import SupervisorActs
+from launcher.after import Predecessor, Turn, end_successors, move_successors
 from launcher.allocation import Allocation
 from launcher.attempts import AttemptLog, AttemptRecord, of_jobs
 from launcher.budgets import attempts_without_progress, vanished_in_a_row
@@ -55,7 +58,7 @@ class Requeue(Protocol):
 class Resubmit(Protocol):
     """Submits a new job for this run, without some nodes; returns its id."""
 
-    def __call__(self, exclude: tuple[str, ...]) -> str: ...
+    def __call__(self, exclude: tuple[str, ...], *, dependency: str | None = None) -> str: ...
 
 
 @dataclass
@@ -90,6 +93,8 @@ class Supervisor:
             return Decision(Cause.FENCED, Action.STOP, str(error))
 
     def _run(self) -> Decision:
+        if (instead := self._await_turn()) is not None:
+            return instead
         self._leave_again()
         while True:
             if self._cancel_requested():
@@ -104,6 +109,26 @@ class Supervisor:
             if decision.action is Action.REQUEUE:
                 self.allocation.renew()
             self._pause(evidence, decision)
+
+    def _await_turn(self) -> Decision | None:
+        """Before the first attempt of a run with ``after``: what to do instead of beginning."""
+        if self.config.after is None or self.run_dir.newest_attempt():
+            return None
+        before = Predecessor(Path(self.config.after))
+        decision = Turn(before, self.allocation.has_queue, self._told_to_leave).await_turn()
+        if decision is None or self._cancel_requested():
+            return None  # a cancellation is the loop's to see
+        log.warning("not_begun", action=str(decision.action), why=decision.explanation)
+        if decision.action is Action.RESUBMIT and self.resubmit is not None:
+            again = functools.partial(self.resubmit, dependency=before.dependency())
+            decision = self._submitted_anew(again, decision)
+        if decision.action is not Action.STOP:
+            return decision
+        nothing = AttemptEvidence(attempt=0, world_size=self.allocation.spawner.world_size)
+        return self._conclude(nothing, decision)
+
+    def _told_to_leave(self) -> bool:
+        return self.signals.terminated or self._cancel_requested()
 
     def _leave_again(self) -> None:
         """Before the first attempt: back at once if Slurm gave this job nodes that it had left."""
@@ -262,6 +287,7 @@ class Supervisor:
             return Decision(decision.cause, Action.STOP, text)
         if self._cancel_requested():
             return Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user")
+        move_successors(self.run_dir, job_id)
         text = f"{decision.explanation}; job {job_id} goes on with the run"
         return Decision(decision.cause, Action.RESUBMIT, text)
 
@@ -274,6 +300,9 @@ class Supervisor:
             patiently(lambda: write_json_atomically(self.run_dir.summary, summary))
             self._add_goodput(summary)
             follow_up(self.run_dir, self.config, summary)
+            if decision.action is Action.STOP:
+                why = f"{decision.state}: {decision.explanation}"
+                end_successors(self.run_dir, why)
             self.acts.published()
             self.watcher.farewell()
             return decision

@@ -77,7 +77,7 @@ def check_targets(config: RunConfig, *, workdir: Path | None = None) -> TargetRe
     if problems or not open_slots:
         return TargetReport(tuple(problems))
     named = ", ".join(f"{slot.section}._target_ ({slot.path})" for slot in open_slots)
-    if config.slurm.container_image is not None:
+    if config.slurm.in_container:
         return TargetReport(notes=(f"{named}: not checked here, ranks run in the container",))
     return _probe(tuple(open_slots), str(workdir or Path.cwd()))
 

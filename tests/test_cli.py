@@ -273,9 +273,11 @@ def test_the_commands_and_their_options_are_frozen() -> None:
     }
     assert found == {
         "run": [
-            *("--cluster", "--detach", "--dry-run", "--json", "--wait", "CONFIG", "OVERRIDES"),
+            *("--after", "--cluster", "--detach", "--dry-run", "--force", "--json", "--max-wait"),
+            *("--wait",),
+            *("CONFIG", "OVERRIDES"),
         ],
-        "plan": ["--cluster", "--json", "--keys", "CONFIG", "OVERRIDES"],
+        "plan": ["--after", "--cluster", "--json", "--keys", "CONFIG", "OVERRIDES"],
         "list": ["--json", "--runs-dir"],
         "status": ["--json", "--runs-dir", "RUN"],
         "logs": ["--attempt", "--follow", "--rank", "--runs-dir", "--tail", "-f", "RUN"],

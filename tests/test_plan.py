@@ -253,21 +253,43 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
         "GPUs of type a100_40gb have 40 GB",
     ),
     "too large for this machine": ({"slurm": {"nodes": 64}}, "local", "this machine has 512.0 GB"),
-    "checkpoints inside only": (
-        {
-            "checkpoint": {"checkpoint_dir": "/ckpt/a"},
-            "slurm": {"container_image": "i", "extra_mounts": ["/scratch/me:/ckpt"]},
-        },
-        "slurm",
-        "checkpoint.checkpoint_dir (/ckpt/a) exists only inside the container",
+    "a container on this machine": (
+        {"slurm": {"container_image": "i"}},
+        "local",
+        "slurm.container_image has no effect on this machine",
     ),
-    "data outside the mounts": (
+    "downloads into a container": (
         {
-            "dataset": {"_target_": "text_instruction", "dataset_name": "/data/a.jsonl"},
-            "slurm": {"container_image": "i", "extra_mounts": ["/scratch:/scratch"]},
+            "dataset": {"_target_": "text_instruction", "dataset_name": "org/data"},
+            "slurm": {"container_image": "i"},
         },
         "slurm",
-        "dataset.dataset_name (/data/a.jsonl) is under no mount",
+        "slurm.hf_home is none: what ranks load from the hub goes into the container's own layer",
+    ),
+    "an image converted by every rank": (
+        {"slurm": {"container_image": "nvcr.io/a/b:1", "container_runtime": "apptainer"}},
+        "slurm",
+        "`apptainer build image.sif docker://nvcr.io/a/b:1`",
+    ),
+    "a dependency that may never be met": (
+        {"slurm": {"dependency": "afterok:1"}},
+        "slurm",
+        "if it can never be met the job waits for ever: use --after RUN",
+    ),
+    "a deadline": (
+        {"slurm": {"additional_parameters": {"deadline": "now+1hour"}}},
+        "slurm",
+        "additional_parameters.deadline: Slurm removes the job",
+    ),
+    "a job on hold": (
+        {"slurm": {"additional_parameters": {"hold": True}}},
+        "slurm",
+        "scontrol release",
+    ),
+    "a limit that Slurm may cut": (
+        {"slurm": {"additional_parameters": {"time_min": "1:00:00"}}},
+        "slurm",
+        "Slurm may cut the time limit down",
     ),
 }
 

@@ -330,6 +330,36 @@ def test_ranks_that_never_started_are_a_failed_launch() -> None:
     assert "srun: task launch failed" in decide(found, (), LIMITS).explanation
 
 
+NO_IMAGE = "FATAL:   could not open image /a.sif: failed to retrieve path for /a.sif: lstat"
+NO_REGISTRY = "slurmstepd: error: pyxis: failed to import docker image"
+NO_PLUGIN = "srun: unrecognized option '--container-image=a'"
+ONE, BOTH = (RankExit(1, 255, "node2"),), (RankExit(0, 255, "node1"), RankExit(1, 255, "node2"))
+
+
+@pytest.mark.parametrize(
+    ("words", "exits", "expected"),
+    [
+        (NO_IMAGE, BOTH, (Cause.CONTAINER_ERROR, Action.STOP)),
+        (NO_PLUGIN, (), (Cause.CONTAINER_ERROR, Action.STOP)),
+        (NO_IMAGE, ONE, (Cause.CONTAINER_ERROR, Action.RESTART)),
+        (NO_REGISTRY, BOTH, (Cause.LAUNCH_FAILED, Action.RESTART)),
+    ],
+)
+def test_a_container_that_lacks_something_everywhere_stops_the_run(
+    words: str, exits: tuple[RankExit, ...], expected: tuple[Cause, Action]
+) -> None:
+    """On one node others may do, and a registry may answer later."""
+    found = evidence(
+        started=frozenset({0} - {one.rank for one in exits}) if exits else frozenset(),
+        exits=exits,
+        last_step=None,
+        diagnosis=diagnose_text(words),
+    )
+    assert outcome(found) == expected
+    if expected[0] is Cause.CONTAINER_ERROR:
+        assert "available under these names on every node" in decide(found, (), LIMITS).explanation
+
+
 KILLED = evidence(exits=(RankExit(1, -9),))
 
 

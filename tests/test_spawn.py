@@ -1,4 +1,4 @@
-"""What is started for an attempt: srun's command line, containers, environments, ends of tasks."""
+"""What is started for an attempt: srun's command line, environments, ends of tasks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.container import container_mounts, normalise_image
 from launcher.evidence import RankExit
-from launcher.spawn import LocalSpawner, package_root, rank_environment
+from launcher.spawn import LocalSpawner, rank_environment
 from launcher.srun import (
     StepShape,
     parse_exits,
@@ -29,10 +28,6 @@ SHAPE = StepShape(num_nodes=4, tasks_per_node=8, cpus_per_task=16, has_gpus=True
 
 def config(**slurm: Any) -> RunConfig:
     return RunConfig.model_validate({"slurm": {"nodes": 4, "ntasks_per_node": 8, **slurm}})
-
-
-def contained(*mounts: str) -> RunConfig:
-    return config(container_image="/images/a.sqsh", extra_mounts=list(mounts))
 
 
 def test_the_command_line_of_a_step() -> None:
@@ -69,62 +64,6 @@ def test_percent_signs_of_a_folder_are_not_taken_for_patterns() -> None:
     assert "--output=/runs/50%%t/logs/attempt-001/rank%5t.out" in command
 
 
-def test_the_command_line_of_a_step_in_a_container() -> None:
-    chosen = config(
-        container_image="docker://nvcr.io/nvidia/nemo:25.04",
-        extra_mounts=["/lustre/data:/data:ro"],
-        container_workdir="/work",
-    )
-    command = srun_command(SHAPE, chosen, RUN, attempt=1, variables=("B", "A"))
-    flags = [flag for flag in command if "container" in flag]
-    assert flags == [
-        "--container-image=nvcr.io#nvidia/nemo:25.04",
-        "--container-mounts=/lustre/data:/data:ro,/shared/runs/demo:/shared/runs/demo,"
-        f"{package_root()}:{package_root()}:ro",
-        "--no-container-mount-home",
-        "--container-workdir=/work",
-        "--container-env=A,B",
-    ]
-    assert command[-3:] == ["python3", "-m", "launcher.rank"]
-
-
-def test_a_mount_of_the_user_that_covers_the_run_folder_is_enough() -> None:
-    mounts = container_mounts(contained("/shared:/shared"), RUN)
-    assert not any("/shared/runs/demo" in mount for mount in mounts)
-
-
-@pytest.mark.parametrize("mount", ["/shared:/shared:ro", "/shared:/elsewhere"])
-def test_a_mount_that_ranks_cannot_write_under_the_same_path_is_not_enough(mount: str) -> None:
-    mounts = container_mounts(contained(mount), RUN)
-    assert "/shared/runs/demo:/shared/runs/demo" in mounts
-
-
-def test_checkpoints_kept_elsewhere_are_mounted_too(tmp_path: Path) -> None:
-    run, kept = RunDir(tmp_path / "run"), tmp_path / "kept"
-    run.root.mkdir()
-    kept.mkdir()
-    run.checkpoints.symlink_to(kept)
-    assert f"{kept}:{kept}" in container_mounts(contained(), run)
-
-
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
-        ("docker://nvcr.io/nvidia/pytorch:25.01-py3", "nvcr.io#nvidia/pytorch:25.01-py3"),
-        ("nvcr.io/nvidia/pytorch:25.01-py3", "nvcr.io#nvidia/pytorch:25.01-py3"),
-        ("nvcr.io#nvidia/pytorch:25.01-py3", "nvcr.io#nvidia/pytorch:25.01-py3"),
-        ("localhost:5000/team/image", "localhost:5000#team/image"),
-        ("pytorch/pytorch:latest", "pytorch/pytorch:latest"),
-        ("ubuntu:22.04", "ubuntu:22.04"),
-        ("/images/nemo.sqsh", "/images/nemo.sqsh"),
-        ("./nemo.sqsh", "./nemo.sqsh"),
-        ("dockerd://local:tag", "dockerd://local:tag"),
-    ],
-)
-def test_images_are_spelled_as_enroot_wants_them(image: str, expected: str) -> None:
-    assert normalise_image(image) == expected
-
-
 def test_bindings_of_the_batch_step_do_not_reach_the_ranks() -> None:
     given_ = {"SLURM_CPU_BIND": "x", "SLURM_CPU_BIND_LIST": "x", "SLURM_MEM_BIND_TYPE": "x"}
     assert srun_environment({**given_, "SLURM_JOB_ID": "7"}) == {"SLURM_JOB_ID": "7"}
@@ -143,13 +82,6 @@ def test_local_ranks_learn_their_place_on_a_simulated_node(tmp_path: Path) -> No
     assert found["SUBMITRAIN_WORLD_SIZE"] == "6"
     assert found["SUBMITRAIN_LOCAL_RANK"] == "1"
     assert found["SUBMITRAIN_LOCAL_WORLD_SIZE"] == "3"
-
-
-def test_secrets_are_in_the_environment_and_not_on_the_command_line() -> None:
-    chosen = config(hf_token="${HF_TOKEN}", container_image="/a.sqsh")
-    command = srun_command(SHAPE, chosen, RUN, attempt=1, variables=("HF_TOKEN",))
-    assert "--container-env=HF_TOKEN" in command
-    assert not any("${" in word for word in command)
 
 
 CAPTURED = """\

@@ -103,7 +103,7 @@ def _data(
     place = Place(
         rank=context.rank,
         world_size=context.world_size,
-        cache=context.run_dir.root.parent / ".cache",
+        cache=context.run_dir.data_cache,
         poll=give_up_if_asked,
         same=same,
         barrier=world.barrier,

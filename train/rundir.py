@@ -10,6 +10,7 @@
   checkpoints/step-00000500/{...,manifest.json}   + latest
   export/                     the trained model, for from_pretrained
   submitit/  code/  reports/  audit/
+  successors/<run>.json       runs that wait for this one
   faults.json  faults/<id>/   planned faults and those that struck; drills and tests only
   alerts.jsonl  monitor/      written by the monitor
 """
@@ -49,6 +50,16 @@ class RunDir:
     def record(self) -> Path:
         """Who started it, when, from which commit, with which versions."""
         return self.root / "record.json"
+
+    @property
+    def successors(self) -> Path:
+        """One file for every run that waits for this one (``after``), made by its client."""
+        return self.root / "successors"
+
+    @property
+    def data_cache(self) -> Path:
+        """Tokenized data, shared by all runs beside this one."""
+        return self.root.parent / ".cache"
 
     @property
     def submissions(self) -> Path:

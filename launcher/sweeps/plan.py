@@ -63,6 +63,12 @@ def plan_sweep(request: Request) -> SweepPlan:
         cluster=request.cluster,
         changes=request.changes,
     )
+    if (entry := first.loaded.config.entry) is not None:
+        raise UserError(
+            "entry: a sweep sets length, batches and saves of the built-in recipe, which your "
+            f"{entry.target} decides itself; launch it once for every node count, or leave entry "
+            "out"
+        )
     if request.at_once is not None and first.cluster.name == "local":
         raise UserError(
             f"--at-once: expected Slurm, got this machine ({first.cluster.reason}), where runs go "
@@ -172,7 +178,7 @@ class _Planner:
             )
             return digest
         self.prepared[digest] = prepared
-        self.batches[digest] = prepared.plan.global_batch_size
+        self.batches[digest] = prepared.loaded.config.batch().global_size
         self.configurations.append(Point(name, nodes, 0, combination, overrides, digest))
         return digest
 

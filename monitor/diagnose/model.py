@@ -40,6 +40,8 @@ class FailureClass(StrEnum):
     """A module or a shared library is missing or does not fit."""
     CONFIG_ERROR = "config_error"
     """Arguments, configuration or the resource request are wrong."""
+    CONTAINER_ERROR = "container_error"
+    """The container of the ranks did not start: runtime, image or mount."""
     AUTH_ERROR = "auth_error"
     """A credential is missing, wrong or without the right."""
     NETWORK_ERROR = "network_error"

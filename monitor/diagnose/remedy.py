@@ -24,6 +24,7 @@ _WHAT = {
     F.FILESYSTEM: "a file system failed or refused access",
     F.IMPORT_ERROR: "a module or shared library is missing or does not fit",
     F.CONFIG_ERROR: "arguments, configuration or the resource request are wrong",
+    F.CONTAINER_ERROR: "the ranks' container did not start",
     F.AUTH_ERROR: "a credential is missing, wrong or lacks the right",
     F.NETWORK_ERROR: "a host could not be reached or a connection broke",
     F.DATALOADER_WORKER: "a worker of the data loader failed",
@@ -68,6 +69,11 @@ _DO = {
     ),
     F.IMPORT_ERROR: ("fix", "install what is missing, in versions that fit, where the ranks run"),
     F.CONFIG_ERROR: ("fix", "correct the named argument, key or resource request and submit again"),
+    F.CONTAINER_ERROR: (
+        "fix",
+        "make image, mount sources (slurm.extra_mounts) and runtime (slurm.container_runtime) "
+        "available under these names on every node, or leave the node out (slurm.exclude)",
+    ),
     F.AUTH_ERROR: (
         "fix",
         "set a valid token where the ranks run (HF_TOKEN, WANDB_API_KEY) and request access",

@@ -51,6 +51,7 @@ _CAUSES: dict[str, tuple[FailureClass, Trust]] = {
     "out_of_memory": (F.CUDA_OOM, Trust.RECORD),
     "user_error": (F.CONFIG_ERROR, Trust.CAUSE),
     "checkpoint_error": (F.FILESYSTEM, Trust.EXCEPTION),
+    "container_error": (F.CONTAINER_ERROR, Trust.CAUSE),
     "launch_failed": (F.CONFIG_ERROR, Trust.EXIT),
     "lost": (F.NODE_FAIL, Trust.EXIT),
 }

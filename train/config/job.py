@@ -5,7 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -146,7 +146,9 @@ class SlurmConfig(Section):
     constraint: OptionalStr = Field(None, description="Required node features.")
     nodelist: OptionalStr = Field(None, description="Nodes to use.")
     exclude: OptionalStr = Field(None, description="Nodes to avoid.")
-    exclusive: bool = Field(False, description="Whole nodes.")
+    exclusive: bool | Literal["user", "mcs", "topo"] = Field(
+        False, description="Whole nodes; or nobody else's jobs there: user, mcs, topo (sbatch(1))."
+    )
     reservation: OptionalStr = Field(None, description="Reservation.")
     dependency: OptionalStr = Field(None, description="Job dependency (afterok:123).")
     begin: OptionalStr = Field(None, description="Earliest start.")
@@ -172,15 +174,29 @@ class SlurmConfig(Section):
         default={}, description="Environment of the ranks; values may be ${VAR} placeholders."
     )
     container_image: OptionalStr = Field(
-        None, description="Image for the ranks (pyxis/enroot); the supervisor stays outside."
+        None,
+        description="Image for the ranks: a registry's name, or the path of a .sqsh or .sif; the "
+        "supervisor stays outside.",
+    )
+    container_runtime: Literal["auto", "pyxis", "apptainer", "singularity", "bare"] = Field(
+        "auto",
+        description="What runs the image: pyxis (enroot, by srun's plugin), apptainer or "
+        "singularity; auto = by the image's form and what is installed; bare = no container.",
     )
     extra_mounts: list[str] = Field(
-        default=[], description="Mounts into the container, src:dst[:ro]."
+        default=[], description="Mounts into the container, src:dst[:ro], with absolute paths."
     )
-    container_workdir: OptionalStr = Field(None, description="Working directory inside.")
+    container_workdir: OptionalStr = Field(
+        None, description="Working directory inside; default: the image's (pyxis), the run folder."
+    )
     hf_home: OptionalStr = Field(None, description="HF_HOME of the ranks: the hub cache.")
     hf_token: Secret = Field(None, description="HF_TOKEN of the ranks, as ${VAR} only.")
     wandb_key: Secret = Field(None, description="WANDB_API_KEY of the ranks, as ${VAR} only.")
+
+    @property
+    def in_container(self) -> bool:
+        """Whether ranks run in a container on Slurm."""
+        return self.container_image is not None and self.container_runtime != "bare"
 
     @property
     def job_nodes(self) -> NodeRange:

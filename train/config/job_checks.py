@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from train.config.job import SlurmConfig
 
-_MOUNT = re.compile(r"^[^:,\s][^:,]*:/[^:,]*(:(ro|rw)([+,][a-z]+)*)?$")
+_MOUNT = re.compile(r"^/[^:,\s]*:/[^:,\s]*(:(?P<flags>[a-z-]+(\+[a-z-]+)*))?$")
+_MOUNT_FLAGS = frozenset({"ro", "rw"})
+_PYXIS_MOUNT_FLAGS = _MOUNT_FLAGS | frozenset(
+    {"private", "rprivate", "shared", "rshared", "slave", "rslave", "nosuid", "nodev", "noexec"}
+)
+"""enroot's, beyond ro and rw (mount(8)); Apptainer takes ro and rw only."""
 _MEMORY = re.compile(r"^\d+[KMGT]?B?$", re.IGNORECASE)
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -47,7 +52,8 @@ _OWN_FLAGS = frozenset(
             *("--nodelist", "-w", "--exclude", "-x", "--nodefile", "-F"),
         ),
         *("--ntasks-per-node", "--job-name", "-J", "--input", "-i", "--output", "-o", "--error"),
-        *("-e", "--export", "--container-image"),
+        *("-e", "--export", "--container-image", "--container-mounts", "--container-env"),
+        "--container-workdir",
     }
 )
 """Options of srun on which supervision rests."""
@@ -104,11 +110,11 @@ def _gpus(slurm: SlurmConfig) -> Iterator[str]:
 
 def _container(slurm: SlurmConfig) -> Iterator[str]:
     for index, mount in enumerate(slurm.extra_mounts):
-        if not _MOUNT.match(mount):
-            yield (
-                f"slurm.extra_mounts.{index}: expected src:dst or src:dst:ro with an absolute "
-                f"dst, got {mount!r}"
-            )
+        if problem := _mount_problem(mount, slurm.container_runtime):
+            yield f"slurm.extra_mounts.{index}: expected {problem}, got {mount!r}"
+    workdir = slurm.container_workdir
+    if workdir is not None and not workdir.startswith("/"):
+        yield f"slurm.container_workdir: expected an absolute path inside, got {workdir!r}"
     if slurm.container_image is None:
         for key in ("extra_mounts", "container_workdir"):
             if getattr(slurm, key):
@@ -116,3 +122,46 @@ def _container(slurm: SlurmConfig) -> Iterator[str]:
                     f"slurm.{key}: expected slurm.container_image with it, got none; without a "
                     "container nothing is mounted: name the image or remove this key"
                 )
+        if slurm.container_runtime not in ("auto", "bare"):
+            yield (
+                "slurm.container_runtime: expected slurm.container_image with it, got none; name "
+                "the image or remove this key"
+            )
+        return
+    yield from _image(slurm.container_image, slurm.container_runtime)
+
+
+def _mount_problem(mount: str, runtime: str) -> str | None:
+    match = _MOUNT.match(mount)
+    if not match:
+        return "src:dst or src:dst:ro with absolute paths"
+    flags = set((match["flags"] or "rw").split("+"))
+    allowed = _PYXIS_MOUNT_FLAGS if runtime in ("auto", "pyxis", "bare") else _MOUNT_FLAGS
+    if unknown := sorted(flags - allowed):
+        return f"flags among {', '.join(sorted(allowed))} (with +), not {', '.join(unknown)}"
+    return "ro or rw, not both" if flags >= _MOUNT_FLAGS else None
+
+
+def _image(image: str, runtime: str) -> Iterator[str]:
+    squashfs, sif = image.endswith((".sqsh", ".squashfs")), image.endswith(".sif")
+    if re.search(r"\s", image):
+        yield f"slurm.container_image: expected a name or path without blanks, got {image!r}"
+    elif runtime == "pyxis" and sif:
+        yield (
+            f"slurm.container_image: expected a .sqsh file or a registry's name with pyxis, got "
+            f"{image!r}; a .sif is Apptainer's: write container_runtime: apptainer, or import the "
+            "image with enroot"
+        )
+    elif runtime in ("apptainer", "singularity") and squashfs:
+        yield (
+            f"slurm.container_image: expected a .sif file or a registry's name with {runtime}, got "
+            f"{image!r}; a .sqsh is enroot's: write container_runtime: pyxis, or build a .sif "
+            f"({runtime} build image.sif docker://...)"
+        )
+    elif (
+        runtime in ("apptainer", "singularity") and "@" in image.partition("#")[0] and "#" in image
+    ):
+        yield (
+            f"slurm.container_image: expected an image without a user for {runtime}, got "
+            f"{image!r}; credentials come from `{runtime} registry login`"
+        )

@@ -15,7 +15,10 @@ REFUSED: dict[tuple[str | int, ...], str] = {
     ("arrays",): _LATER,
     ("slurm", "preflight"): _LATER,
     ("slurm", "price"): _LATER,
-    ("slurm", "array"): "job arrays are not in this version: one launch is one job; remove it",
+    (
+        "slurm",
+        "array",
+    ): "one launch is one job, which requeues itself; for many runs use a sweep; remove it",
     ("slurm", "array_parallelism"): _LATER,
     ("slurm", "master_port"): (
         "ranks find each other through the run folder, on a free port; remove it"

@@ -139,6 +139,11 @@ class RunConfig(Section):
     on_failure: OptionalStr = Field(
         None, description="Shell command after a run that failed for good; none = nothing."
     )
+    after: OptionalStr = Field(
+        None,
+        description="Run (folder, name, unique beginning of it, latest) that must have finished "
+        "before this one starts; none = start at once.",
+    )
     hook_timeout_s: int = Field(
         300, ge=1, description="Seconds for on_success or on_failure; then it is ended."
     )

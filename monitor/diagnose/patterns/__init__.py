@@ -5,6 +5,7 @@ from __future__ import annotations
 from monitor.diagnose.patterns import (
     access,
     config,
+    container,
     data,
     files,
     gpu,
@@ -19,6 +20,7 @@ from monitor.diagnose.patterns import (
 from monitor.diagnose.rule import Rule
 
 RULES: tuple[Rule, ...] = (
+    *container.RULES,
     *scheduler.RULES,
     *memory.RULES,
     *gpu.RULES,

@@ -105,7 +105,6 @@ RULES = (
         r"command not found|python\S*: can't open file|execve\(?\)?:|module\(s\) are unknown|"
         r"environmentnamenotfound|could not find conda environment|unable to locate a modulefile|"
         r"invalid device ordinal|"
-        r"(?:pyxis|enroot)\S*:?.{0,80}no such file|"
         r"(?:slurm_script|bash|sh):.{0,80}no such file",
     ),
     rule(
@@ -114,11 +113,5 @@ RULES = (
         "driver on your system is too old|driver version is insufficient|no kernel image is|"
         "no cuda gpus are available|torch not compiled with cuda|no cuda-capable device|"
         "found no nvidia driver",
-    ),
-    rule(
-        F.CONFIG_ERROR,
-        Trust.EXCEPTION,
-        "pyxis: child|couldn't start container|failed to import docker image|enroot",
-        r"couldn't start container|failed to import docker image|enroot.{0,40}\[error\]",
     ),
 )
