@@ -50,6 +50,10 @@ class StepShape:
     has_gpus: bool
     nodelist: tuple[str, ...] = ()
     """Nodes of the job to run on; empty means all of them."""
+    name: str = ""
+    """Name of the step; empty: that of the attempt."""
+    logs: Path | None = None
+    """Folder of the tasks' output; None: that of the attempt."""
 
     @property
     def world_size(self) -> int:
@@ -73,7 +77,7 @@ def srun_command(
     does not inherit it; ``--gpu-bind=none`` because isolating each task breaks NCCL's peer-to-peer
     copies.
     """
-    logs = str(run_dir.logs(attempt)).replace("%", "%%")
+    logs = str(shape.logs or run_dir.logs(attempt)).replace("%", "%%")
     flags = [
         "srun",
         "--kill-on-bad-exit=0",
@@ -82,7 +86,7 @@ def srun_command(
         f"--nodes={shape.num_nodes}",
         f"--ntasks={shape.world_size}",
         f"--ntasks-per-node={shape.tasks_per_node}",
-        f"--job-name={step_name(attempt)}",
+        f"--job-name={shape.name or step_name(attempt)}",
         "--input=none",
         f"--output={logs}/rank%5t.out",
         f"--error={logs}/rank%5t.err",
@@ -184,7 +188,7 @@ class SrunSpawner:
             container=container,
             command=self.command,
         )
-        words = self.run_dir.logs(attempt) / "srun.err"
+        words = (self.shape.logs or self.run_dir.logs(attempt)) / "srun.err"
         with words.open("ab") as output:
             process = subprocess.Popen(
                 line,
@@ -194,7 +198,7 @@ class SrunSpawner:
                 stderr=output,
                 process_group=0,
             )
-        return SrunGroup(process, words, self.job_id, step_name(attempt))
+        return SrunGroup(process, words, self.job_id, self.shape.name or step_name(attempt))
 
 
 class SrunGroup:
