@@ -151,6 +151,9 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="say of every key whether it is used, another name for ours, neutral or refused",
     )
+    parser.add_argument(
+        "--env", action="store_true", help="list the ranks' variables, and who sets each of them"
+    )
     _after_argument(parser)
     parser.set_defaults(handler=_lazy("plan"))
 

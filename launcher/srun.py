@@ -34,7 +34,15 @@ measured, ranks ran again 12.7 s after a kill with KillWait=10, and 4.8 s after 
 """
 STEP_END_S = 15.0
 """Seconds for a killed step to end before srun itself is killed."""
-_INHERITED_BINDING = re.compile(r"^(SLURM_CPU_BIND|SLURM_MEM_BIND|SLURM_ACCEL_BIND)")
+_INHERITED_BINDING = re.compile(
+    r"^(SLURM_(CPU|MEM|ACCEL|GPU|TRES)_BIND|SLURM_(TRES|GPUS)_PER_TASK$|SLURM_NTASKS_PER_GPU$"
+    r"|SRUN_CPUS_PER_TASK$)"
+)
+"""Bindings of the batch step, and shares of a task that srun would take for the ranks'.
+
+From Slurm 23.11 on sbatch also sets SLURM_TRES_PER_TASK; where a site's plugin chose the CPUs, srun
+refuses it beside SLURM_CPUS_PER_TASK ("set by two different environment variables").
+"""
 _RANK_VARIABLES = re.compile(
     r"^(SUBMITRAIN_|PYTHONPATH$|PYTHONSAFEPATH$|PYTHONUNBUFFERED$|OMP_NUM_)"
 )

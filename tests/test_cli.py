@@ -277,7 +277,7 @@ def test_the_commands_and_their_options_are_frozen() -> None:
             *("--wait",),
             *("CONFIG", "OVERRIDES"),
         ],
-        "plan": ["--after", "--cluster", "--json", "--keys", "CONFIG", "OVERRIDES"],
+        "plan": ["--after", "--cluster", "--env", "--json", "--keys", "CONFIG", "OVERRIDES"],
         "list": ["--json", "--runs-dir"],
         "status": ["--json", "--runs-dir", "RUN"],
         "logs": ["--attempt", "--follow", "--rank", "--runs-dir", "--tail", "-f", "RUN"],
