@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.assess.finding import Finding, Level, fail, unknown, worst
+from launcher.assess.finding import Finding, Level, fail, ok, unknown, worst
 from launcher.preflight.ask import Asked
+from launcher.preflight.facts import NodeFacts, Unknown
 from launcher.preflight.judge import INTRINSIC, Expected, judge_node
 from launcher.preflight.peers import software
 
 VERSION = 1
+FIRST_HAND = frozenset({"ranks.meet"})
+"""Checks in which one node's failure leaves the others unknown: they waited for it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def unfit_nodes(findings: Mapping[str, tuple[Finding, ...]]) -> dict[str, str]:
     looked: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     for found in findings.values():
-        looked.update({one.id for one in found if one.level is not Level.UNKNOWN})
+        looked.update(
+            {one.id for one in found if one.level is not Level.UNKNOWN or one.id in FIRST_HAND}
+        )
         failed.update({one.id for one in found if one.level is Level.FAIL})
     unfit: dict[str, str] = {}
     for node, found in findings.items():
@@ -91,17 +96,23 @@ def judge(asked: Asked, expected: Expected) -> dict[str, tuple[Finding, ...]]:
     """Findings of the node tier."""
     versions = software(asked.facts, expected.recorded)
     found: dict[str, tuple[Finding, ...]] = {
-        node: (*judge_node(facts, expected), versions[node]) for node, facts in asked.facts.items()
+        node: (_python(facts), *judge_node(facts, expected), versions[node])
+        for node, facts in asked.facts.items()
     }
     for node, why in asked.silent.items():
         remedy = "the run goes on without it; look at slurmd and the network there"
         found[node] = (fail("node.answers", f"it runs no tasks: {why}", remedy),)
     for node, why in asked.broken.items():
-        remedy = "the Python environment has to be there on every node, under the same path"
+        remedy = "environment and run folder have to be there on every node, under the same path"
         found[node] = (fail("node.python", f"our Python does not run there: {why}", remedy),)
     for node, why in asked.unasked.items():
         found[node] = (unknown("node.answers", f"it could not be asked: {why}"),)
     return dict(sorted(found.items()))
+
+
+def _python(facts: NodeFacts) -> Finding:
+    version = "" if isinstance(facts.software, Unknown) else f" {facts.software.python}"
+    return ok("node.python", f"Python{version} runs our code")
 
 
 def in_words(record: Mapping[str, Any]) -> str:
