@@ -169,7 +169,7 @@ def _one_run(parser: argparse.ArgumentParser) -> None:
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     _runs_dir_argument(parser)
     parser.add_argument("--json", action="store_true", help="a JSON list on standard output")
-    parser.set_defaults(handler=_lazy("list_runs"))
+    parser.set_defaults(handler=_lazy("list_all"))
 
 
 def _status_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from launcher.jobs import look
-from launcher.run import Run, list_run_folders
+from launcher.run import Run
+from monitor.runs import list_runs
 from monitor.status import RunState, RunStatus
 from monitor.status_cli import console as console
 from monitor.status_cli import show_run, show_runs
@@ -97,9 +98,9 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     return [*options.overrides, *after]
 
 
-def list_runs(options: argparse.Namespace) -> int:
+def list_all(options: argparse.Namespace) -> int:
     """One line for every run, the newest first."""
-    folders = list_run_folders(Path(options.runs_dir).expanduser())
+    folders = list_runs(Path(options.runs_dir).expanduser())
     show_runs(look(reversed(folders)), as_json=options.json, runs_dir=Path(options.runs_dir))
     return 0
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from launcher import Run
-from launcher.run import list_run_folders
 from monitor.cost.prices import parse_prices
+from monitor.runs import list_runs
 from tests.documents import (
     DOCUMENTS,
     ROOT,
@@ -160,7 +160,7 @@ def test_the_commands_of_the_first_run_work_in_their_order(place: Path) -> None:
     try:
         typed = run_blocks("local", place, TOYS)
     finally:
-        for folder in list_run_folders(place / "runs"):
+        for folder in list_runs(place / "runs"):
             end_processes(Run(folder))
     assert len(typed) >= 9
     assert (place / "loss.svg").is_file()
