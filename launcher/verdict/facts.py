@@ -61,6 +61,11 @@ class PartitionFacts:
     own_qos: str
     """QOS whose limits hold for every job of the partition; empty for none."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its jobs start; those of a partition that is DOWN wait until it is opened."""
+        return self.state == "UP"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -79,6 +84,8 @@ class Limits:
     at_least: Mapping[str, int] = field(default_factory=dict)
     no_jobs: bool = False
     """Whether a limit on the number of jobs is 0."""
+    flags: frozenset[str] = frozenset()
+    """Of a QOS, such as PartitionTimeLimit: jobs of it may exceed that limit of their partition."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,6 @@ class ClusterFacts:
 
     @property
     def enforced(self) -> frozenset[str]:
-        """Words of AccountingStorageEnforce: associations, limits, qos, ..."""
+        """Words of AccountingStorageEnforce: associations, limits, qos, ...; empty for none."""
         words = self.settings.get("AccountingStorageEnforce", "").lower()
         return frozenset(word for word in re.split(r"[,\s]+", words) if word)

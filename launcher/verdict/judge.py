@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from launcher.verdict.facts import ClusterFacts
-from launcher.verdict.limits import accounting_objections
+from launcher.verdict.limits import accounting_objections, waived
 from launcher.verdict.nodes import (
     free,
     node_objections,
@@ -63,6 +63,11 @@ def judge(request: Request, facts: ClusterFacts) -> Verdict:
     if not fitting:
         why = tuple(dict.fromkeys(text for problems in objections.values() for text in problems))
         return Verdict(Outcome.IMPOSSIBLE, why, suggestions=tuple(_elsewhere(request, facts)))
+    closed = [name for name in fitting if not facts.partitions[name].is_open]
+    if len(closed) == len(fitting):
+        text = f"partition {', '.join(closed)} is down: no job of it starts until it is opened"
+        return Verdict(Outcome.WAITS, (text,), suggestions=tuple(_elsewhere(request, facts)))
+    fitting = [name for name in fitting if name not in closed]
     room = max(len(free(request, facts, name)) for name in fitting)
     if room >= request.nodes:
         return Verdict(Outcome.STARTS_NOW)
@@ -82,7 +87,7 @@ def _objections(request: Request, partition: str, facts: ClusterFacts) -> Iterat
         known = ", ".join(sorted(facts.partitions))
         yield f"slurm.partition: there is no partition {partition}; there are {known}"
         return
-    yield from partition_objections(request, found)
+    yield from partition_objections(request, found, waived(request, found, facts))
     yield from node_objections(request, found, facts)
     yield from reservation_objections(request, facts)
     yield from accounting_objections(request, found, facts)
@@ -105,7 +110,7 @@ def _elsewhere(request: Request, facts: ClusterFacts) -> Iterator[str]:
     """Other partitions in which the same request could run."""
     tried = set(request.partitions or filter(None, [facts.default_partition]))
     for name in sorted(set(facts.partitions) - tried):
-        if not any(_objections(request, name, facts)):
+        if facts.partitions[name].is_open and not any(_objections(request, name, facts)):
             yield f"slurm.partition={name} can run it"
 
 

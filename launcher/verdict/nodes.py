@@ -10,23 +10,28 @@ from launcher.verdict.request import Request, memory_mb
 from train.config.types import format_duration
 
 
-def partition_objections(request: Request, partition: PartitionFacts) -> Iterator[str]:
+def partition_objections(
+    request: Request, partition: PartitionFacts, waived: frozenset[str]
+) -> Iterator[str]:
+    """Limits of the partition; ``waived`` are the QOS's flags that lift some (sacctmgr(1))."""
     name = f"partition {partition.name}"
-    if partition.state in ("DOWN", "INACTIVE", "DRAIN"):
+    if partition.state in ("INACTIVE", "DRAIN"):
         yield (
-            f"slurm.partition: {name} is {partition.state.lower()}: no job of it starts; "
-            "take another one, or ask when it is back"
+            f"slurm.partition: {name} is {partition.state.lower()}: it takes no jobs; take another "
+            "one, or ask when it is back"
         )
-    if partition.max_time_s is not None and request.time_s > partition.max_time_s:
+    too_long = partition.max_time_s is not None and request.time_s > partition.max_time_s
+    if partition.max_time_s is not None and too_long and "PartitionTimeLimit" not in waived:
         yield above(
             "slurm.time",
             format_duration(request.time_s),
             f"MaxTime of {name}",
             format_duration(partition.max_time_s),
         )
-    if partition.max_nodes is not None and request.nodes > partition.max_nodes:
-        yield above("slurm.nodes", request.nodes, f"MaxNodes of {name}", partition.max_nodes)
-    if request.max_nodes < partition.min_nodes:
+    most = None if "PartitionMaxNodes" in waived else partition.max_nodes
+    if most is not None and request.nodes > most:
+        yield above("slurm.nodes", request.nodes, f"MaxNodes of {name}", most)
+    if request.max_nodes < partition.min_nodes and "PartitionMinNodes" not in waived:
         yield (
             f"slurm.nodes: {request.max_nodes} is below MinNodes of {name} ({partition.min_nodes}; "
             f"{BY_THE_SITE})"
@@ -109,7 +114,8 @@ def _memory_words(request: Request, facts: ClusterFacts) -> str:
 
 
 def _has_memory(request: Request, node: NodeFacts, facts: ClusterFacts) -> bool:
-    return node.memory_mb >= memory_mb(request, facts)
+    counted = "MEMORY" in facts.settings.get("SelectTypeParameters", "").upper()
+    return not counted or node.memory_mb >= memory_mb(request, facts)
 
 
 def _has_gpus(request: Request, node: NodeFacts) -> bool:
@@ -136,7 +142,9 @@ def reservation_objections(request: Request, facts: ClusterFacts) -> Iterator[st
     if found is None:
         known = ", ".join(sorted(facts.reservations)) or "none"
         yield f"slurm.reservation: there is no reservation {request.reservation}; known: {known}"
-    elif found.users and not found.accounts and facts.user not in found.users:
+        return
+    denies = any(name.startswith("-") for name in found.users)
+    if found.users and not found.accounts and not denies and facts.user not in found.users:
         yield f"slurm.reservation: {request.reservation} is for {', '.join(sorted(found.users))}"
 
 

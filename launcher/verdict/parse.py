@@ -105,7 +105,8 @@ def parse_nodes(text: str) -> dict[str, NodeFacts]:
             free_memory_mb=memory - int(fields.get("AllocMem") or 0),
             gpus=gpus,
             free_gpus=sum(gpus.values()) - used.get("gres/gpu", 0),
-            features=_names(fields.get("ActiveFeatures", "")),
+            features=_names(fields.get("AvailableFeatures", ""))
+            | _names(fields.get("ActiveFeatures", "")),
         )
     return found
 
@@ -162,7 +163,7 @@ _USER_FIELDS = f"DefaultAccount,Account,Partition,QOS,DefaultQOS,{_LIMIT_FIELDS}
 _ACCOUNT_FIELDS = f"Account,ParentName,{_LIMIT_FIELDS}"
 _QOS_FIELDS = (
     "Name,MaxWall,MaxTRES,MaxTRESPerNode,GrpTRES,MaxJobsPU,GrpJobs,MaxSubmitJobsPU,GrpSubmitJobs,"
-    "MinTRES,MaxTRESPU"
+    "MinTRES,MaxTRESPU,Flags"
 )
 
 
@@ -177,6 +178,7 @@ def _limits(owner: str, row: Mapping[str, str]) -> Limits:
         together=parse_tres(row.get("GrpTRES", "")),
         at_least=parse_tres(row.get("MinTRES", "")),
         no_jobs=any(row.get(name) == "0" for name in (*counts, "MaxSubmitJobsPU")),
+        flags=_names(row.get("Flags", "")),
     )
 
 
@@ -225,8 +227,8 @@ def parse_qos(text: str) -> dict[str, Limits]:
 def read_cluster(*, run: Ask = ask, user: str | None = None) -> ClusterFacts | None:
     """Ask Slurm; None when its controller does not say what nodes and partitions it has."""
     user = user or getpass.getuser()
-    nodes = _ask(run, "scontrol", "show", "node", "--oneliner")
-    partitions = _ask(run, "scontrol", "show", "partition", "--oneliner")
+    nodes = _ask(run, "scontrol", "--all", "show", "node", "--oneliner")
+    partitions = _ask(run, "scontrol", "--all", "show", "partition", "--oneliner")
     settings = parse_settings(_ask(run, "scontrol", "show", "config") or "")
     if not nodes or not partitions or not settings:
         return None

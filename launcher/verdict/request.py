@@ -10,6 +10,7 @@ from typing import Any
 from launcher.verdict.facts import ClusterFacts
 from launcher.verdict.parse import megabytes, parse_gres
 from monitor.hostlist import expand_nodes
+from train.config.types import parse_duration_s
 
 
 @dataclass(frozen=True)
@@ -42,29 +43,37 @@ def request_of(parameters: Mapping[str, Any]) -> Request:
     per_node = parameters.get("gpus_per_node")
     asked = parse_gres(f"gpu:{per_node}" if per_node else gres)
     extra = parameters.get("additional_parameters") or {}
+    cpus = int(parameters.get("ntasks_per_node") or 1) * int(parameters.get("cpus_per_task") or 1)
     return Request(
         nodes=int(low),
         max_nodes=int(high or low),
-        cpus=int(parameters.get("ntasks_per_node") or 1)
-        * int(parameters.get("cpus_per_task") or 1),
+        cpus=1 if extra.get("overcommit") else cpus,
         memory_mb=megabytes(str(parameters.get("mem") or "").upper().removesuffix("B")),
         memory_per_cpu_mb=megabytes(
             str(parameters.get("mem_per_cpu") or "").upper().removesuffix("B")
         ),
         gpus=sum(asked.values()),
         gpu_type=next(iter(asked), ""),
-        time_s=int(parameters["time"]) * 60,
+        # The least time that will do is what Slurm checks (--time-min).
+        time_s=_least_time_s(int(parameters["time"]) * 60, extra.get("time-min")),
         partitions=tuple(
             name for name in str(parameters.get("partition") or "").split(",") if name
         ),
-        account=str(parameters.get("account") or ""),
-        qos=str(parameters.get("qos") or ""),
+        account=str(parameters.get("account") or "").lower(),
+        qos=str(parameters.get("qos") or "").lower(),
         features=_features(str(parameters.get("constraint") or "")),
         nodelist=frozenset(expand_nodes(str(parameters.get("nodelist") or ""))),
         excluded=frozenset(expand_nodes(str(parameters.get("exclude") or ""))),
         exclusive=bool(parameters.get("exclusive")),
         reservation=str(extra.get("reservation") or ""),
     )
+
+
+def _least_time_s(time_s: int, least: object) -> int:
+    try:
+        return time_s if least is None else min(time_s, parse_duration_s(least))
+    except ValueError:
+        return time_s
 
 
 def _features(constraint: str) -> tuple[frozenset[str], ...]:
