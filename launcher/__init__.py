@@ -27,6 +27,8 @@ def launch(
     overrides: Sequence[str] = (),
     cluster: str | None = None,
     wait: bool = False,
+    force: bool = False,
+    max_wait: str | int | None = None,
     **changes: Any,
 ) -> Run:
     """Start a run and return a handle to it; the run does not need this process any more.
@@ -36,6 +38,8 @@ def launch(
         overrides: ``["optimizer.lr=1e-4", ...]``, as on the command line.
         cluster: ``local``, ``slurm`` or ``auto``; default: what ``cfg`` says.
         wait: return only when the run has ended.
+        force: submit what Slurm would never start, too (``plan`` says why not).
+        max_wait: refuse when the job would wait longer in the queue (``"2h"``, or minutes).
         changes: whole sections or scalars that replace those of ``cfg``.
 
     Raises:
@@ -44,8 +48,11 @@ def launch(
     from launcher.prepare import prepare
     from launcher.run import Run
     from launcher.start import start
+    from launcher.verdict.permit import max_wait_s, permit
 
-    run = Run(start(prepare(cfg, overrides=overrides, cluster=cluster, changes=changes)).root)
+    prepared = prepare(cfg, overrides=overrides, cluster=cluster, changes=changes)
+    permit(None if force else prepared.verdict(), max_wait_s=max_wait_s(max_wait))
+    run = Run(start(prepared).root)
     if wait:
         run.wait()
     return run

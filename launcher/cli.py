@@ -121,6 +121,12 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     follow = parser.add_mutually_exclusive_group()
     follow.add_argument("--wait", action="store_true", help="stay until the run has ended")
     follow.add_argument("--detach", action="store_true", help="return as soon as it is started")
+    parser.add_argument(
+        "--force", action="store_true", help="submit what Slurm would never start, too"
+    )
+    parser.add_argument(
+        "--max-wait", metavar="TIME", help="refuse when the queue is longer (30m, 2h, 1-0)"
+    )
     parser.set_defaults(handler=_lazy("run"))
 
 

@@ -44,10 +44,27 @@ def run(options: argparse.Namespace) -> int:
         return _show_plan(prepared, options.json)
     for warning in prepared.plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    _permit(prepared, options)
     started = Run(start(prepared).root)
     if not options.json:
         print(f"{started.run_id} on {prepared.cluster.name} ({prepared.cluster.reason})")
     return _stay(started, prepared.cluster.name, options)
+
+
+def _permit(prepared: Prepared, options: argparse.Namespace) -> None:
+    """Refuse what Slurm would never start; a person at a terminal may insist."""
+    from launcher.verdict.permit import max_wait_s, permit
+
+    def confirm(problem: str) -> bool:
+        print(problem, file=sys.stderr)
+        return input("submit it all the same? [y/N] ").strip().lower() in ("y", "yes")
+
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not options.json
+    permit(
+        None if options.force else prepared.verdict(),
+        max_wait_s=max_wait_s(options.max_wait),
+        confirm=confirm if at_terminal else None,
+    )
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -233,16 +250,24 @@ def _open(options: argparse.Namespace) -> Run:
 
 def _show_plan(prepared: Prepared, as_json: bool) -> int:
     """The plan, and for Slurm the batch script; in its paths only the start's time is open."""
-    plan, script = prepared.plan, None
+    from launcher.verdict.permit import verdict_lines
+
+    plan, script, verdict = prepared.plan, None, prepared.verdict()
     if prepared.cluster.name == "slurm":
         from launcher.plan import sbatch_text
 
         folder = prepared.runs_dir / f"{plan.name}-<start>-{plan.digest[:8]}" / "submitit"
         script = sbatch_text(plan, folder)
     if as_json:
-        _print_json({**plan.as_json(), "cluster_reason": prepared.cluster.reason, "script": script})
+        judged = None if verdict is None else verdict.as_json()
+        told = {"cluster_reason": prepared.cluster.reason, "verdict": judged, "script": script}
+        _print_json({**plan.as_json(), **told})
     else:
         print(plan.render())
+        if verdict is not None:
+            labels = ["verdict", *[""] * 99]
+            for label, line in zip(labels, verdict_lines(verdict), strict=False):
+                print(f"{label:<13}{line}")
         if script is not None:
             print(f"\nbatch script, as submitit writes it:\n\n{script.rstrip()}")
     return 0

@@ -15,6 +15,7 @@ from train.errors import ClusterError, UserError
 if TYPE_CHECKING:
     from launcher.config import LoadedConfig
     from launcher.plan import Plan
+    from launcher.verdict.judge import Verdict
     from train.config import RunConfig
 
 
@@ -31,6 +32,17 @@ class Prepared:
     def runs_dir(self) -> Path:
         """Folder for run folders, absolute."""
         return self.workdir / Path(self.loaded.config.runs_dir).expanduser()
+
+    def verdict(self) -> Verdict | None:
+        """What Slurm would make of it now, asked anew; None where it would not run under Slurm."""
+        if self.cluster.name != "slurm" or slurm_problem():
+            return None
+        from launcher.plan import sbatch_text
+        from launcher.verdict.queue import expect
+        from launcher.verdict.request import request_of
+
+        script = sbatch_text(self.plan, self.runs_dir / "submitit")
+        return expect(request_of(self.plan.sbatch), script)
 
 
 def prepare(

@@ -1,0 +1,99 @@
+"""How long a request may wait: asks ``sbatch --test-only`` and the queue. An edge to Slurm.
+
+Two estimates, and the wait is given as the range between them: the start that ``--test-only``
+names (by the limits of running jobs, and of waiting ones that the scheduler has planned already;
+it writes to standard error and uses up a job id: measured on 22.05), and the node-hours that run
+and wait in the partition, worked off by all of its nodes. Jobs that end early shorten both.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from launcher.verdict.facts import ClusterFacts
+from launcher.verdict.judge import Outcome, Verdict, judge
+from launcher.verdict.nodes import usable
+from launcher.verdict.parse import ASK_TIMEOUT_S, read_cluster
+from launcher.verdict.request import Request
+from monitor.slurm import Ask, ask, epoch_s
+from train.config.types import parse_duration_s
+
+_START = re.compile(r"Job \d+ to start at (?P<when>\S+)")
+_REFUSED = re.compile(r"allocation failure: (?P<why>.+)")
+
+
+def expect(request: Request, script: str, *, run: Ask = ask) -> Verdict:
+    """The verdict on a request, with how long it may wait; unknown where Slurm does not answer."""
+    facts = read_cluster(run=run)
+    if facts is None:
+        return Verdict(Outcome.UNKNOWN, ("Slurm does not say what nodes and limits it has",))
+    verdict = judge(request, facts)
+    if verdict.outcome is Outcome.IMPOSSIBLE:
+        return verdict
+    start_s, refusal = _test_only(script, run)
+    ahead_s, waiting = _ahead(request, facts, run)
+    if refusal:
+        why = (*verdict.why, f"`sbatch --test-only` says: {refusal}")
+        return replace(verdict, outcome=Outcome.WAITS, why=why)
+    if start_s is None:
+        return verdict
+    if start_s == 0 and not waiting:
+        return replace(verdict, outcome=Outcome.STARTS_NOW, why=(), suggestions=())
+    least_s, most_s = sorted([start_s, start_s if ahead_s is None else ahead_s])
+    source = f"sbatch --test-only and the node-hours ahead ({waiting} jobs wait)"
+    return replace(verdict, outcome=Outcome.WAITS, wait_s=(least_s, most_s), source=source)
+
+
+def _test_only(script: str, run: Ask) -> tuple[float | None, str]:
+    """Seconds until running jobs make room, or Slurm's refusal."""
+    with tempfile.NamedTemporaryFile("w", prefix="submitrain-", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        answer = run(["sbatch", "--test-only", file.name], timeout_s=ASK_TIMEOUT_S)
+    return parse_test_only(answer.error, now=time.time())
+
+
+def parse_test_only(said: str, *, now: float) -> tuple[float | None, str]:
+    """Seconds from ``now`` until the start that sbatch names, or why it refuses; else neither."""
+    if refused := _REFUSED.search(said):
+        return None, refused["why"].strip()
+    started = _START.search(said)
+    when = epoch_s(started["when"]) if started else None
+    return (None, "") if when is None else (max(0.0, round(when - now)), "")
+
+
+def _ahead(request: Request, facts: ClusterFacts, run: Ask) -> tuple[float | None, int]:
+    """Seconds until the partition has worked off what runs and waits; how many jobs wait."""
+    names = request.partitions or tuple(filter(None, [facts.default_partition]))
+    known = [name for name in names if name in facts.partitions]
+    command = ["squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%D %T %l %L %r"]
+    answer = run([*command, f"--partition={','.join(known)}"], timeout_s=ASK_TIMEOUT_S)
+    if answer.code != 0:
+        return None, 0
+    node_s, jobs = work_ahead(answer.out.splitlines())
+    pool = max((len(usable(request, facts, name)) for name in known), default=0)
+    return (node_s / pool if pool else None), jobs
+
+
+_NOT_AHEAD = ("Dependency", "JobHeld", "BeginTime", "PartitionTimeLimit", "PartitionNodeLimit")
+"""Beginnings of reasons for which a job takes nothing from others for now."""
+
+
+def work_ahead(lines: Iterable[str]) -> tuple[float, int]:
+    """Node-seconds of squeue's lines ``nodes state limit left reason``, and how many jobs wait."""
+    total, waiting = 0.0, 0
+    for line in lines:
+        nodes, state, limit, left, reason = [*line.split(maxsplit=4), "", "", "", "", ""][:5]
+        pending = state == "PENDING"
+        if not nodes.isdigit() or (pending and reason.startswith(_NOT_AHEAD)):
+            continue
+        waiting += pending
+        try:
+            total += int(nodes) * parse_duration_s(limit if pending else left)
+        except ValueError:
+            continue  # UNLIMITED, INVALID: says nothing about when
+    return total, waiting
