@@ -275,6 +275,7 @@ def test_the_commands_and_their_options_are_frozen() -> None:
         "run": [
             *("--cluster", "--detach", "--dry-run", "--json", "--wait", "CONFIG", "OVERRIDES"),
         ],
+        "assess": ["--config", "--html", "--json"],
         "plan": ["--cluster", "--json", "CONFIG", "OVERRIDES"],
         "list": ["--json", "--runs-dir"],
         "status": ["--json", "--runs-dir", "RUN"],

@@ -1,0 +1,508 @@
+"""Each check of ``assess`` tells what is wrong and what it does not know; nothing hangs it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.assess.catalogue import TOTAL_S
+from launcher.assess.checks_config import judge_verdict, look_at_config
+from launcher.assess.checks_folders import (
+    Folder,
+    FolderFacts,
+    Mount,
+    judge_folder,
+    mount_of,
+    parse_mounts,
+    read_folder,
+)
+from launcher.assess.checks_host import (
+    Port,
+    judge_clock,
+    judge_containers,
+    judge_modules,
+    judge_python,
+    judge_rdma,
+    missing_modules,
+    read_ports,
+    read_versions,
+)
+from launcher.assess.checks_net import Endpoint, endpoints, look_at_endpoint
+from launcher.assess.checks_nodes import judge_gpus, judge_partition, judge_partitions, kind_of
+from launcher.assess.checks_slurm import (
+    PatientAsk,
+    SlurmReading,
+    judge_accounting,
+    judge_accounts,
+    judge_controller,
+    judge_kill_wait,
+    judge_limits,
+    judge_preemption,
+    judge_requeue,
+)
+from launcher.assess.finding import Finding, Level, ok, worst
+from launcher.assess.run import Check, run_checks
+from launcher.assess.show import assess_page
+from launcher.cli import main
+from launcher.verdict.facts import Association, ClusterFacts, Limits
+from launcher.verdict.judge import Outcome, Verdict
+from launcher.verdict.parse import parse_nodes, parse_partitions
+from monitor.slurm import Answer
+from tests.tiny import tiny_config
+from train.config.document import dump_yaml
+
+NODES = parse_nodes(
+    "NodeName=n1 State=IDLE CPUTot=8 RealMemory=100 Gres=gpu:h100:8 Partitions=gpu\n"
+    "NodeName=n2 State=MIXED CPUTot=8 RealMemory=100 Gres=gpu:h100:8 Partitions=gpu "
+    "AllocTRES=cpu=2,gres/gpu=3\n"
+    "NodeName=n3 State=IDLE+DRAIN CPUTot=8 RealMemory=100 Gres=gpu:h100:8 Partitions=gpu\n"
+    "NodeName=n4 State=DOWN* CPUTot=8 RealMemory=100 Gres=gpu:h100:8 Partitions=gpu\n"
+)
+PARTITIONS = parse_partitions(
+    "PartitionName=gpu Default=YES State=UP MaxTime=1-00:00:00 Nodes=n[1-4]\n"
+    "PartitionName=shut Default=NO State=DOWN MaxTime=UNLIMITED Nodes=n1\n"
+    "PartitionName=good Default=NO State=UP MaxTime=UNLIMITED Nodes=n[1-2]\n"
+    "PartitionName=odd Default=NO State=UP MaxTime=UNLIMITED Nodes=n[1-9]\n"
+)
+GOOD = {
+    "PreemptType": "preempt/qos",
+    "PreemptMode": "REQUEUE",
+    "SlurmctldParameters": "enable_configless,preempt_send_user_signal",
+    "JobRequeue": "1",
+    "KillWait": "30 sec",
+    "AccountingStorageType": "accounting_storage/slurmdbd",
+    "AccountingStorageEnforce": "associations,limits,qos",
+    "EnforcePartLimits": "ALL",
+    "GresTypes": "gpu",
+}
+MINE = Association("research", "", frozenset(["normal"]), "normal", True, Limits("you"))
+FACTS = ClusterFacts(NODES, PARTITIONS, GOOD, user="me", associations=(MINE,))
+
+
+def with_settings(**settings: str | None) -> ClusterFacts:
+    changed = {name: value for name, value in {**GOOD, **settings}.items() if value is not None}
+    return replace(FACTS, settings=changed)
+
+
+SETTINGS: dict[str, Any] = {
+    "preemption": (judge_preemption, {"SlurmctldParameters": ""}, {"PreemptType": None}),
+    "requeue": (judge_requeue, {"JobRequeue": "0"}, {"JobRequeue": None}),
+    "kill wait": (judge_kill_wait, {"KillWait": "5 sec"}, {"KillWait": None}),
+    "accounting": (
+        judge_accounting,
+        {"AccountingStorageType": "accounting_storage/none"},
+        {"AccountingStorageType": None},
+    ),
+    "limits": (judge_limits, {"EnforcePartLimits": "NO"}, {"EnforcePartLimits": None}),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_is_ok_warned_of_or_unknown(name: str) -> None:
+    judge, bad, untold = SETTINGS[name]
+    assert judge(FACTS).level is Level.OK
+    warned = judge(with_settings(**bad))
+    assert (warned.level, bool(warned.remedy)) == (Level.WARN, True)
+    assert judge(with_settings(**untold)).level is Level.UNKNOWN
+
+
+def test_a_database_that_is_silent_is_warned_of_and_accounts_are_unknown() -> None:
+    silent = replace(FACTS, associations=None)
+    assert judge_accounting(silent).level is Level.WARN
+    assert judge_accounts(silent).level is Level.UNKNOWN
+
+
+def test_a_user_without_account_fails_where_accounts_are_enforced() -> None:
+    assert judge_accounts(FACTS).evidence == "user me: research (default): QOS normal"
+    nobody = replace(FACTS, associations=())
+    assert judge_accounts(nobody).level is Level.FAIL
+    lax = replace(with_settings(AccountingStorageEnforce="none"), associations=())
+    assert judge_accounts(lax).level is Level.WARN
+
+
+@pytest.mark.parametrize(
+    ("ping", "facts", "level"),
+    [
+        (Answer(0, "Slurmctld(primary) at login is UP\n", ""), FACTS, Level.OK),
+        (Answer(0, "Slurmctld(primary) at login is UP\n", ""), None, Level.UNKNOWN),
+        (Answer(1, "Slurmctld(primary) at login is DOWN\n", ""), None, Level.FAIL),
+        (Answer(None, "", "scontrol did not answer within 3 s"), None, Level.FAIL),
+        (Answer(None, "", "scontrol cannot be run: no such file"), None, Level.FAIL),
+        (Answer(1, "", "scontrol: fatal: what is this"), None, Level.UNKNOWN),
+    ],
+)
+def test_the_controller(ping: Answer, facts: ClusterFacts | None, level: Level) -> None:
+    assert judge_controller(SlurmReading(ping, facts)).level is level
+
+
+def test_a_machine_without_slurm_is_fine() -> None:
+    assert judge_controller(None).level is Level.OK
+
+
+def test_a_program_that_did_not_answer_is_not_asked_again() -> None:
+    asked = []
+
+    def run(command: Any, *, timeout_s: float = 0) -> Answer:
+        asked.append(command[0])
+        return Answer(None, "", "silent") if command[0] == "sacctmgr" else Answer(0, "yes", "")
+
+    patient = PatientAsk(run, deadline=time.monotonic() + 60)
+    for name in ("sacctmgr", "scontrol", "sacctmgr", "scontrol"):
+        patient([name])
+    assert asked == ["sacctmgr", "scontrol", "scontrol"]
+    assert PatientAsk(run, deadline=time.monotonic())(["scontrol"]).code is None
+
+
+def test_nodes_are_counted_by_what_they_truly_are() -> None:
+    kinds = {name: kind_of(node) for name, node in NODES.items()}
+    assert kinds == {"n1": "idle", "n2": "mixed", "n3": "drained", "n4": "down"}
+    [gpu] = [one for one in judge_partitions(FACTS, reasons={"n3": "bad fan"}) if "gpu" in one.id]
+    assert gpu.level is Level.WARN
+    assert gpu.evidence == (
+        "up, default; 4 nodes: 1 idle, 1 mixed, 1 drained, 1 down; time limit 1-00:00:00; GPUs "
+        "free: 13 of 32 h100; drained: n3 (bad fan); down: n4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "needed", "level"),
+    [
+        ("good", True, Level.OK),
+        ("gpu", True, Level.WARN),
+        ("shut", False, Level.WARN),
+        ("shut", True, Level.FAIL),
+        ("odd", True, Level.UNKNOWN),
+    ],
+)
+def test_a_partition(name: str, needed: bool, level: Level) -> None:
+    found = judge_partition(PARTITIONS[name], FACTS, needed=needed, reasons={})
+    assert found.level is level
+
+
+def test_a_partition_without_a_node_that_is_up_fails_and_one_that_is_not_there_too() -> None:
+    out = {name: replace(node, state="DOWN") for name, node in NODES.items()}
+    dead = judge_partition(PARTITIONS["good"], replace(FACTS, nodes=out), needed=True, reasons={})
+    assert dead.level is Level.FAIL
+    found = {one.id: one for one in judge_partitions(FACTS, needed=["nowhere"])}
+    assert found["slurm.partition.nowhere"].level is Level.FAIL
+    assert "good, gpu" in found["slurm.partition.nowhere"].remedy
+
+
+def test_gpus_by_type() -> None:
+    assert judge_gpus(FACTS).evidence == "GPUs free: 13 of 32 h100"
+    bare = {name: replace(node, gpus={}, free_gpus=0) for name, node in NODES.items()}
+    assert judge_gpus(replace(FACTS, nodes=bare)).level is Level.WARN
+    told = replace(with_settings(GresTypes=None), nodes=bare)
+    assert judge_gpus(told).level is Level.UNKNOWN
+
+
+RUNS = Folder("folder.runs", Path("/shared/runs"), "runs_dir")
+FINE: Mapping[str, Any] = {
+    "path": "/shared/runs",
+    "exists": True,
+    "free_bytes": 10 << 40,
+    "total_bytes": 20 << 40,
+    "free_inodes": 10**9,
+    "total_inodes": 10**9,
+    "fsync_s": 0.01,
+}
+
+
+def judged(kind: str = "nfs4", *, on_nodes: bool = True, **changes: Any) -> Finding:
+    facts = {name: value for name, value in {**FINE, **changes}.items() if value is not None}
+    found = FolderFacts("/shared/runs", Mount("/shared", kind, "server:/x"), facts)
+    return judge_folder(RUNS, found, on_nodes=on_nodes)
+
+
+@pytest.mark.parametrize(
+    ("found", "level", "words"),
+    [
+        (judged(), Level.OK, ""),
+        (judged("ext4", on_nodes=False), Level.OK, ""),
+        (judged("ext4"), Level.WARN, "ext4 is local to one machine"),
+        (judged("hellofs"), Level.UNKNOWN, "shows whether nodes share it"),
+        (judged(free_bytes=5 << 30), Level.WARN, "little space"),
+        (judged(free_bytes=1), Level.FAIL, "no checkpoint fits"),
+        (judged(free_inodes=0), Level.FAIL, "no checkpoint fits"),
+        (judged(free_inodes=9), Level.WARN, "few inodes"),
+        (judged(free_inodes=0, total_inodes=0), Level.OK, ""),
+        (judged(fsync_s=3.0), Level.WARN, "fsync is slow"),
+        (judged(fsync_s=None), Level.UNKNOWN, "by hand"),
+        (judged(fsync_s=None, error="No space left", errno=28), Level.FAIL, "quota is full"),
+        (judged(fsync_s=None, error="Permission denied", errno=13), Level.FAIL, "write access"),
+    ],
+)
+def test_a_folder(found: Finding, level: Level, words: str) -> None:
+    assert found.level is level
+    assert words in found.remedy
+
+
+def test_the_innermost_and_newest_mount_holds_a_path() -> None:
+    mounts = parse_mounts(
+        "rootfs / ext4 rw 0 0\nserver:/a /my\\040data nfs4 rw 0 0\nx /my\\040data lustre rw 0 0\n"
+    )
+    found = mount_of("/my data/runs", mounts)
+    assert found == Mount("/my data", "lustre", "x")
+    assert mount_of("/my data2", mounts) == Mount("/", "ext4", "rootfs")
+
+
+def test_a_real_folder_is_written_to_and_left_as_it_was(tmp_path: Path) -> None:
+    found = read_folder(tmp_path / "runs" / "deep", limit_s=30)
+    assert (found.path, found.facts["exists"], found.hung_s) == (str(tmp_path), False, None)
+    assert found.facts["fsync_s"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_probe_that_stops_is_given_up_with_what_it_told_before(tmp_path: Path) -> None:
+    stops = (
+        'import os, signal; print(\'{"path": "/else"}\', flush=True); '
+        "os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    found = read_folder(tmp_path, limit_s=3, program=[sys.executable, "-c", stops])
+    assert (found.path, found.hung_s) == ("/else", 3)
+    assert judge_folder(RUNS, found, on_nodes=False).level is Level.FAIL
+
+
+@pytest.fixture
+def hung_mount(tmp_path: Path) -> Iterator[Path]:
+    """A file system that really hangs: FUSE, and nobody answers the kernel."""
+    try:
+        server = os.open("/dev/fuse", os.O_RDWR)
+    except OSError as error:
+        pytest.skip(f"needs /dev/fuse: {error}")
+    point = tmp_path / "hung"
+    point.mkdir()
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"hung", str(point).encode(), b"fuse", 0, options) != 0:
+        os.close(server)
+        pytest.skip(f"needs the right to mount: {os.strerror(ctypes.get_errno())}")
+    yield point
+    os.close(server)
+    subprocess.run(["umount", "--lazy", point], check=True)
+
+
+@contextmanager
+def full_server() -> Iterator[str]:
+    """A server whose queue is full: the kernel drops who wants to connect."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as server,
+        socket.create_connection(server.getsockname()),
+    ):
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def _hanging_programs(folder: Path) -> str:
+    """A PATH on which everything that is asked never answers."""
+    folder.mkdir()
+    for name in ("scontrol", "sinfo", "sacctmgr", "srun", "sbatch", "timedatectl"):
+        (folder / name).write_text("#!/bin/sh\nexec sleep 60\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_nothing_that_hangs_holds_the_command(
+    tmp_path: Path,
+    hung_mount: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PATH", _hanging_programs(tmp_path / "bin"))
+    monkeypatch.setenv("HF_HOME", str(hung_mount / "cache"))
+    with full_server() as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        config = tmp_path / "cfg.yaml"
+        config.write_text(dump_yaml({**tiny_config(tmp_path), "cluster": "slurm"}))
+        began = time.monotonic()
+        code = main(["assess", "--json", "--config", str(config)])
+        took_s = time.monotonic() - began
+    told = json.loads(capsys.readouterr().out)
+    found = {one["id"]: one for one in told["findings"]}
+    assert TOTAL_S < 10
+    assert took_s < 30, "far from the 60 s of the programs, with room for a busy machine"
+    assert code == 1
+    assert found["slurm.controller"]["level"] == "fail"
+    assert found["slurm.partitions"]["level"] == "unknown"
+    assert found["folder.hf_cache"]["level"] == "fail"
+    assert "stat did not return" in found["folder.hf_cache"]["evidence"]
+    assert "fuse" in found["folder.hf_cache"]["evidence"]
+    assert found["folder.runs"]["level"] == "warn"
+    assert found["containers"]["level"] == "unknown"
+    assert found["config.verdict"]["level"] == "unknown"
+    assert "no connection within 2 s" in found["network.hub"]["evidence"]
+
+
+def test_checks_run_at_once_and_a_late_or_broken_one_is_unknown() -> None:
+    release = threading.Event()
+    both = threading.Barrier(2)
+
+    def late() -> list[Finding]:
+        release.wait(60)
+        return []
+
+    def meet() -> list[Finding]:
+        both.wait(60)
+        return [ok("met", "")]
+
+    def breaks() -> list[Finding]:
+        raise ValueError("a bug")
+
+    checks = [
+        Check("late", late, 0.2, "look later"),
+        Check("one", meet, 60),
+        Check("other", meet, 60),
+        Check("breaks", breaks, 60),
+    ]
+    found = run_checks(checks)
+    release.set()
+    assert [(one.id, str(one.level)) for one in found] == [
+        ("late", "unknown"),
+        ("met", "ok"),
+        ("met", "ok"),
+        ("breaks", "unknown"),
+    ]
+    assert found[0].remedy == "look later"
+    assert "a bug" in found[-1].evidence
+
+
+def test_containers_that_srun_can_start() -> None:
+    plain, pyxis = Answer(0, "Usage: srun", ""), Answer(0, "--container-image=[USER@]", "")
+    silent = Answer(None, "", "srun did not answer within 3 s")
+    assert judge_containers(pyxis, [], needed=True).level is Level.OK
+    assert judge_containers(plain, [], needed=False).level is Level.OK
+    assert judge_containers(plain, ["apptainer"], needed=True).level is Level.WARN
+    assert judge_containers(plain, [], needed=True).level is Level.FAIL
+    assert judge_containers(silent, [], needed=True).level is Level.UNKNOWN
+
+
+def test_rdma_ports_are_read_from_the_kernels_files(tmp_path: Path) -> None:
+    assert judge_rdma(read_ports(tmp_path / "none")).level is Level.UNKNOWN
+    for number, state in (("1", "1: DOWN"), ("2", "4: ACTIVE")):
+        port = tmp_path / "mlx5_0/ports" / number
+        port.mkdir(parents=True)
+        (port / "state").write_text(f"{state}\n")
+        (port / "link_layer").write_text("InfiniBand\n")
+        (port / "rate").write_text("400 Gb/sec (4X NDR)\n")
+    ports = read_ports(tmp_path)
+    assert ports is not None
+    assert ports[1] == Port("mlx5_0/2", "ACTIVE", "InfiniBand", "400 Gb/sec (4X NDR)")
+    assert judge_rdma(ports).level is Level.OK
+    assert judge_rdma(ports[:1]).level is Level.WARN
+
+
+def test_environment_modules(tmp_path: Path) -> None:
+    there = {"LMOD_CMD": str(tmp_path)}
+    gone = {"MODULESHOME": str(tmp_path / "gone")}
+    assert judge_modules(there, missing_modules(there), needed=True).level is Level.OK
+    assert judge_modules(gone, missing_modules(gone), needed=False).level is Level.WARN
+    assert judge_modules({}, [], needed=True).level is Level.WARN
+    assert judge_modules({}, [], needed=False).level is Level.UNKNOWN
+
+
+def test_the_python_environment() -> None:
+    full, bare = {"torch": "2.13.0"}, {"torch": None}
+    nfs, disk, odd = (Mount("/", kind, "") for kind in ("nfs4", "xfs", "hellofs"))
+
+    def level(mount: Mount, versions: dict[str, Any], **options: bool) -> Level:
+        where = {"on_nodes": True, "inside": False, **options}
+        return judge_python("/env", mount, versions, **where).level
+
+    assert level(nfs, full) is Level.OK
+    assert level(nfs, bare) is Level.FAIL
+    assert level(nfs, bare, inside=True) is Level.OK
+    assert level(disk, full) is Level.WARN
+    assert level(disk, full, on_nodes=False) is Level.OK
+    assert level(odd, full) is Level.UNKNOWN
+
+
+def test_versions_are_read_without_importing() -> None:
+    found = read_versions(["pytest", "no-such-package"])
+    assert found == {"pytest": pytest.__version__, "no-such-package": None}
+
+
+def test_the_clock() -> None:
+    levels = [judge_clock(word, "adjtimex").level for word in (True, False, None)]
+    assert levels == [Level.OK, Level.WARN, Level.UNKNOWN]
+
+
+def test_services_are_connected_to() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert look_at_endpoint(Endpoint("hub", url, "offline"))[0].level is Level.OK
+    [refused] = look_at_endpoint(Endpoint("hub", url, "do without"))
+    assert (refused.level, refused.remedy) == (Level.WARN, "do without")
+    assert "refused" in refused.evidence
+    assert look_at_endpoint(Endpoint("hub", "hub", ""))[0].level is Level.UNKNOWN
+
+
+def test_a_proxy_is_asked_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        [found] = look_at_endpoint(Endpoint("hub", "https://hub.invalid", ""))
+    assert found.level is Level.OK
+    assert "proxy 127.0.0.1" in found.evidence
+
+
+def test_services_that_will_not_be_asked_are_fine() -> None:
+    environ = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+    found = endpoints(environ, wandb="")
+    assert [one.id for one in found] == ["network.hub", "network.wandb"]
+    assert [look_at_endpoint(one)[0].level for one in found] == [Level.OK, Level.OK]
+    assert [one.id for one in endpoints({}, wandb=None)] == ["network.hub"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level"),
+    [
+        (Outcome.STARTS_NOW, Level.OK),
+        (Outcome.WAITS, Level.OK),
+        (Outcome.IMPOSSIBLE, Level.FAIL),
+        (Outcome.UNKNOWN, Level.UNKNOWN),
+    ],
+)
+def test_only_what_can_never_run_fails(outcome: Outcome, level: Level) -> None:
+    assert judge_verdict(Verdict(outcome, ("why",)), "cfg.yaml").level is level
+
+
+def test_a_data_set_that_is_missing_fails_the_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "cfg.yaml"
+    config.write_text(dump_yaml({**tiny_config(tmp_path), "cluster": "local"}))
+    assert look_at_config(str(config))[0].level is Level.OK
+    (tmp_path / "samples.jsonl").unlink()
+    [found] = look_at_config(str(config))
+    assert found.level is Level.FAIL
+    assert "samples.jsonl" in found.evidence
+
+
+def test_a_wrong_configuration_or_page_is_the_users_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "cfg.yaml"
+    config.write_text("sluurm: 1\n")
+    assert main(["assess", "--config", str(config)]) == 2
+    assert "sluurm" in capsys.readouterr().err
+    assert main(["assess", "--html", str(tmp_path / "no/page.html")]) == 2
+    assert "--html: expected a file" in capsys.readouterr().err
+
+
+def test_the_worst_comes_first_on_the_page_and_nothing_is_markup() -> None:
+    found = [ok("a", "<fine>"), Finding("b", Level.FAIL, "bad & wrong", "mend <it>")]
+    text = assess_page(found, host="login<1>", at=0, took_s=1.25)
+    assert worst(found) is Level.FAIL
+    assert text.index("bad &amp; wrong") < text.index("&lt;fine&gt;")
+    assert "1 fail, 1 ok" in text
+    assert "login<1>" not in text
