@@ -241,7 +241,10 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _assess_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Exit codes: 0 nothing fails (warnings and unknowns do not), 1 something fails."
+    parser.epilog = (
+        "Exit codes: 0 nothing fails (warnings and unknowns are no failures), 1 something fails, "
+        "2 the input is wrong."
+    )
     parser.add_argument("--config", metavar="CFG.yaml", help="assess for this configuration")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--html", metavar="FILE", help="write a page there as well")

@@ -345,6 +345,20 @@ def test_nothing_that_hangs_holds_the_command(
     assert "no connection within 2 s" in found["network.hub"]["evidence"]
 
 
+def test_a_configuration_and_a_page_on_a_hung_file_system_hold_nothing(
+    hung_mount: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config, page = hung_mount / "cfg.yaml", hung_mount / "page.html"
+    assert main(["assess", "--json", "--config", str(config), "--html", str(page)]) == 2
+    told = capsys.readouterr()
+    found = {one["id"]: one for one in json.loads(told.out)["findings"]}
+    assert found["config"]["level"] == "unknown"
+    assert "may hang" in found["config"]["remedy"]
+    assert found["python"]["level"] != "fail"
+    assert "could not be written within" in told.err
+
+
 def test_checks_run_at_once_and_a_late_or_broken_one_is_unknown() -> None:
     release = threading.Event()
     both = threading.Barrier(2)
@@ -389,7 +403,9 @@ def test_containers_that_srun_can_start() -> None:
 
 
 def test_rdma_ports_are_read_from_the_kernels_files(tmp_path: Path) -> None:
-    assert judge_rdma(read_ports(tmp_path / "none")).level is Level.UNKNOWN
+    none = read_ports(tmp_path / "none")
+    assert judge_rdma(none, on_nodes=True).level is Level.UNKNOWN
+    assert judge_rdma(none, on_nodes=False).level is Level.OK
     for number, state in (("1", "1: DOWN"), ("2", "4: ACTIVE")):
         port = tmp_path / "mlx5_0/ports" / number
         port.mkdir(parents=True)
@@ -399,8 +415,8 @@ def test_rdma_ports_are_read_from_the_kernels_files(tmp_path: Path) -> None:
     ports = read_ports(tmp_path)
     assert ports is not None
     assert ports[1] == Port("mlx5_0/2", "ACTIVE", "InfiniBand", "400 Gb/sec (4X NDR)")
-    assert judge_rdma(ports).level is Level.OK
-    assert judge_rdma(ports[:1]).level is Level.WARN
+    assert judge_rdma(ports, on_nodes=True).level is Level.OK
+    assert judge_rdma(ports[:1], on_nodes=True).level is Level.WARN
 
 
 def test_environment_modules(tmp_path: Path) -> None:

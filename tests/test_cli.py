@@ -273,7 +273,8 @@ def test_the_commands_and_their_options_are_frozen() -> None:
     }
     assert found == {
         "run": [
-            *("--cluster", "--detach", "--dry-run", "--json", "--wait", "CONFIG", "OVERRIDES"),
+            *("--cluster", "--detach", "--dry-run", "--force", "--json", "--max-wait", "--wait"),
+            *("CONFIG", "OVERRIDES"),
         ],
         "assess": ["--config", "--html", "--json"],
         "plan": ["--cluster", "--json", "CONFIG", "OVERRIDES"],

@@ -60,9 +60,14 @@ class Port:
     rate: str
 
 
-def judge_rdma(ports: Sequence[Port] | None) -> Finding:
-    """Whether a link for RDMA is up on this host; ``ports`` None: the kernel lists no device."""
+def judge_rdma(ports: Sequence[Port] | None, *, on_nodes: bool) -> Finding:
+    """Whether a link for RDMA is up on this host; ``ports`` None: the kernel lists no device.
+
+    ``on_nodes``: jobs run on other machines, which may have what this one has not.
+    """
     id = "infiniband"
+    if not ports and not on_nodes:
+        return ok(id, "no InfiniBand or RoCE device on this machine, which needs none for itself")
     elsewhere = "`srun -p PARTITION cat /sys/class/infiniband/*/ports/*/state` asks a compute node"
     if not ports:
         said = "no InfiniBand or RoCE device on this host; compute nodes may have some"

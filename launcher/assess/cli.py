@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from launcher.assess.catalogue import TOTAL_S, checks_of
@@ -20,6 +21,8 @@ from launcher.commands import console, log_to_stderr
 from train.errors import UserError
 
 _LOAD_S = 3.0
+_PAGE_S = 0.8
+"""Seconds for reading the configuration, and for writing the page after everything else."""
 
 
 def main(options: argparse.Namespace) -> int:
@@ -30,11 +33,8 @@ def main(options: argparse.Namespace) -> int:
     """
     log_to_stderr()
     began, at = time.monotonic(), time.time()
-    _check_page(options.html)
     findings = assess(options.config, deadline=began + TOTAL_S)
     took_s, host = time.monotonic() - began, socket.gethostname()
-    if options.html is not None:
-        Path(options.html).write_text(assess_page(findings, host=host, at=at, took_s=took_s))
     level = worst(findings)
     if options.json:
         told = [one.as_json() for one in findings]
@@ -43,6 +43,8 @@ def main(options: argparse.Namespace) -> int:
     else:
         console().print(findings_table(findings))
         print(f"\n{host}: {summary(findings)}")
+    if options.html is not None:
+        _write_page(options.html, assess_page(findings, host=host, at=at, took_s=took_s))
     return 1 if level is Level.FAIL else 0
 
 
@@ -52,25 +54,36 @@ def assess(config: str | None, *, deadline: float) -> list[Finding]:
     Raises:
         UserError: the configuration is wrong.
     """
-    loaded: list[Subject | UserError] = []
+    loaded: list[Subject] = []
+    remedy = "the file system that it or PATH is on may hang; try without --config"
+    trouble = _within(_LOAD_S, "config", lambda: loaded.append(load_subject(config)), remedy)
+    subject = loaded[0] if loaded else Subject(None, None, True, dict(os.environ))
+    return [*trouble, *run_checks(checks_of(subject), deadline=deadline)]
 
-    def load() -> list[Finding]:
+
+def _write_page(path: str, text: str) -> None:
+    try:
+        late = _within(_PAGE_S, "--html", lambda: Path(path).write_text(text))
+    except OSError as error:
+        raise UserError(
+            f"--html: expected a file that can be written, got {path} ({error.strerror})"
+        ) from error
+    if late:
+        raise UserError(f"--html: {path} could not be written within {_PAGE_S:g} s")
+
+
+def _within(limit_s: float, id: str, act: Callable[[], object], remedy: str = "") -> list[Finding]:
+    """Do something that may hang; a finding when it did not end in time, its errors raised here."""
+    errors: list[UserError | OSError] = []
+
+    def look() -> list[Finding]:
         try:
-            loaded.append(load_subject(config))
-        except UserError as error:
-            loaded.append(error)
+            act()
+        except (UserError, OSError) as error:
+            errors.append(error)
         return []
 
-    remedy = "the file system that it or PATH is on may hang; try without --config"
-    trouble = run_checks([Check("config", load, _LOAD_S, remedy)], deadline=deadline)
-    found = loaded[0] if loaded else Subject(None, None, True, dict(os.environ))
-    if isinstance(found, UserError):
-        raise found
-    return [*trouble, *run_checks(checks_of(found), deadline=deadline)]
-
-
-def _check_page(path: str | None) -> None:
-    if path is None:
-        return
-    if not os.access(Path(path).absolute().parent, os.W_OK) or Path(path).is_dir():
-        raise UserError(f"--html: expected a file that can be written, got {path}")
+    late = run_checks([Check(id, look, limit_s, remedy)])
+    for error in errors:
+        raise error
+    return late
