@@ -117,7 +117,7 @@ def test_many_faults_at_once_are_each_told_with_place_and_remedy(
     assert "4 nodes: 1 idle, 1 alloc, 1 drained, 1 down" in normal["evidence"]
     assert "drained: node2 (bad fan)" in normal["evidence"]
     assert "down: node4 (Not responding" in normal["evidence"]
-    assert (normal["level"], "2 nodes take jobs" in normal["remedy"]) == ("warn", True)
+    assert (normal["level"], "plan with 2 of 4 nodes" in normal["remedy"]) == ("warn", True)
     closed = found["slurm.partition.closed"]
     assert (closed["level"], "another partition" in closed["remedy"]) == ("fail", True)
     assert found["slurm.gpus"]["evidence"].startswith("GPUs free: 3 of 8")

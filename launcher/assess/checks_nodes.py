@@ -63,7 +63,8 @@ def judge_partition(
     if not any(node.is_up for node in nodes):
         return serious(id, evidence, "no node of it is up; take another, or ask the site")
     if out := sum(kinds[kind] for kind in _OUT):
-        return warn(id, evidence, f"{len(nodes) - out} nodes take jobs; `sinfo -R` says why")
+        remedy = f"plan with {len(nodes) - out} of {len(nodes)} nodes, or ask the site when"
+        return warn(id, evidence, f"{remedy} the others are back (`sinfo -R`)")
     return ok(id, evidence)
 
 

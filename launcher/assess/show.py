@@ -66,10 +66,13 @@ def _body(findings: Sequence[Finding], host: str, at: float, took_s: float) -> I
     yield f'<p class="verdict {kind}">{escape(summary(findings))}</p>'
     order = list(Level)
     ranked = sorted(findings, key=lambda one: -order.index(one.level))
-    yield table(["", "check", "seen", "what to do"], [_row(one) for one in ranked])
+    yield table(["", "check", "seen, and what to do"], [_row(one) for one in ranked])
 
 
 def _row(one: Finding) -> list[str]:
     kind, sign = _SIGNS[one.level]
     level = f'<span class="badge {kind}">{sign} {one.level}</span>'
-    return [level, f"<code>{escape(one.id)}</code>", escape(one.evidence), escape(one.remedy)]
+    remedy = f"<br>&rarr; <i>{escape(one.remedy)}</i>" if one.remedy else ""
+    # A long path must not push the rest out of the window.
+    seen = f'<span style="overflow-wrap: anywhere">{escape(one.evidence)}{remedy}</span>'
+    return [level, f"<code>{escape(one.id)}</code>", seen]
