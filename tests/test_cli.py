@@ -278,6 +278,7 @@ def test_the_commands_and_their_options_are_frozen() -> None:
             *("--wait",),
             *("CONFIG", "OVERRIDES"),
         ],
+        "assess": ["--config", "--html", "--json"],
         "plan": ["--after", "--cluster", "--json", "--keys", "CONFIG", "OVERRIDES"],
         "list": ["--json", "--runs-dir"],
         "status": ["--json", "--runs-dir", "RUN"],
