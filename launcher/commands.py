@@ -41,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
         cluster=options.cluster,
         plan_only=options.dry_run,
     )
+    if options.dry_run and (options.force or options.max_wait is not None):
+        raise UserError("--dry-run starts nothing: leave --force and --max-wait out")
     if options.dry_run:
         return _show_plan(prepared, options.json)
     for warning in prepared.plan.warnings:
@@ -58,12 +60,20 @@ def _permit(prepared: Prepared, options: argparse.Namespace) -> None:
 
     def confirm(problem: str) -> bool:
         print(problem, file=sys.stderr)
-        return input("submit it all the same? [y/N] ").strip().lower() in ("y", "yes")
+        try:
+            answer = input("submit it all the same? [y/N] ")
+        except EOFError:
+            return False
+        return answer.strip().lower() in ("y", "yes")
 
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not options.json
+    longest_s = max_wait_s(options.max_wait)
+    if longest_s is not None and prepared.cluster.name == "local":
+        raise UserError("--max-wait: a run on this machine waits in no queue; leave it out")
     permit(
-        None if options.force else prepared.verdict(),
-        max_wait_s=max_wait_s(options.max_wait),
+        prepared.verdict() if longest_s is not None or not options.force else None,
+        force=options.force,
+        max_wait_s=longest_s,
         confirm=confirm if at_terminal else None,
     )
 

@@ -35,6 +35,7 @@ from launcher.policy import decide
 from launcher.rollback import note_rollback
 from launcher.signals import SignalNotes
 from launcher.submissions import chain_of, read_submissions
+from launcher.submit import SubmissionUnknownError
 from launcher.watch import AttemptWatch
 from launcher.watcher import RunWatcher
 from monitor.goodput_read import read_goodput
@@ -77,6 +78,7 @@ class Supervisor:
         self.ownership = Ownership(self.run_dir, self.allocation.job_id, self.allocation.restarts)
         self.nodes = NodeKeeper(self.run_dir, self.config, self.allocation)
         self._guard: Guard | None = None
+        self._may_go_on = False  # in a new job of which nobody knows whether Slurm took it
         self.acts = SupervisorActs(self.run_dir, self.allocation.job_id)
         queue = self.allocation.has_queue
         self.watcher = RunWatcher.of(self.run_dir, self.config, on_slurm=queue)
@@ -283,6 +285,7 @@ class Supervisor:
             with self.acts.resubmit() as act:
                 act.job_id = job_id = resubmit(self.nodes.exclude)
         except (SubmitrainError, OSError) as error:
+            self._may_go_on = isinstance(error, SubmissionUnknownError)
             text = f"{decision.explanation}; no new job: {error}; {RESUME_HINT}"
             return Decision(decision.cause, Action.STOP, text)
         if self._cancel_requested():
@@ -300,7 +303,7 @@ class Supervisor:
             patiently(lambda: write_json_atomically(self.run_dir.summary, summary))
             self._add_goodput(summary)
             follow_up(self.run_dir, self.config, summary)
-            if decision.action is Action.STOP:
+            if decision.action is Action.STOP and not self._may_go_on:
                 why = f"{decision.state}: {decision.explanation}"
                 end_successors(self.run_dir, why)
             self.acts.published()

@@ -58,6 +58,8 @@ class PartitionFacts:
     denied_accounts: frozenset[str]
     qos: frozenset[str] | None
     denied_qos: frozenset[str]
+    alternate: str
+    """Partition that takes its jobs while it is closed; empty for none."""
     own_qos: str
     """QOS whose limits hold for every job of the partition; empty for none."""
 
@@ -109,6 +111,10 @@ class Reservation:
     users: frozenset[str]
     accounts: frozenset[str]
     ends_at: float | None
+    partition: str = ""
+    """Of jobs that name the reservation and no partition."""
+    is_flexible: bool = False
+    """Whether its jobs may use other nodes as well (FLEX)."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,8 @@ class ClusterFacts:
     associations: tuple[Association, ...] | None = None
     account_limits: Mapping[str, tuple[Limits, ...]] = field(default_factory=dict)
     """Of an account and those above it."""
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """The account above each."""
     qos: Mapping[str, Limits] | None = None
     reservations: Mapping[str, Reservation] | None = None
 
@@ -129,6 +137,24 @@ class ClusterFacts:
     def default_partition(self) -> str | None:
         """The partition of a request that names none."""
         return next((one.name for one in self.partitions.values() if one.is_default), None)
+
+    @property
+    def has_accounting(self) -> bool:
+        """Whether there is a slurmdbd that could know of accounts and QOS."""
+        return self.settings.get("AccountingStorageType", "").endswith("/slurmdbd")
+
+    @property
+    def rewrites_requests(self) -> bool:
+        """Whether a plugin of the site may choose partition, account or QOS at submission."""
+        return self.settings.get("JobSubmitPlugins", "(null)") not in ("", "(null)")
+
+    def line_of(self, account: str) -> frozenset[str]:
+        """An account and those above it."""
+        line: list[str] = []
+        while account and account not in line:
+            line.append(account)
+            account = self.parents.get(account, "")
+        return frozenset(line)
 
     @property
     def enforced(self) -> frozenset[str]:

@@ -55,7 +55,9 @@ def judge(request: Request, facts: ClusterFacts) -> Verdict:
     Waiting is told from starting by free nodes only: what else waits, and with what priority, is
     the scheduler's business (``launcher.verdict.queue``).
     """
-    wanted = request.partitions or tuple(filter(None, [facts.default_partition]))
+    wanted = partitions_of(request, facts)
+    if not wanted and facts.rewrites_requests:
+        return Verdict(Outcome.UNKNOWN, ("a plugin of this site chooses the partition",))
     if not wanted:
         return Verdict(Outcome.IMPOSSIBLE, (_no_partition(facts),))
     objections = {name: tuple(_objections(request, name, facts)) for name in wanted}
@@ -73,6 +75,14 @@ def judge(request: Request, facts: ClusterFacts) -> Verdict:
         return Verdict(Outcome.STARTS_NOW)
     why = tuple(_why_waiting(request, facts, fitting, room))
     return Verdict(Outcome.WAITS, why, suggestions=tuple(_sooner(request, room)))
+
+
+def partitions_of(request: Request, facts: ClusterFacts) -> tuple[str, ...]:
+    """Its partitions, else those of its reservations, else the default one."""
+    known = facts.reservations or {}
+    reserved = [known[name].partition for name in request.reservations if name in known]
+    chosen = request.partitions or tuple(filter(None, reserved))
+    return chosen or tuple(filter(None, [facts.default_partition]))
 
 
 def _no_partition(facts: ClusterFacts) -> str:
@@ -108,7 +118,7 @@ def _why_waiting(
 
 def _elsewhere(request: Request, facts: ClusterFacts) -> Iterator[str]:
     """Other partitions in which the same request could run."""
-    tried = set(request.partitions or filter(None, [facts.default_partition]))
+    tried = set(partitions_of(request, facts))
     for name in sorted(set(facts.partitions) - tried):
         if facts.partitions[name].is_open and not any(_objections(request, name, facts)):
             yield f"slurm.partition={name} can run it"

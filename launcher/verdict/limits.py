@@ -26,11 +26,15 @@ def accounting_objections(
         return  # nobody answered, or sbatch itself says that there is no account
     association = _association(request, partition, facts)
     if association is None:
+        if facts.rewrites_requests:
+            return
         yield _no_association(request, partition, facts)
         return
     account, qos = association.account, qos_of(request, association)
-    yield from _account_allowed(account, partition)
-    if qos and association.qos and qos not in association.qos:
+    yield from _account_allowed(facts.line_of(account), account, partition)
+    if "," in qos:
+        return  # Slurm 24.11 takes one of several
+    if "qos" in facts.enforced and qos and association.qos and qos not in association.qos:
         yield (
             f"slurm.qos: account {account} may use {', '.join(sorted(association.qos))}, not {qos}"
         )
@@ -41,17 +45,19 @@ def accounting_objections(
         allowed = ", ".join(sorted(partition.qos or ())) or "others"
         yield f"slurm.qos: partition {partition.name} takes {allowed}, not {qos}"
     if facts.enforced & {"limits", "safe"}:
-        yield from _of_limits(request, _limits(association, qos, partition, facts), facts)
+        yield from _of_limits(request, _limits(association, qos, partition, facts))
 
 
+LIFTING = frozenset(["PartitionTimeLimit", "PartitionMaxNodes", "PartitionMinNodes"])
 _ENFORCED = frozenset(["associations", "limits", "qos", "safe", "wckeys", "all"])
 
 
 def waived(request: Request, partition: PartitionFacts, facts: ClusterFacts) -> frozenset[str]:
     """Flags of the job's QOS, of which some lift limits of the partition."""
-    association = _association(request, partition, facts)
-    qos = (facts.qos or {}).get(qos_of(request, association))
-    return frozenset() if qos is None else qos.flags
+    if facts.associations is None and not facts.has_accounting:
+        return frozenset()
+    qos = (facts.qos or {}).get(qos_of(request, _association(request, partition, facts)))
+    return LIFTING if qos is None else qos.flags  # what nobody says is taken for lifted
 
 
 def qos_of(request: Request, association: Association | None) -> str:
@@ -64,6 +70,7 @@ def _association(
 ) -> Association | None:
     """The association that the job will run under; None where there is none."""
     mine = [one for one in facts.associations or () if one.partition in ("", partition.name)]
+    mine.sort(key=lambda one: one.partition == "")  # the partition's own goes first
     if request.account:
         return next((one for one in mine if one.account == request.account), None)
     return next((one for one in mine if one.is_default), mine[0] if mine else None)
@@ -77,8 +84,11 @@ def _no_association(request: Request, partition: PartitionFacts, facts: ClusterF
     return f"slurm.account: {may}, but not in partition {partition.name}"
 
 
-def _account_allowed(account: str, partition: PartitionFacts) -> Iterator[str]:
-    if partition.accounts is not None and account not in partition.accounts:
+def _account_allowed(
+    line: frozenset[str], account: str, partition: PartitionFacts
+) -> Iterator[str]:
+    """Accounts of the partition; in newer Slurm they stand for those below them, too."""
+    if partition.accounts is not None and not line & partition.accounts:
         allowed = ", ".join(sorted(partition.accounts))
         yield f"slurm.account: partition {partition.name} takes {allowed}, not {account}"
     elif account in partition.denied_accounts:
@@ -96,6 +106,7 @@ def _limits(
     of_qos = [known[name] for name in dict.fromkeys([partition.own_qos, qos]) if name in known]
     if of_qos and "OverPartQOS" in of_qos[-1].flags:
         of_qos.reverse()
+    of_qos = [one for one in of_qos if "Relative" not in one.flags]  # those count per cent
     accounts = facts.account_limits.get(association.account, ())
     return [*of_qos, association.limits, *accounts]
 
@@ -103,18 +114,16 @@ def _limits(
 _KEYS = {"node": "slurm.nodes", "cpu": "slurm.cpus_per_task", "mem": "slurm.mem"}
 
 
-def _of_limits(request: Request, order: list[Limits], facts: ClusterFacts) -> Iterator[str]:
+def _of_limits(request: Request, order: list[Limits]) -> Iterator[str]:
     set_before: set[tuple[str, str]] = set()
     for limits in order:
-        for limit, name, problem in _checks(request, limits, facts):
+        for limit, name, problem in _checks(request, limits):
             if (limit, name) not in set_before and problem:
                 yield problem
             set_before.add((limit, name))
 
 
-def _checks(
-    request: Request, limits: Limits, facts: ClusterFacts
-) -> Iterator[tuple[str, str, str]]:
+def _checks(request: Request, limits: Limits) -> Iterator[tuple[str, str, str]]:
     """Every limit that is set here: its name, what it counts, and the objection or nothing."""
     if limits.no_jobs:
         text = f"slurm.account: {limits.owner} allows no job at all ({BY_THE_SITE})"
@@ -123,7 +132,7 @@ def _checks(
         most, time = format_duration(limits.max_wall_s), format_duration(request.time_s)
         text = above("slurm.time", time, f"MaxWall of {limits.owner}", most)
         yield "MaxWall", "", text if request.time_s > limits.max_wall_s else ""
-    node = _per_node(request, facts)
+    node = _per_node(request)
     whole = {"node": request.nodes, **{name: n * request.nodes for name, n in node.items()}}
     checks = (
         ("MaxTRESPerJob", limits.per_job, whole),
@@ -147,8 +156,6 @@ def _checks(
         yield "MinTRES", name, text if asked < least and (name == "node" or not grows) else ""
 
 
-def _per_node(request: Request, facts: ClusterFacts) -> dict[str, int]:
-    values = {"cpu": request.cpus, "mem": memory_mb(request, facts), "gres/gpu": request.gpus}
-    if request.gpu_type:
-        values[f"gres/gpu:{request.gpu_type}"] = request.gpus
-    return values
+def _per_node(request: Request) -> dict[str, int]:
+    values = {"cpu": request.cpus, "mem": memory_mb(request), "gres/gpu": request.gpu_count}
+    return values | {f"gres/gpu:{kind}": count for kind, count in request.gpus.items() if kind}

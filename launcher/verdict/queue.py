@@ -8,14 +8,16 @@ and wait in the partition, worked off by all of its nodes. Jobs that end early s
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 
+from launcher.submit import job_environment
 from launcher.verdict.facts import ClusterFacts
-from launcher.verdict.judge import Outcome, Verdict, judge
+from launcher.verdict.judge import Outcome, Verdict, judge, partitions_of
 from launcher.verdict.nodes import usable
 from launcher.verdict.parse import ASK_TIMEOUT_S, read_cluster
 from launcher.verdict.request import Request
@@ -54,7 +56,10 @@ def _test_only(script: str, run: Ask) -> tuple[float | None, str]:
     with tempfile.NamedTemporaryFile("w", prefix="submitrain-", suffix=".sh") as file:
         file.write(script)
         file.flush()
-        answer = run(["sbatch", "--test-only", file.name], timeout_s=ASK_TIMEOUT_S)
+        # Without the variables of a surrounding job, as the submission itself.
+        inherited = set(os.environ) - set(job_environment(os.environ, ""))
+        clean = ["env", *(f"--unset={name}" for name in sorted(inherited))]
+        answer = run([*clean, "sbatch", "--test-only", file.name], timeout_s=ASK_TIMEOUT_S)
     return parse_test_only(answer.error, now=time.time())
 
 
@@ -68,7 +73,7 @@ def parse_test_only(said: str, *, now: float) -> tuple[float | None, str]:
 
 
 def _open_partitions(request: Request, facts: ClusterFacts) -> list[str]:
-    names = request.partitions or tuple(filter(None, [facts.default_partition]))
+    names = partitions_of(request, facts)
     return [name for name in names if name in facts.partitions and facts.partitions[name].is_open]
 
 

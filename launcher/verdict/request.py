@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.verdict.facts import ClusterFacts
 from launcher.verdict.parse import megabytes, parse_gres
 from monitor.hostlist import expand_nodes
 from train.config.types import parse_duration_s
@@ -22,8 +21,8 @@ class Request:
     cpus: int
     memory_mb: int | None
     memory_per_cpu_mb: int | None
-    gpus: int
-    gpu_type: str
+    gpus: Mapping[str, int]
+    """By type; the type is empty where any will do."""
     time_s: int
     partitions: tuple[str, ...]
     account: str
@@ -33,7 +32,12 @@ class Request:
     nodelist: frozenset[str]
     excluded: frozenset[str]
     exclusive: bool
-    reservation: str
+    reservations: tuple[str, ...]
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of each node, of all types."""
+        return sum(self.gpus.values())
 
 
 def request_of(parameters: Mapping[str, Any]) -> Request:
@@ -52,8 +56,7 @@ def request_of(parameters: Mapping[str, Any]) -> Request:
         memory_per_cpu_mb=megabytes(
             str(parameters.get("mem_per_cpu") or "").upper().removesuffix("B")
         ),
-        gpus=sum(asked.values()),
-        gpu_type=next(iter(asked), ""),
+        gpus=asked,
         # The least time that will do is what Slurm checks (--time-min).
         time_s=_least_time_s(int(parameters["time"]) * 60, extra.get("time-min")),
         partitions=tuple(
@@ -65,7 +68,7 @@ def request_of(parameters: Mapping[str, Any]) -> Request:
         nodelist=frozenset(expand_nodes(str(parameters.get("nodelist") or ""))),
         excluded=frozenset(expand_nodes(str(parameters.get("exclude") or ""))),
         exclusive=bool(parameters.get("exclusive")),
-        reservation=str(extra.get("reservation") or ""),
+        reservations=tuple(name for name in str(extra.get("reservation") or "").split(",") if name),
     )
 
 
@@ -85,15 +88,8 @@ def _features(constraint: str) -> tuple[frozenset[str], ...]:
     )
 
 
-def memory_mb(request: Request, facts: ClusterFacts) -> int:
-    """MiB on every node; 0 for all or as much as there is."""
+def memory_mb(request: Request) -> int:
+    """MiB asked for on every node; 0 for all, or where only the site's defaults say how much."""
     if request.memory_mb is not None:
         return request.memory_mb
-    per_cpu = request.memory_per_cpu_mb
-    if per_cpu is None:
-        per_node = facts.settings.get("DefMemPerNode", "")
-        if per_node.isdigit():
-            return int(per_node)
-        default = facts.settings.get("DefMemPerCPU", "")
-        per_cpu = int(default) if default.isdigit() else 0
-    return per_cpu * request.cpus
+    return (request.memory_per_cpu_mb or 0) * request.cpus
