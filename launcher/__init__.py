@@ -57,7 +57,9 @@ def launch(
 
     source, changes = as_config(cfg, changes)
     prepared = prepare(source, overrides=overrides, cluster=cluster, changes=changes)
-    permit(None if force else prepared.verdict(), max_wait_s=max_wait_s(max_wait))
+    longest_s = max_wait_s(max_wait)
+    verdict = prepared.verdict() if longest_s is not None or not force else None
+    permit(verdict, force=force, max_wait_s=longest_s)
     run = Run(start(prepared).root)
     if wait:
         run.wait()

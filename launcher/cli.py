@@ -22,6 +22,7 @@ examples:
   python -m launcher configs/quickstart.yaml                    train here, watch it
   python -m launcher cfg.yaml optimizer.lr=1e-4 --cluster slurm submit to Slurm
   python -m launcher cfg.yaml --dry-run                         show the plan, start nothing
+  python -m launcher assess --config cfg.yaml                   can this cluster run it
   python -m launcher list                                       all runs and how they are doing
   python -m launcher status latest                              one run
   python -m launcher logs latest -f --rank 1                    follow a rank's output
@@ -172,7 +173,7 @@ def _one_run(parser: argparse.ArgumentParser) -> None:
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     _runs_dir_argument(parser)
     parser.add_argument("--json", action="store_true", help="a JSON list on standard output")
-    parser.set_defaults(handler=_lazy("list_runs"))
+    parser.set_defaults(handler=_lazy("list_all"))
 
 
 def _status_arguments(parser: argparse.ArgumentParser) -> None:
@@ -300,6 +301,17 @@ def _completion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_lazy("completion", "launcher.init_cli"))
 
 
+def _assess_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Exit codes: 0 nothing fails (warnings and unknowns are no failures), 1 something fails, "
+        "2 the input is wrong."
+    )
+    parser.add_argument("--config", metavar="CFG.yaml", help="assess for this configuration")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--html", metavar="FILE", help="write a page there as well")
+    parser.set_defaults(handler=_lazy("main", "launcher.assess.cli"))
+
+
 def _schema_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--markdown", action="store_true", help="docs/configuration.md instead: all keys as tables"
@@ -309,6 +321,7 @@ def _schema_arguments(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "run": ("start a run; the word `run` may be left out", _run_arguments),
+    "assess": ("what is here and what is wrong with it, in under 10 s", _assess_arguments),
     "plan": ("show what a launch would ask for, and start nothing", _plan_arguments),
     "list": ("all runs and how they are doing", _list_arguments),
     "status": ("how one run is doing", _status_arguments),

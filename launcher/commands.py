@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from launcher.jobs import look
-from launcher.run import Run, list_run_folders
+from launcher.run import Run
+from monitor.runs import list_runs
 from monitor.status import RunState, RunStatus
 from monitor.status_cli import console as console
 from monitor.status_cli import show_run, show_runs
@@ -40,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
         cluster=options.cluster,
         plan_only=options.dry_run,
     )
+    if options.dry_run and (options.force or options.max_wait is not None):
+        raise UserError("--dry-run starts nothing: leave --force and --max-wait out")
     if options.dry_run:
         return _show_plan(prepared, options.json)
     for warning in prepared.plan.warnings:
@@ -57,12 +60,20 @@ def _permit(prepared: Prepared, options: argparse.Namespace) -> None:
 
     def confirm(problem: str) -> bool:
         print(problem, file=sys.stderr)
-        return input("submit it all the same? [y/N] ").strip().lower() in ("y", "yes")
+        try:
+            answer = input("submit it all the same? [y/N] ")
+        except EOFError:
+            return False
+        return answer.strip().lower() in ("y", "yes")
 
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not options.json
+    longest_s = max_wait_s(options.max_wait)
+    if longest_s is not None and prepared.cluster.name == "local":
+        raise UserError("--max-wait: a run on this machine waits in no queue; leave it out")
     permit(
-        None if options.force else prepared.verdict(),
-        max_wait_s=max_wait_s(options.max_wait),
+        prepared.verdict() if longest_s is not None or not options.force else None,
+        force=options.force,
+        max_wait_s=longest_s,
         confirm=confirm if at_terminal else None,
     )
 
@@ -113,9 +124,9 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     return [*options.overrides, *after]
 
 
-def list_runs(options: argparse.Namespace) -> int:
+def list_all(options: argparse.Namespace) -> int:
     """One line for every run, the newest first."""
-    folders = list_run_folders(Path(options.runs_dir).expanduser())
+    folders = list_runs(Path(options.runs_dir).expanduser())
     show_runs(look(reversed(folders)), as_json=options.json, runs_dir=Path(options.runs_dir))
     return 0
 

@@ -15,6 +15,10 @@ EXAMPLES_OF: dict[str, tuple[tuple[str, str], ...]] = {
         ("plan cfg.yaml slurm.nodes=8 --cluster slurm", "of a cluster that is elsewhere"),
         ("plan cfg.yaml --json", "the same for scripts"),
     ),
+    "assess": (
+        ("assess", "what is here, what would go wrong, and what to do"),
+        ("assess --config cfg.yaml --html assess.html", "for a configuration, as a page"),
+    ),
     "list": (
         ("list", "runs of ./runs, the newest first"),
         ("list --runs-dir /shared/runs --json", "of another folder, for scripts"),

@@ -52,11 +52,15 @@ class Prepared:
         if self.cluster.name != "slurm" or slurm_problem():
             return None
         from launcher.plan import sbatch_text
+        from launcher.verdict.judge import Outcome, Verdict
         from launcher.verdict.queue import expect
         from launcher.verdict.request import request_of
 
-        script = sbatch_text(self.plan, self.runs_dir / "submitit")
-        return expect(request_of(self.plan.sbatch), script)
+        try:
+            script = sbatch_text(self.plan, self.runs_dir / "submitit")
+            return expect(request_of(self.plan.sbatch), script)
+        except Exception as error:  # an opinion must not keep a run from its submission
+            return Verdict(Outcome.UNKNOWN, (f"no opinion: {type(error).__name__}: {error}",))
 
 
 def prepare(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.acts import client_act
-from launcher.claims import claim_submission
+from launcher.claims import Claim, claim_submission
 from launcher.prepare import chained, check_paths, gpus_available
 from launcher.start import RecordedLaunch, submit
 from launcher.submit import choose_cluster
@@ -51,8 +51,9 @@ def resume(run: Run, slurm: Mapping[str, Any], *, after: str | None = None) -> N
             plan = after_job(plan, after)
         if not run_dir.newest_attempt():  # what has begun waits for nobody any more
             plan = chained(plan, loaded.config)
-        aside = _set_aside(run_dir.cancel_request, run_dir.summary)
-        with client_act(run_dir, Act.RESUME) as act, aside, _rewritten(run_dir.config, loaded):
+        aside = _set_aside(claim, run_dir.cancel_request, run_dir.summary)
+        written = _rewritten(claim, run_dir.config, loaded)
+        with client_act(run_dir, Act.RESUME) as act, aside, written:
             submit(run_dir, cluster, plan, claim)
             act.job_id = str(claim.job_id)
 
@@ -96,7 +97,7 @@ def changed_config(path: Path, slurm: Mapping[str, Any]) -> LoadedConfig:
 
 
 @contextmanager
-def _rewritten(path: Path, loaded: LoadedConfig) -> Iterator[None]:
+def _rewritten(claim: Claim, path: Path, loaded: LoadedConfig) -> Iterator[None]:
     """The new configuration in the run folder; the old one again when nothing was submitted."""
     before = path.read_text()
     if loaded.text != before:
@@ -104,12 +105,13 @@ def _rewritten(path: Path, loaded: LoadedConfig) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        write_text_atomically(path, before)
+        if claim.job_id is None:
+            write_text_atomically(path, before)
         raise
 
 
 @contextmanager
-def _set_aside(*paths: Path) -> Iterator[None]:
+def _set_aside(claim: Claim, *paths: Path) -> Iterator[None]:
     """Files that are gone during the submission, and back when nothing was submitted.
 
     The new supervisor must find neither the old one's end nor the wish to cancel.
@@ -120,6 +122,6 @@ def _set_aside(*paths: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for path, text in kept.items():
+        for path, text in kept.items() if claim.job_id is None else ():
             write_text_atomically(path, text)
         raise

@@ -18,6 +18,7 @@ from monitor.audit.entry import Act
 from monitor.evidence import read_evidence
 from monitor.goodput import Goodput
 from monitor.jobs import job_views
+from monitor.runs import find_run
 from monitor.status import RunState, RunStatus, status_of
 from train.errors import RunError, UserError
 from train.events import curve
@@ -26,7 +27,6 @@ from train.rundir import RunDir, write_json_atomically
 if TYPE_CHECKING:
     from launcher.chart import Plot
 
-LATEST = "latest"
 WAIT_POLL_S = {"local": 0.5, "slurm": 10.0}
 """Seconds between looks: a file system is asked more often than a shared scheduler."""
 
@@ -44,18 +44,7 @@ class Run:
         Raises:
             UserError: there is none, or more than one.
         """
-        folder = Path(name).expanduser()
-        if is_run_folder(folder):
-            return cls(folder.resolve())
-        runs = list_run_folders(Path(runs_dir).expanduser())
-        if str(name) == LATEST and runs:
-            return cls(runs[-1])
-        found = [run for run in runs if run.name == str(name)] or [
-            run for run in runs if run.name.startswith(str(name))
-        ]
-        if len(found) != 1:
-            raise UserError(_not_one(str(name), Path(runs_dir), runs, found))
-        return cls(found[0])
+        return cls(find_run(str(name), Path(runs_dir).expanduser()))
 
     @property
     def run_id(self) -> str:
@@ -225,36 +214,6 @@ class Run:
 
         resume(self, slurm)
         return self
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Whether a launch completed this folder."""
-    return (folder / "record.json").is_file() and not folder.name.startswith(".")
-
-
-def list_run_folders(runs_dir: Path) -> list[Path]:
-    """Run folders, oldest launch first."""
-    if not runs_dir.is_dir():
-        return []
-    found = [entry.resolve() for entry in runs_dir.iterdir() if is_run_folder(entry)]
-    return sorted(found, key=lambda folder: (_launched_at(folder), folder.name))
-
-
-def _launched_at(folder: Path) -> str:
-    """Start of the launch as its name has it, ``yyyymmddThhmmss``."""
-    parts = folder.name.rsplit("-", 2)
-    return parts[1] if len(parts) == 3 else ""
-
-
-def _not_one(name: str, runs_dir: Path, runs: list[Path], found: list[Path]) -> str:
-    if found:
-        names = ", ".join(run.name for run in found[:5])
-        return f"run: expected the beginning of one run's name, got {name}, which fits {names}"
-    where = runs_dir.absolute()
-    if not runs:
-        return f"run: no run {name}: there is none in {where}; name another folder by --runs-dir"
-    recent = ", ".join(run.name for run in runs[-3:])
-    return f"run: no run {name} in {where}; the latest there are {recent}"
 
 
 def _log_names(run_dir: RunDir, attempt: int) -> str:

@@ -91,7 +91,7 @@ def _submit_watcher(run_dir: RunDir, parameters: Mapping[str, Any]) -> None:
 
     try:
         ensure_watcher_job(run_dir, parameters)
-    except SubmitrainError as error:
+    except (SubmitrainError, OSError) as error:
         log.warning(
             "no_watcher",
             why=str(error),

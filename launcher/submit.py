@@ -80,7 +80,7 @@ def choose_cluster(wanted: str) -> Cluster:
         missing = "no sbatch on this machine"
     elif problem := slurm_problem():
         missing = problem
-        if wanted == "auto" and _slurm_is_configured():
+        if wanted == "auto" and slurm_is_configured():
             raise ClusterError(
                 f"cluster: Slurm is configured here but {problem}; try again, or train on this "
                 "machine with --cluster local"
@@ -116,7 +116,8 @@ def slurm_problem() -> str | None:
     return f"its controller does not answer ({said[-1].strip() if said else 'no output'})"
 
 
-def _slurm_is_configured() -> bool:
+def slurm_is_configured() -> bool:
+    """Whether this machine has a slurm.conf."""
     configured = os.environ.get("SLURM_CONF")
     return Path(configured or "/etc/slurm/slurm.conf").exists()
 

@@ -36,6 +36,7 @@ from launcher.preflight.conduct import Preflight, now_and_then
 from launcher.rollback import note_rollback
 from launcher.signals import SignalNotes
 from launcher.submissions import chain_of, read_submissions
+from launcher.submit import SubmissionUnknownError
 from launcher.watch import AttemptWatch
 from launcher.watcher import RunWatcher
 from monitor.goodput_read import read_goodput
@@ -79,6 +80,7 @@ class Supervisor:
         self.nodes = NodeKeeper(self.run_dir, self.config, self.allocation)
         self._guard: Guard | None = None
         self._told_once: dict[str, Any] = {}
+        self._may_go_on = False  # in a new job of which nobody knows whether Slurm took it
         self.acts = SupervisorActs(self.run_dir, self.allocation.job_id)
         queue = self.allocation.has_queue
         self.watcher = RunWatcher.of(self.run_dir, self.config, on_slurm=queue)
@@ -306,6 +308,7 @@ class Supervisor:
             with self.acts.resubmit() as act:
                 act.job_id = job_id = resubmit(self.nodes.exclude)
         except (SubmitrainError, OSError) as error:
+            self._may_go_on = isinstance(error, SubmissionUnknownError)
             text = f"{decision.explanation}; no new job: {error}; {RESUME_HINT}"
             return Decision(decision.cause, Action.STOP, text)
         if self._cancel_requested():
@@ -323,7 +326,7 @@ class Supervisor:
             patiently(lambda: write_json_atomically(self.run_dir.summary, summary))
             self._add_goodput(summary)
             follow_up(self.run_dir, self.config, summary)
-            if decision.action is Action.STOP:
+            if decision.action is Action.STOP and not self._may_go_on:
                 why = f"{decision.state}: {decision.explanation}"
                 end_successors(self.run_dir, why)
             self.acts.published()

@@ -14,6 +14,18 @@ EXAMPLES_OF: dict[str, tuple[tuple[str, str], ...]] = {
         ("test-alert latest", "the channels of a run's own configuration"),
         ("test-alert --config alerts.yaml", "those of a file for all runs"),
     ),
+    "status": (
+        ("status latest", "everything about one run"),
+        ("status --all --json", "all runs, for scripts"),
+    ),
+    "top": (
+        ("top", "all runs of ./runs, live; Enter shows the logs of one, q leaves"),
+        ("top --interval 30", "fewer looks"),
+    ),
+    "serve": (
+        ("serve --port 9847", "metrics of all runs for Prometheus"),
+        ("serve latest --bind 0.0.0.0", "of one run, on every address"),
+    ),
     "diagnose": (
         ("diagnose latest", "why a run of ours ended"),
         ("diagnose latest --attempt 2", "an earlier attempt"),

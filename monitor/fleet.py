@@ -13,9 +13,9 @@ from pathlib import Path
 
 from monitor.alerts.model import Alert
 from monitor.alerts.store import AlertFiles
-from monitor.evidence import RunHead, read_head
+from monitor.evidence import RunHead
 from monitor.observe import ranks_of
-from monitor.sights import Sight, sights
+from monitor.sights import Sight, Trouble, readable_head, sights
 from monitor.snapshot import RankPoint
 from monitor.status import JobState, RunState, RunStatus, ended_by_summary
 from train.errors import UserError
@@ -81,20 +81,26 @@ class Fleet:
         folders = list(self.find())
         self._forget(folders)
         stamps = {folder: _stamps(folder) for folder in folders}
+        problems: dict[str, str] = {}
+
+        def trouble(folder: Path, error: Exception) -> None:
+            problems[folder.name] = str(error)
+
         heads = [
             head
             for folder in reversed(folders)
             if not self._known(folder, stamps[folder])
-            and (head := self._head(folder, stamps[folder], now)) is not None
+            and (head := self._head(folder, stamps[folder], now, trouble)) is not None
         ]
         ended = [view for folder, (_, view) in self._ended.items() if self._recent(view, now)]
         chosen, over = self._chosen(heads, len(ended))
-        found = [self._view(sight, stamps[sight.evidence.folder]) for sight in sights(chosen)]
+        found = [
+            self._view(sight, stamps[sight.evidence.folder]) for sight in sights(chosen, trouble)
+        ]
         views = [one for one, _ in found] + ended
         views = [one for one in views if self._recent(one, now)]
         views.sort(key=_order, reverse=True)
         limit = len(views) if self.max_runs is None else self.max_runs
-        problems: dict[str, str] = {}
         return FleetView(
             at=now,
             runs=tuple(self._with_alerts(view, problems) for view in views[:limit]),
@@ -120,8 +126,10 @@ class Fleet:
         self._gone.pop(folder, None)
         return False
 
-    def _head(self, folder: Path, stamps: Stamps, now: float) -> RunHead | None:
-        head = read_head(folder)
+    def _head(self, folder: Path, stamps: Stamps, now: float, trouble: Trouble) -> RunHead | None:
+        head = readable_head(folder, trouble)
+        if head is None:
+            return None
         long_ago = self.keep_ended_s is not None and now - stamps[-1] / 1e9 > self.keep_ended_s
         if ended_by_summary(head) and long_ago:
             self._gone[folder] = stamps
@@ -146,7 +154,8 @@ class Fleet:
     def _view(self, sight: Sight, stamps: Stamps) -> tuple[RunView, JobState | None]:
         """What is worth keeping: events of many runs would not fit into memory together."""
         folder, status = sight.evidence.folder, sight.status
-        if status.state.ended:
+        # Only the run's own word lasts: the scheduler's may be that of a job between two lives.
+        if status.state.ended and ended_by_summary(sight.evidence):
             view = RunView(status)
             self._ended[folder] = stamps, view
             return view, None

@@ -22,7 +22,7 @@ def list_runs(runs_dir: Path) -> list[Path]:
     """
     if not runs_dir.is_dir():
         return []
-    return sorted((entry for entry in runs_dir.iterdir() if is_run(entry)), key=_age)
+    return sorted((entry.resolve() for entry in runs_dir.iterdir() if is_run(entry)), key=_age)
 
 
 def find_run(name: str, runs_dir: Path) -> Path:
@@ -36,17 +36,23 @@ def find_run(name: str, runs_dir: Path) -> Path:
         return folder.resolve()
     runs = list_runs(runs_dir)
     if name == LATEST and runs:
-        return runs[-1].resolve()
+        return runs[-1]
     found = [run for run in runs if run.name == name] or [
         run for run in runs if run.name.startswith(name)
     ]
-    if len(found) == 1:
-        return found[0].resolve()
-    known = ", ".join(run.name for run in (found or runs)[-5:]) or "none"
-    raise UserError(
-        f"run: expected a run folder, its name or the beginning of one run's name, got {name}; in "
-        f"{runs_dir.absolute()} there are: {known}; name another folder by --runs-dir"
-    )
+    if len(found) != 1:
+        raise UserError(_not_one(name, runs_dir.absolute(), runs, found))
+    return found[0]
+
+
+def _not_one(name: str, where: Path, runs: list[Path], found: list[Path]) -> str:
+    if found:
+        names = ", ".join(run.name for run in found[:5])
+        return f"run: expected the beginning of one run's name, got {name}, which fits {names}"
+    if not runs:
+        return f"run: no run {name}: there is none in {where}; name another folder by --runs-dir"
+    recent = ", ".join(run.name for run in runs[-3:])
+    return f"run: no run {name} in {where}; the latest there are {recent}"
 
 
 def _age(folder: Path) -> tuple[str, str]:

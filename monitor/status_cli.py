@@ -37,8 +37,12 @@ def main(options: argparse.Namespace) -> int:
 
 
 def see_all(folders: Sequence[Path]) -> list[RunStatus]:
-    """How these runs are doing; one query of the scheduler."""
-    return [sight.status for sight in see(folders)]
+    """How these runs are doing; one query of the scheduler. Of many, a bad one is named aside."""
+
+    def trouble(folder: Path, error: Exception) -> None:
+        print(f"warning: {folder.name} cannot be read: {error}", file=sys.stderr)
+
+    return [sight.status for sight in see(folders, trouble if len(folders) > 1 else None)]
 
 
 def show_runs(found: Sequence[RunStatus], *, as_json: bool, runs_dir: Path) -> None:

@@ -81,10 +81,13 @@ class Watcher:
 
     def _see(self, folders: Sequence[Path]) -> list[Sight]:
         try:
-            return list(see(folders))
+            return list(see(folders, self._trouble))
         except OSError as error:
             self._complain_once("", f"run folders cannot be read: {error}; trying again")
             return []
+
+    def _trouble(self, folder: Path, error: Exception) -> None:
+        self._complain_once(folder.name, f"{folder.name}: {error}")
 
     def _look(self, sight: Sight) -> Report | None:
         """Look at one run; its trouble is said once, and does not keep the others waiting."""

@@ -49,14 +49,13 @@ def test_alerts_are_in_the_trail_by_whom_and_when_once_for_all_monitors(
     trail = read_trail(run.dir)
     assert not trail.broken
     acts = [(one["outcome"], one["facts"].get("rule")) for one in trail.entries]
-    assert acts == [
+    assert [act for act in acts if act[0] != "delivered"] == [
         ("raised", "failed"),
-        ("delivered", None),
         ("resolved", "failed"),
-        ("delivered", None),
         ("raised", "finished"),
-        ("delivered", None),
     ]
+    assert acts[1] == ("delivered", None)
+    assert acts[-1] == ("delivered", None)
     who = trail.entries[0]["who"]
     assert (who["uid"], who["via"]) == (os.getuid(), "monitor")
     told = [

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from launcher.cli import COMMANDS, build_parser
-from launcher.run import Run, list_run_folders
+from launcher.run import Run
+from monitor.runs import list_runs
 from tests.test_launch import REPOSITORY, end_processes
 from tests.tiny import tiny_config
 
@@ -51,7 +52,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     (folder / "cfg.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("SUBMITRAIN_RANK_MODULE", "toy_rank")
     yield Shell(folder)
-    for run in list_run_folders(folder / "runs"):
+    for run in list_runs(folder / "runs"):
         end_processes(Run(run))
 
 
@@ -277,6 +278,7 @@ def test_the_commands_and_their_options_are_frozen() -> None:
             *("--wait",),
             *("CONFIG", "OVERRIDES"),
         ],
+        "assess": ["--config", "--html", "--json"],
         "plan": ["--after", "--cluster", "--env", "--json", "--keys", "CONFIG", "OVERRIDES"],
         "list": ["--json", "--runs-dir"],
         "status": ["--json", "--runs-dir", "RUN"],

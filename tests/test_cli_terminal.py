@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.run import Run, list_run_folders
+from launcher.run import Run
+from monitor.runs import list_runs
 from monitor.status import RunState
 from tests.test_launch import REPOSITORY, end_processes
 from tests.tiny import tiny_config
@@ -83,13 +84,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SUBMITRAIN_RANK_MODULE", "toy_rank")
     monkeypatch.setenv("TOY_STEP_S", "0.2")
     yield tmp_path
-    for run in list_run_folders(tmp_path / "runs"):
+    for run in list_runs(tmp_path / "runs"):
         end_processes(Run(run))
 
 
 def the_run(folder: Path) -> Run:
     """The only run."""
-    [found] = list_run_folders(folder / "runs")
+    [found] = list_runs(folder / "runs")
     return Run(found)
 
 

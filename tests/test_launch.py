@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from launcher import Run, launch
-from launcher.run import list_run_folders
 from monitor.audit.read import read_trail
 from monitor.process import ProcessRef
+from monitor.runs import list_runs
 from monitor.status import RunState
 from tests.tiny import tiny_config
 from train.errors import ClusterError, RunError, UserError
@@ -45,7 +45,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("TOY_STEP_S", QUICK)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     yield folder
-    for run in list_run_folders(folder / "runs"):
+    for run in list_runs(folder / "runs"):
         end_processes(Run(run))
 
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_dir_that_cannot_be_made_leaves_nothing_behind(project: Pat
     sections = {"checkpoint": {"checkpoint_dir": str(project / "file"), "save_consolidated": False}}
     with pytest.raises(UserError, match=r"checkpoint\.checkpoint_dir: expected a folder"):
         launch(config(project, **sections))
-    assert list_run_folders(project / "runs") == []
+    assert list_runs(project / "runs") == []
 
 
 def test_two_launches_in_one_second_get_two_folders(project: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_refused_job_is_one_line_and_leaves_nothing(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ClusterError, match=r"^slurm: sbatch refused the job: Invalid partition"):
-        launch(config(project, partition="nowhere"))
+        launch(config(project, partition="nowhere"), force=True)
     assert not (project / "runs").exists()
     assert capfd.readouterr().err == ""
 
@@ -89,7 +89,7 @@ def test_a_job_that_slurm_took_although_sbatch_failed_is_adopted_not_repeated(
 ) -> None:
     failure = "echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1"
     calls = put_sbatch_first(project, monkeypatch, "", failure)
-    run = launch(config(project))
+    run = launch(config(project), force=True)  # without `sbatch --test-only`
     assert run.wait(WAIT_S).state is RunState.FINISHED
     assert calls.read_text() == "call\n"
 
@@ -100,7 +100,7 @@ def test_a_submission_that_failed_for_a_moment_is_tried_again(
     failure = "echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1"
     first = f"[ $(wc -l < {project / 'calls'}) -gt 1 ] || {{ {failure}; }}"
     calls = put_sbatch_first(project, monkeypatch, first, "")
-    run = launch(config(project))
+    run = launch(config(project), force=True)  # without `sbatch --test-only`
     assert run.wait(WAIT_S).state is RunState.FINISHED
     assert calls.read_text() == "call\n" * 2
 

@@ -10,7 +10,8 @@ from typing import Any
 import nbformat
 import pytest
 
-from launcher.run import Run, list_run_folders
+from launcher.run import Run
+from monitor.runs import list_runs
 from tests.notebooks import NOTEBOOKS, copy_repository, execute, outputs_of
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.options import ClusterOptions, missing_packages
@@ -79,9 +80,7 @@ def test_a_notebook_runs_on_this_machine(
 ) -> None:
     monkeypatch.delenv("SLURM_CONF", raising=False)
     check(execute(checkout / "notebooks" / f"{name}.ipynb"), FACTS[name])
-    assert {Run(folder).status().cluster for folder in list_run_folders(checkout / "runs")} <= {
-        "local"
-    }
+    assert {Run(folder).status().cluster for folder in list_runs(checkout / "runs")} <= {"local"}
 
 
 @pytest.mark.slurm
@@ -93,7 +92,7 @@ def test_a_notebook_kills_a_rank_on_slurm_and_gets_the_same_curve(
     place = copy_repository(tmp_path / "place")
     notebook = execute(place / "notebooks" / f"{SURVIVES}.ipynb", slurm_cluster.env)
     check(notebook, FACTS[SURVIVES])
-    runs = [Run(folder) for folder in list_run_folders(place / "runs")]
+    runs = [Run(folder) for folder in list_runs(place / "runs")]
     assert [run.status().cluster for run in runs] == ["slurm", "slurm"]
     assert len(runs[-1].status().job_ids) == 1  # restarted in place: no second job
 

@@ -218,7 +218,7 @@ def check(name: str, status: RunStatus, run: SlurmCountingRun, alerts: Told) -> 
     # A watcher that looks between the NaN and the end tells of that as well.
     assert (name, alerts - {("loss", "firing"), ("loss", "resolved")}) == (name, fate.told)
     if name == "pending":
-        assert status.why == "DependencyNeverSatisfied"
+        assert status.why.startswith("DependencyNeverSatisfied: the job it depends on failed")
     if fate.diagnosis:
         verdict = diagnose_run(run.run_dir.root, attempt=fate.explained)
         assert (name, str(verdict.kind)) == (name, fate.diagnosis)

@@ -33,6 +33,7 @@ OPTIONS = ClusterOptions(
     max_time="2-00:00:00",
     extra_slurm_conf=(
         "PartitionName=closed Nodes=node[1-4] MaxTime=01:00:00 State=DOWN",
+        "PartitionName=away Nodes=node[1-4] MaxTime=01:00:00 State=INACTIVE",
         "PartitionName=pairs Nodes=node[1-2] MaxTime=02:00:00 MaxNodes=2 State=UP",
         "PartitionName=teachers Nodes=node[1-4] MaxTime=01:00:00 AllowAccounts=teaching State=UP",
         "PartitionName=wide Nodes=node[1-4] MaxTime=01:00:00 MinNodes=3 State=UP",
@@ -42,6 +43,9 @@ SETUP = (
     "sacctmgr -i add qos short",
     "sacctmgr -i modify qos short set MaxWall=00:30:00 MaxTRESPerJob=node=2 MaxTRESPerUser=cpu=12",
     "sacctmgr -i add qos private",
+    "sacctmgr -i add qos long",
+    "sacctmgr -i modify qos long set MaxWall=5-0 Flags=PartitionTimeLimit,PartitionMaxNodes",
+    "sacctmgr -i modify user root where account=teaching set qos+=long",
     "sacctmgr -i modify user root where account=research set qos+=short",
     "sacctmgr -i modify user root where account=teaching set MaxWall=02:00:00",
     "sacctmgr -i modify account teaching set GrpTRES=node=3",
@@ -61,7 +65,7 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
         {"partition": "wide", "nodes": 1},
         "below MinNodes of partition wide (3;",
     ),
-    "a partition that is down": ({"partition": "closed"}, "partition closed is down"),
+    "a partition that takes no jobs": ({"partition": "away"}, "partition away is inactive"),
     "a partition that is not there": ({"partition": "gpu"}, "there is no partition gpu"),
     "more CPUs than a node has": ({"cpus_per_task": 9}, "has with 9 CPUs; the largest has 8"),
     "more memory than a node has": ({"mem": "64G"}, "has with 65536 MiB; the largest has 16000"),
@@ -123,6 +127,13 @@ POSSIBLE: dict[str, dict[str, Any]] = {
     "others left out": {"nodes": 2, "exclude": "node[1-2]"},
     "the other account": {"account": "teaching", "partition": "teachers", "nodes": 3},
     "the QOS's most": {"qos": "short", "nodes": 2, "time": "30m", "cpus_per_task": 6},
+    "a QOS that lifts the partition's limits": {
+        "account": "teaching",
+        "qos": "long",
+        "partition": "pairs",
+        "nodes": 2,
+        "time": "4-00:00:00",
+    },
     "whole nodes": {"nodes": 2, "exclusive": True},
 }
 
@@ -245,6 +256,13 @@ def test_nodes_that_are_away_are_waited_for(site: SlurmCluster) -> None:
     assert found.outcome is Outcome.WAITS
     assert "3 of the right kind are up" in found.why[0]
     assert found.why[1].startswith("`sbatch --test-only` says: ")
+
+
+def test_a_partition_that_is_down_is_waited_for(site: SlurmCluster) -> None:
+    found = judged({"partition": "closed"})
+    assert found.outcome is Outcome.WAITS
+    assert found.why[0].startswith("partition closed is down")
+    assert "slurm.partition=normal can run it" in found.suggestions
 
 
 def test_a_controller_that_does_not_answer_is_no_verdict(site: SlurmCluster) -> None:

@@ -15,10 +15,11 @@ from launcher.drill.scenarios import REQUEUE_WAIT_S, Expected, Scenario
 from launcher.drill.settings import Measured, pace_of, paced, time_limit_overrides
 from launcher.drill.verdict import CONTROL, INTERRUPTED, UNDISTURBED, Outcome, judged, read_outcome
 from launcher.prepare import prepare
-from launcher.run import Run, list_run_folders
+from launcher.run import Run
 from launcher.screen import Screen
 from launcher.start import start
 from monitor.compare import Comparison
+from monitor.runs import list_runs
 from train.errors import SubmitrainError, UserError
 from train.events import Kind, read_events
 from train.faults import Fault
@@ -184,7 +185,7 @@ class _Session:
 def _abort_others(report: Report, screen: Screen) -> None:
     """Cancel what Ctrl-C caught between its submission and its being followed."""
     known = {outcome.folder for outcome in report.outcomes}
-    for folder in list_run_folders(report.folder):
+    for folder in list_runs(report.folder):
         if str(folder) not in known:
             abort(Run(folder), screen)
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.folder import folders_of
-from launcher.run import LATEST, list_run_folders
 from launcher.sweeps.grid import Point
+from monitor.runs import LATEST, list_runs
 from train.errors import UserError
 from train.rundir import RunDir, write_json_atomically, write_text_atomically
 
@@ -73,7 +73,7 @@ class SweepFolder:
     def runs(self) -> dict[str, list[Path]]:
         """Run folders of every point that has some, the oldest first."""
         found: dict[str, list[Path]] = {}
-        for folder in list_run_folders(self.root):
+        for folder in list_runs(self.root):
             found.setdefault(_point_of(folder), []).append(folder)
         return found
 

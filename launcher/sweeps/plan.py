@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,9 @@ from launcher.sweeps.settings import (
     set_by_timing,
     timing_overrides,
 )
+from launcher.verdict.judge import Outcome, judge
+from launcher.verdict.parse import read_cluster
+from launcher.verdict.request import request_of
 from train.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -78,6 +81,8 @@ def plan_sweep(request: Request) -> SweepPlan:
     warmup = WARMUP_STEPS if request.warmup is None else request.warmup
     planner = _Planner(request, Shape(warmup, timed), first.cluster.name)
     planner.all_points()
+    if first.cluster.name == "slurm" and not planner.problems:
+        planner.problems += impossible(planner.prepared.values())
     if planner.problems:
         # A wrong key is wrong with each of its values: said once.
         said = {line.partition(" (override ")[0]: line for line in reversed(planner.problems)}
@@ -181,6 +186,16 @@ class _Planner:
         self.batches[digest] = prepared.loaded.config.batch().global_size
         self.configurations.append(Point(name, nodes, 0, combination, overrides, digest))
         return digest
+
+
+def impossible(prepared: Iterable[Prepared]) -> list[str]:
+    """Why Slurm would never start some of these points, whose successors would wait for ever."""
+    facts = read_cluster()
+    if facts is None:
+        return []
+    verdicts = [judge(request_of(one.plan.sbatch), facts) for one in prepared]
+    found = [one for one in verdicts if one.outcome is Outcome.IMPOSSIBLE]
+    return list(dict.fromkeys(line for one in found for line in one.why))
 
 
 def record_of(plan: SweepPlan, *, by: str, host: str) -> dict[str, Any]:

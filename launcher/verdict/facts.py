@@ -58,8 +58,15 @@ class PartitionFacts:
     denied_accounts: frozenset[str]
     qos: frozenset[str] | None
     denied_qos: frozenset[str]
+    alternate: str
+    """Partition that takes its jobs while it is closed; empty for none."""
     own_qos: str
     """QOS whose limits hold for every job of the partition; empty for none."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its jobs start; those of a partition that is DOWN wait until it is opened."""
+        return self.state == "UP"
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ class Limits:
     at_least: Mapping[str, int] = field(default_factory=dict)
     no_jobs: bool = False
     """Whether a limit on the number of jobs is 0."""
+    flags: frozenset[str] = frozenset()
+    """Of a QOS, such as PartitionTimeLimit: jobs of it may exceed that limit of their partition."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,10 @@ class Reservation:
     users: frozenset[str]
     accounts: frozenset[str]
     ends_at: float | None
+    partition: str = ""
+    """Of jobs that name the reservation and no partition."""
+    is_flexible: bool = False
+    """Whether its jobs may use other nodes as well (FLEX)."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,8 @@ class ClusterFacts:
     associations: tuple[Association, ...] | None = None
     account_limits: Mapping[str, tuple[Limits, ...]] = field(default_factory=dict)
     """Of an account and those above it."""
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """The account above each."""
     qos: Mapping[str, Limits] | None = None
     reservations: Mapping[str, Reservation] | None = None
 
@@ -124,7 +139,25 @@ class ClusterFacts:
         return next((one.name for one in self.partitions.values() if one.is_default), None)
 
     @property
+    def has_accounting(self) -> bool:
+        """Whether there is a slurmdbd that could know of accounts and QOS."""
+        return self.settings.get("AccountingStorageType", "").endswith("/slurmdbd")
+
+    @property
+    def rewrites_requests(self) -> bool:
+        """Whether a plugin of the site may choose partition, account or QOS at submission."""
+        return self.settings.get("JobSubmitPlugins", "(null)") not in ("", "(null)")
+
+    def line_of(self, account: str) -> frozenset[str]:
+        """An account and those above it."""
+        line: list[str] = []
+        while account and account not in line:
+            line.append(account)
+            account = self.parents.get(account, "")
+        return frozenset(line)
+
+    @property
     def enforced(self) -> frozenset[str]:
-        """Words of AccountingStorageEnforce: associations, limits, qos, ..."""
+        """Words of AccountingStorageEnforce: associations, limits, qos, ...; empty for none."""
         words = self.settings.get("AccountingStorageEnforce", "").lower()
         return frozenset(word for word in re.split(r"[,\s]+", words) if word)

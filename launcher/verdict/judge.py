@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from launcher.verdict.facts import ClusterFacts
-from launcher.verdict.limits import accounting_objections
+from launcher.verdict.limits import accounting_objections, waived
 from launcher.verdict.nodes import (
     free,
     node_objections,
@@ -55,7 +55,9 @@ def judge(request: Request, facts: ClusterFacts) -> Verdict:
     Waiting is told from starting by free nodes only: what else waits, and with what priority, is
     the scheduler's business (``launcher.verdict.queue``).
     """
-    wanted = request.partitions or tuple(filter(None, [facts.default_partition]))
+    wanted = partitions_of(request, facts)
+    if not wanted and facts.rewrites_requests:
+        return Verdict(Outcome.UNKNOWN, ("a plugin of this site chooses the partition",))
     if not wanted:
         return Verdict(Outcome.IMPOSSIBLE, (_no_partition(facts),))
     objections = {name: tuple(_objections(request, name, facts)) for name in wanted}
@@ -63,11 +65,24 @@ def judge(request: Request, facts: ClusterFacts) -> Verdict:
     if not fitting:
         why = tuple(dict.fromkeys(text for problems in objections.values() for text in problems))
         return Verdict(Outcome.IMPOSSIBLE, why, suggestions=tuple(_elsewhere(request, facts)))
+    closed = [name for name in fitting if not facts.partitions[name].is_open]
+    if len(closed) == len(fitting):
+        text = f"partition {', '.join(closed)} is down: no job of it starts until it is opened"
+        return Verdict(Outcome.WAITS, (text,), suggestions=tuple(_elsewhere(request, facts)))
+    fitting = [name for name in fitting if name not in closed]
     room = max(len(free(request, facts, name)) for name in fitting)
     if room >= request.nodes:
         return Verdict(Outcome.STARTS_NOW)
     why = tuple(_why_waiting(request, facts, fitting, room))
     return Verdict(Outcome.WAITS, why, suggestions=tuple(_sooner(request, room)))
+
+
+def partitions_of(request: Request, facts: ClusterFacts) -> tuple[str, ...]:
+    """Its partitions, else those of its reservations, else the default one."""
+    known = facts.reservations or {}
+    reserved = [known[name].partition for name in request.reservations if name in known]
+    chosen = request.partitions or tuple(filter(None, reserved))
+    return chosen or tuple(filter(None, [facts.default_partition]))
 
 
 def _no_partition(facts: ClusterFacts) -> str:
@@ -82,7 +97,7 @@ def _objections(request: Request, partition: str, facts: ClusterFacts) -> Iterat
         known = ", ".join(sorted(facts.partitions))
         yield f"slurm.partition: there is no partition {partition}; there are {known}"
         return
-    yield from partition_objections(request, found)
+    yield from partition_objections(request, found, waived(request, found, facts))
     yield from node_objections(request, found, facts)
     yield from reservation_objections(request, facts)
     yield from accounting_objections(request, found, facts)
@@ -103,9 +118,9 @@ def _why_waiting(
 
 def _elsewhere(request: Request, facts: ClusterFacts) -> Iterator[str]:
     """Other partitions in which the same request could run."""
-    tried = set(request.partitions or filter(None, [facts.default_partition]))
+    tried = set(partitions_of(request, facts))
     for name in sorted(set(facts.partitions) - tried):
-        if not any(_objections(request, name, facts)):
+        if facts.partitions[name].is_open and not any(_objections(request, name, facts)):
             yield f"slurm.partition={name} can run it"
 
 

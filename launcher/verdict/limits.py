@@ -22,16 +22,19 @@ def accounting_objections(
     request: Request, partition: PartitionFacts, facts: ClusterFacts
 ) -> Iterator[str]:
     """Accounts, QOS and their limits, as far as the site enforces them."""
-    if facts.associations is None or not facts.enforced:
+    if not facts.associations or not facts.enforced & _ENFORCED:
+        return  # nobody answered, or sbatch itself says that there is no account
+    association = _association(request, partition, facts)
+    if association is None:
+        if facts.rewrites_requests:
+            return
+        yield _no_association(request, partition, facts)
         return
-    association, problem = _association(request, partition, facts)
-    if problem:
-        yield problem
-        return
-    account = association.account if association else request.account
-    yield from _account_allowed(account, partition)
-    qos = request.qos or (association.default_qos if association else "")
-    if qos and association and association.qos and qos not in association.qos:
+    account, qos = association.account, qos_of(request, association)
+    yield from _account_allowed(facts.line_of(account), account, partition)
+    if "," in qos:
+        return  # Slurm 24.11 takes one of several
+    if "qos" in facts.enforced and qos and association.qos and qos not in association.qos:
         yield (
             f"slurm.qos: account {account} may use {', '.join(sorted(association.qos))}, not {qos}"
         )
@@ -41,34 +44,51 @@ def accounting_objections(
     ):
         allowed = ", ".join(sorted(partition.qos or ())) or "others"
         yield f"slurm.qos: partition {partition.name} takes {allowed}, not {qos}"
-    if "limits" not in facts.enforced and "safe" not in facts.enforced:
-        return
-    for limits in _limits(association, qos, partition, facts):
-        yield from _of_limits(request, limits, facts)
+    if facts.enforced & {"limits", "safe"}:
+        yield from _of_limits(request, _limits(association, qos, partition, facts))
+
+
+LIFTING = frozenset(["PartitionTimeLimit", "PartitionMaxNodes", "PartitionMinNodes"])
+_ENFORCED = frozenset(["associations", "limits", "qos", "safe", "wckeys", "all"])
+
+
+def waived(request: Request, partition: PartitionFacts, facts: ClusterFacts) -> frozenset[str]:
+    """Flags of the job's QOS, of which some lift limits of the partition."""
+    if facts.associations is None and not facts.has_accounting:
+        return frozenset()
+    qos = (facts.qos or {}).get(qos_of(request, _association(request, partition, facts)))
+    return LIFTING if qos is None else qos.flags  # what nobody says is taken for lifted
+
+
+def qos_of(request: Request, association: Association | None) -> str:
+    """The QOS of the job: its own, else the association's default."""
+    return request.qos or (association.default_qos if association else "")
 
 
 def _association(
     request: Request, partition: PartitionFacts, facts: ClusterFacts
-) -> tuple[Association | None, str]:
-    """The association that the job will run under, or why there is none."""
+) -> Association | None:
+    """The association that the job will run under; None where there is none."""
     mine = [one for one in facts.associations or () if one.partition in ("", partition.name)]
-    accounts = sorted({one.account for one in mine})
+    mine.sort(key=lambda one: one.partition == "")  # the partition's own goes first
     if request.account:
-        found = next((one for one in mine if one.account == request.account), None)
-        if found is None:
-            may = f"you may charge {', '.join(accounts)}" if accounts else "you may charge none"
-            return None, f"slurm.account: not {request.account}: {may}"
-        return found, ""
-    if not mine:
-        return None, (
-            f"slurm.account: {facts.user} has no account on this cluster; its administrators make "
-            "one (sacctmgr add user)"
-        )
-    return next((one for one in mine if one.is_default), mine[0]), ""
+        return next((one for one in mine if one.account == request.account), None)
+    return next((one for one in mine if one.is_default), mine[0] if mine else None)
 
 
-def _account_allowed(account: str, partition: PartitionFacts) -> Iterator[str]:
-    if partition.accounts is not None and account not in partition.accounts:
+def _no_association(request: Request, partition: PartitionFacts, facts: ClusterFacts) -> str:
+    accounts = sorted({one.account for one in facts.associations or ()})
+    may = f"you may charge {', '.join(accounts)}"
+    if request.account and request.account not in accounts:
+        return f"slurm.account: not {request.account}: {may}"
+    return f"slurm.account: {may}, but not in partition {partition.name}"
+
+
+def _account_allowed(
+    line: frozenset[str], account: str, partition: PartitionFacts
+) -> Iterator[str]:
+    """Accounts of the partition; in newer Slurm they stand for those below them, too."""
+    if partition.accounts is not None and not line & partition.accounts:
         allowed = ", ".join(sorted(partition.accounts))
         yield f"slurm.account: partition {partition.name} takes {allowed}, not {account}"
     elif account in partition.denied_accounts:
@@ -76,28 +96,43 @@ def _account_allowed(account: str, partition: PartitionFacts) -> Iterator[str]:
 
 
 def _limits(
-    association: Association | None, qos: str, partition: PartitionFacts, facts: ClusterFacts
-) -> Iterator[Limits]:
-    """Every set of limits that holds for the job."""
-    if association is not None:
-        yield association.limits
-        yield from facts.account_limits.get(association.account, ())
-    for name in dict.fromkeys([qos, partition.own_qos]):
-        if name and facts.qos and name in facts.qos:
-            yield facts.qos[name]
+    association: Association, qos: str, partition: PartitionFacts, facts: ClusterFacts
+) -> list[Limits]:
+    """Every set of limits that holds for the job; where two set the same limit, the first counts.
+
+    Order: resource_limits.html, "Hierarchy".
+    """
+    known = facts.qos or {}
+    of_qos = [known[name] for name in dict.fromkeys([partition.own_qos, qos]) if name in known]
+    if of_qos and "OverPartQOS" in of_qos[-1].flags:
+        of_qos.reverse()
+    of_qos = [one for one in of_qos if "Relative" not in one.flags]  # those count per cent
+    accounts = facts.account_limits.get(association.account, ())
+    return [*of_qos, association.limits, *accounts]
 
 
 _KEYS = {"node": "slurm.nodes", "cpu": "slurm.cpus_per_task", "mem": "slurm.mem"}
 
 
-def _of_limits(request: Request, limits: Limits, facts: ClusterFacts) -> Iterator[str]:
+def _of_limits(request: Request, order: list[Limits]) -> Iterator[str]:
+    set_before: set[tuple[str, str]] = set()
+    for limits in order:
+        for limit, name, problem in _checks(request, limits):
+            if (limit, name) not in set_before and problem:
+                yield problem
+            set_before.add((limit, name))
+
+
+def _checks(request: Request, limits: Limits) -> Iterator[tuple[str, str, str]]:
+    """Every limit that is set here: its name, what it counts, and the objection or nothing."""
     if limits.no_jobs:
-        yield f"slurm.account: {limits.owner} allows no job at all ({BY_THE_SITE})"
-    if limits.max_wall_s is not None and request.time_s > limits.max_wall_s:
-        most = format_duration(limits.max_wall_s)
-        time = format_duration(request.time_s)
-        yield above("slurm.time", time, f"MaxWall of {limits.owner}", most)
-    node = _per_node(request, facts)
+        text = f"slurm.account: {limits.owner} allows no job at all ({BY_THE_SITE})"
+        yield "MaxJobs", limits.owner, text
+    if limits.max_wall_s is not None:
+        most, time = format_duration(limits.max_wall_s), format_duration(request.time_s)
+        text = above("slurm.time", time, f"MaxWall of {limits.owner}", most)
+        yield "MaxWall", "", text if request.time_s > limits.max_wall_s else ""
+    node = _per_node(request)
     whole = {"node": request.nodes, **{name: n * request.nodes for name, n in node.items()}}
     checks = (
         ("MaxTRESPerJob", limits.per_job, whole),
@@ -108,21 +143,19 @@ def _of_limits(request: Request, limits: Limits, facts: ClusterFacts) -> Iterato
     for limit, values, asked_of in checks:
         for name, largest in values.items():
             asked = asked_of.get(name, 0)
-            if asked > largest:
-                key = _KEYS.get(name, "slurm.gpus_per_node")
-                yield above(
-                    key, f"{name}={asked}", f"{limit} of {limits.owner}", f"{name}={largest}"
-                )
+            key, owner = _KEYS.get(name, "slurm.gpus_per_node"), f"{limit} of {limits.owner}"
+            text = above(key, f"{name}={asked}", owner, f"{name}={largest}")
+            yield limit, name, text if asked > largest else ""
     for name, least in limits.at_least.items():
-        if whole.get(name, 0) < least:
-            yield (
-                f"{_KEYS.get(name, 'slurm.gpus_per_node')}: {name}={whole.get(name, 0)} is below "
-                f"MinTRES of {limits.owner} ({name}={least}; {BY_THE_SITE})"
-            )
+        asked = whole.get(name, 0)
+        text = (
+            f"{_KEYS.get(name, 'slurm.gpus_per_node')}: {name}={asked} is below "
+            f"MinTRES of {limits.owner} ({name}={least}; {BY_THE_SITE})"
+        )
+        grows = request.exclusive or not asked  # whole nodes, all memory, or not counted here
+        yield "MinTRES", name, text if asked < least and (name == "node" or not grows) else ""
 
 
-def _per_node(request: Request, facts: ClusterFacts) -> dict[str, int]:
-    values = {"cpu": request.cpus, "mem": memory_mb(request, facts), "gres/gpu": request.gpus}
-    if request.gpu_type:
-        values[f"gres/gpu:{request.gpu_type}"] = request.gpus
-    return values
+def _per_node(request: Request) -> dict[str, int]:
+    values = {"cpu": request.cpus, "mem": memory_mb(request), "gres/gpu": request.gpu_count}
+    return values | {f"gres/gpu:{kind}": count for kind, count in request.gpus.items() if kind}

@@ -10,23 +10,28 @@ from launcher.verdict.request import Request, memory_mb
 from train.config.types import format_duration
 
 
-def partition_objections(request: Request, partition: PartitionFacts) -> Iterator[str]:
+def partition_objections(
+    request: Request, partition: PartitionFacts, waived: frozenset[str]
+) -> Iterator[str]:
+    """Limits of the partition; ``waived`` are the QOS's flags that lift some (sacctmgr(1))."""
     name = f"partition {partition.name}"
-    if partition.state in ("DOWN", "INACTIVE", "DRAIN"):
+    if partition.state in ("INACTIVE", "DRAIN") and not partition.alternate:
         yield (
-            f"slurm.partition: {name} is {partition.state.lower()}: no job of it starts; "
-            "take another one, or ask when it is back"
+            f"slurm.partition: {name} is {partition.state.lower()}: it takes no jobs; take another "
+            "one, or ask when it is back"
         )
-    if partition.max_time_s is not None and request.time_s > partition.max_time_s:
+    too_long = partition.max_time_s is not None and request.time_s > partition.max_time_s
+    if partition.max_time_s is not None and too_long and "PartitionTimeLimit" not in waived:
         yield above(
             "slurm.time",
             format_duration(request.time_s),
             f"MaxTime of {name}",
             format_duration(partition.max_time_s),
         )
-    if partition.max_nodes is not None and request.nodes > partition.max_nodes:
-        yield above("slurm.nodes", request.nodes, f"MaxNodes of {name}", partition.max_nodes)
-    if request.max_nodes < partition.min_nodes:
+    most = None if "PartitionMaxNodes" in waived else partition.max_nodes
+    if most is not None and request.nodes > most:
+        yield above("slurm.nodes", request.nodes, f"MaxNodes of {name}", most)
+    if request.max_nodes < partition.min_nodes and "PartitionMinNodes" not in waived:
         yield (
             f"slurm.nodes: {request.max_nodes} is below MinNodes of {name} ({partition.min_nodes}; "
             f"{BY_THE_SITE})"
@@ -63,7 +68,7 @@ def node_objections(
             f"has with {request.cpus} CPUs",
             lambda n: n.cpus >= request.cpus,
         ),
-        ("slurm.mem", _memory_words(request, facts), lambda n: _has_memory(request, n, facts)),
+        ("slurm.mem", _memory_words(request), lambda n: _has_memory(request, n, facts)),
     )
     for key, words, fits in steps:
         before, pool = pool, [node for node in pool if fits(node)]
@@ -101,21 +106,23 @@ def _shape(node: NodeFacts) -> str:
 
 
 def _gpu_words(request: Request) -> str:
-    return f"has with {request.gpus} {request.gpu_type}".rstrip() + " GPUs"
+    asked = [f"{count} {kind}".rstrip() for kind, count in request.gpus.items()]
+    return f"has with {' + '.join(asked)} GPUs"
 
 
-def _memory_words(request: Request, facts: ClusterFacts) -> str:
-    return f"has with {memory_mb(request, facts)} MiB"
+def _memory_words(request: Request) -> str:
+    return f"has with {memory_mb(request)} MiB"
 
 
 def _has_memory(request: Request, node: NodeFacts, facts: ClusterFacts) -> bool:
-    return node.memory_mb >= memory_mb(request, facts)
+    counted = "MEMORY" in facts.settings.get("SelectTypeParameters", "").upper()
+    return not counted or node.memory_mb >= memory_mb(request)
 
 
 def _has_gpus(request: Request, node: NodeFacts) -> bool:
-    if request.gpu_type:
-        return node.gpus.get(request.gpu_type, 0) >= request.gpus
-    return sum(node.gpus.values()) >= request.gpus
+    typed = {kind: count for kind, count in request.gpus.items() if kind}
+    enough = all(node.gpus.get(kind, 0) >= count for kind, count in typed.items())
+    return enough and sum(node.gpus.values()) >= request.gpu_count
 
 
 def _has_features(request: Request, node: NodeFacts) -> bool:
@@ -123,21 +130,34 @@ def _has_features(request: Request, node: NodeFacts) -> bool:
 
 
 def _reserved(request: Request, facts: ClusterFacts, node: NodeFacts) -> bool:
-    if not request.reservation or facts.reservations is None:
+    known = [
+        found
+        for name in request.reservations
+        if (found := (facts.reservations or {}).get(name)) is not None
+    ]
+    if not known or any(one.is_flexible or not one.nodes for one in known):
         return True
-    found = facts.reservations.get(request.reservation)
-    return found is None or not found.nodes or node.name in found.nodes
+    return any(node.name in one.nodes for one in known)
 
 
 def reservation_objections(request: Request, facts: ClusterFacts) -> Iterator[str]:
-    if not request.reservation or facts.reservations is None:
+    """Whether there is a reservation of that name for this user; of several one will do."""
+    if not request.reservations or facts.reservations is None:
         return
-    found = facts.reservations.get(request.reservation)
+    problems = [_reservation_problem(name, facts) for name in request.reservations]
+    if all(problems):
+        yield from problems
+
+
+def _reservation_problem(name: str, facts: ClusterFacts) -> str:
+    found = (facts.reservations or {}).get(name)
     if found is None:
-        known = ", ".join(sorted(facts.reservations)) or "none"
-        yield f"slurm.reservation: there is no reservation {request.reservation}; known: {known}"
-    elif found.users and not found.accounts and facts.user not in found.users:
-        yield f"slurm.reservation: {request.reservation} is for {', '.join(sorted(found.users))}"
+        known = ", ".join(sorted(facts.reservations or ())) or "none"
+        return f"slurm.reservation: there is no reservation {name}; known: {known}"
+    denies = any(user.startswith("-") for user in found.users)
+    if found.users and not found.accounts and not denies and facts.user not in found.users:
+        return f"slurm.reservation: {name} is for {', '.join(sorted(found.users))}"
+    return ""
 
 
 def usable(request: Request, facts: ClusterFacts, partition: str) -> list[NodeFacts]:
@@ -162,7 +182,7 @@ def free(request: Request, facts: ClusterFacts, partition: str) -> list[NodeFact
 
 
 def _has_room(request: Request, node: NodeFacts, facts: ClusterFacts) -> bool:
-    if "RESERVED" in node.flags and not request.reservation:
+    if "RESERVED" in node.flags and not request.reservations:
         return False
     if node.is_idle:
         return True
@@ -170,6 +190,6 @@ def _has_room(request: Request, node: NodeFacts, facts: ClusterFacts) -> bool:
         node.state == "MIXED"
         and not request.exclusive
         and node.free_cpus >= request.cpus
-        and node.free_memory_mb >= memory_mb(request, facts)
-        and node.free_gpus >= request.gpus
+        and node.free_memory_mb >= memory_mb(request)
+        and node.free_gpus >= request.gpu_count
     )

@@ -32,7 +32,7 @@ def _names(text: str) -> frozenset[str]:
 
 
 def _allowed(text: str) -> frozenset[str] | None:
-    return None if text in ("", "ALL", "(null)") else _names(text)
+    return None if text in ("", "ALL", "(null)") else _names(text.lower())
 
 
 def _count(text: str) -> int | None:
@@ -105,7 +105,8 @@ def parse_nodes(text: str) -> dict[str, NodeFacts]:
             free_memory_mb=memory - int(fields.get("AllocMem") or 0),
             gpus=gpus,
             free_gpus=sum(gpus.values()) - used.get("gres/gpu", 0),
-            features=_names(fields.get("ActiveFeatures", "")),
+            features=_names(fields.get("AvailableFeatures", ""))
+            | _names(fields.get("ActiveFeatures", "")),
         )
     return found
 
@@ -126,9 +127,10 @@ def parse_partitions(text: str) -> dict[str, PartitionFacts]:
             max_memory_mb=_count(fields.get("MaxMemPerNode", "")),
             nodes=frozenset(expand_nodes(fields.get("Nodes", "").replace("(null)", ""))),
             accounts=_allowed(fields.get("AllowAccounts", "ALL")),
-            denied_accounts=_names(fields.get("DenyAccounts", "")),
+            denied_accounts=_names(fields.get("DenyAccounts", "").lower()),
             qos=_allowed(fields.get("AllowQos", "ALL")),
-            denied_qos=_names(fields.get("DenyQos", "")),
+            denied_qos=_names(fields.get("DenyQos", "").lower()),
+            alternate="" if fields.get("Alternate", "") in _UNLIMITED else fields["Alternate"],
             own_qos="" if own in _UNLIMITED else own,
         )
     return found
@@ -153,6 +155,8 @@ def parse_reservations(text: str) -> dict[str, Reservation]:
             users=_names(fields.get("Users", "")),
             accounts=_names(fields.get("Accounts", "")),
             ends_at=float(ends) if ends.isdigit() else None,
+            partition=fields.get("PartitionName", "").replace("(null)", ""),
+            is_flexible="FLEX" in fields.get("Flags", "").upper().split(","),
         )
     return found
 
@@ -162,7 +166,7 @@ _USER_FIELDS = f"DefaultAccount,Account,Partition,QOS,DefaultQOS,{_LIMIT_FIELDS}
 _ACCOUNT_FIELDS = f"Account,ParentName,{_LIMIT_FIELDS}"
 _QOS_FIELDS = (
     "Name,MaxWall,MaxTRES,MaxTRESPerNode,GrpTRES,MaxJobsPU,GrpJobs,MaxSubmitJobsPU,GrpSubmitJobs,"
-    "MinTRES,MaxTRESPU"
+    "MinTRES,MaxTRESPU,Flags"
 )
 
 
@@ -177,6 +181,7 @@ def _limits(owner: str, row: Mapping[str, str]) -> Limits:
         together=parse_tres(row.get("GrpTRES", "")),
         at_least=parse_tres(row.get("MinTRES", "")),
         no_jobs=any(row.get(name) == "0" for name in (*counts, "MaxSubmitJobsPU")),
+        flags=_names(row.get("Flags", "")),
     )
 
 
@@ -209,6 +214,11 @@ def parse_accounts(text: str) -> dict[str, tuple[Limits, ...]]:
     return {name: tuple(_chain(name, rows)) for name in rows}
 
 
+def parse_parents(text: str) -> dict[str, str]:
+    """The account above each account, of the same output."""
+    return {row["Account"]: row["ParentName"] for row in _rows(text, _ACCOUNT_FIELDS)}
+
+
 def _chain(name: str, rows: Mapping[str, Mapping[str, str]]) -> Iterator[Limits]:
     seen: set[str] = set()
     while name in rows and name not in seen:
@@ -225,13 +235,13 @@ def parse_qos(text: str) -> dict[str, Limits]:
 def read_cluster(*, run: Ask = ask, user: str | None = None) -> ClusterFacts | None:
     """Ask Slurm; None when its controller does not say what nodes and partitions it has."""
     user = user or getpass.getuser()
-    nodes = _ask(run, "scontrol", "show", "node", "--oneliner")
-    partitions = _ask(run, "scontrol", "show", "partition", "--oneliner")
+    nodes = _ask(run, "scontrol", "--all", "show", "node", "--oneliner")
+    partitions = _ask(run, "scontrol", "--all", "show", "partition", "--oneliner")
     settings = parse_settings(_ask(run, "scontrol", "show", "config") or "")
     if not nodes or not partitions or not settings:
         return None
     reservations = _ask(run, "scontrol", "show", "reservation", "--oneliner")
-    accounting = settings.get("AccountingStorageType", "").endswith("/slurmdbd")
+    accounting = ClusterFacts({}, {}, settings).has_accounting
     mine = accounts = qos = None
     if accounting:
         where = ["where", f"cluster={settings.get('ClusterName', '')}"]
@@ -247,6 +257,7 @@ def read_cluster(*, run: Ask = ask, user: str | None = None) -> ClusterFacts | N
         user=user,
         associations=None if mine is None else parse_associations(mine),
         account_limits=parse_accounts(accounts or ""),
+        parents=parse_parents(accounts or ""),
         qos=None if qos is None else parse_qos(qos),
         reservations=None if reservations is None else parse_reservations(reservations),
     )

@@ -21,7 +21,9 @@ def permit(
     Raises:
         ClusterError: it can never run, or it waits longer than wanted.
     """
-    if verdict is None or force:
+    if verdict is None:
+        return
+    if verdict.outcome is Outcome.IMPOSSIBLE and force:
         return
     problem = _problem(verdict, max_wait_s)
     if problem is None or (confirm is not None and confirm(problem)):
@@ -35,7 +37,12 @@ def _problem(verdict: Verdict, max_wait_s: float | None) -> str | None:
         return "\n".join(
             [*lines, "Slurm would never start this job; --force submits it all the same"]
         )
-    if max_wait_s is None or verdict.wait_s is None or verdict.wait_s[0] <= max_wait_s:
+    if max_wait_s is None or verdict.outcome is Outcome.STARTS_NOW:
+        return None
+    if verdict.wait_s is None:
+        why = "; ".join(verdict.why) or "Slurm gives no estimate"
+        return f"--max-wait: nobody can say how long it would wait ({why}); leave the option out"
+    if verdict.wait_s[0] <= max_wait_s:
         return None
     least, limit = format_duration(round(verdict.wait_s[0])), format_duration(round(max_wait_s))
     return (

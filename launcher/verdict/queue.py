@@ -8,14 +8,16 @@ and wait in the partition, worked off by all of its nodes. Jobs that end early s
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 
+from launcher.submit import job_environment
 from launcher.verdict.facts import ClusterFacts
-from launcher.verdict.judge import Outcome, Verdict, judge
+from launcher.verdict.judge import Outcome, Verdict, judge, partitions_of
 from launcher.verdict.nodes import usable
 from launcher.verdict.parse import ASK_TIMEOUT_S, read_cluster
 from launcher.verdict.request import Request
@@ -32,10 +34,11 @@ def expect(request: Request, script: str, *, run: Ask = ask) -> Verdict:
     if facts is None:
         return Verdict(Outcome.UNKNOWN, ("Slurm does not say what nodes and limits it has",))
     verdict = judge(request, facts)
-    if verdict.outcome is Outcome.IMPOSSIBLE:
+    partitions = _open_partitions(request, facts)
+    if verdict.outcome is Outcome.IMPOSSIBLE or not partitions:
         return verdict
     start_s, refusal = _test_only(script, run)
-    ahead_s, waiting = _ahead(request, facts, run)
+    ahead_s, waiting = _ahead(request, facts, partitions, run)
     if refusal:
         why = (*verdict.why, f"`sbatch --test-only` says: {refusal}")
         return replace(verdict, outcome=Outcome.WAITS, why=why)
@@ -53,7 +56,10 @@ def _test_only(script: str, run: Ask) -> tuple[float | None, str]:
     with tempfile.NamedTemporaryFile("w", prefix="submitrain-", suffix=".sh") as file:
         file.write(script)
         file.flush()
-        answer = run(["sbatch", "--test-only", file.name], timeout_s=ASK_TIMEOUT_S)
+        # Without the variables of a surrounding job, as the submission itself.
+        inherited = set(os.environ) - set(job_environment(os.environ, ""))
+        clean = ["env", *(f"--unset={name}" for name in sorted(inherited))]
+        answer = run([*clean, "sbatch", "--test-only", file.name], timeout_s=ASK_TIMEOUT_S)
     return parse_test_only(answer.error, now=time.time())
 
 
@@ -66,16 +72,21 @@ def parse_test_only(said: str, *, now: float) -> tuple[float | None, str]:
     return (None, "") if when is None else (max(0.0, round(when - now)), "")
 
 
-def _ahead(request: Request, facts: ClusterFacts, run: Ask) -> tuple[float | None, int]:
-    """Seconds until the partition has worked off what runs and waits; how many jobs wait."""
-    names = request.partitions or tuple(filter(None, [facts.default_partition]))
-    known = [name for name in names if name in facts.partitions]
+def _open_partitions(request: Request, facts: ClusterFacts) -> list[str]:
+    names = partitions_of(request, facts)
+    return [name for name in names if name in facts.partitions and facts.partitions[name].is_open]
+
+
+def _ahead(
+    request: Request, facts: ClusterFacts, partitions: list[str], run: Ask
+) -> tuple[float | None, int]:
+    """Seconds until the partitions have worked off what runs and waits; how many jobs wait."""
     command = ["squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%D %T %l %L %r"]
-    answer = run([*command, f"--partition={','.join(known)}"], timeout_s=ASK_TIMEOUT_S)
+    answer = run([*command, f"--partition={','.join(partitions)}"], timeout_s=ASK_TIMEOUT_S)
     if answer.code != 0:
         return None, 0
     node_s, jobs = work_ahead(answer.out.splitlines())
-    pool = max((len(usable(request, facts, name)) for name in known), default=0)
+    pool = max((len(usable(request, facts, name)) for name in partitions), default=0)
     return (node_s / pool if pool else None), jobs
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.verdict.facts import ClusterFacts
 from launcher.verdict.parse import megabytes, parse_gres
 from monitor.hostlist import expand_nodes
+from train.config.types import parse_duration_s
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Request:
     cpus: int
     memory_mb: int | None
     memory_per_cpu_mb: int | None
-    gpus: int
-    gpu_type: str
+    gpus: Mapping[str, int]
+    """By type; the type is empty where any will do."""
     time_s: int
     partitions: tuple[str, ...]
     account: str
@@ -32,7 +32,12 @@ class Request:
     nodelist: frozenset[str]
     excluded: frozenset[str]
     exclusive: bool
-    reservation: str
+    reservations: tuple[str, ...]
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of each node, of all types."""
+        return sum(self.gpus.values())
 
 
 def request_of(parameters: Mapping[str, Any]) -> Request:
@@ -42,29 +47,36 @@ def request_of(parameters: Mapping[str, Any]) -> Request:
     per_node = parameters.get("gpus_per_node")
     asked = parse_gres(f"gpu:{per_node}" if per_node else gres)
     extra = parameters.get("additional_parameters") or {}
+    cpus = int(parameters.get("ntasks_per_node") or 1) * int(parameters.get("cpus_per_task") or 1)
     return Request(
         nodes=int(low),
         max_nodes=int(high or low),
-        cpus=int(parameters.get("ntasks_per_node") or 1)
-        * int(parameters.get("cpus_per_task") or 1),
+        cpus=1 if extra.get("overcommit") else cpus,
         memory_mb=megabytes(str(parameters.get("mem") or "").upper().removesuffix("B")),
         memory_per_cpu_mb=megabytes(
             str(parameters.get("mem_per_cpu") or "").upper().removesuffix("B")
         ),
-        gpus=sum(asked.values()),
-        gpu_type=next(iter(asked), ""),
-        time_s=int(parameters["time"]) * 60,
+        gpus=asked,
+        # The least time that will do is what Slurm checks (--time-min).
+        time_s=_least_time_s(int(parameters["time"]) * 60, extra.get("time-min")),
         partitions=tuple(
             name for name in str(parameters.get("partition") or "").split(",") if name
         ),
-        account=str(parameters.get("account") or ""),
-        qos=str(parameters.get("qos") or ""),
+        account=str(parameters.get("account") or "").lower(),
+        qos=str(parameters.get("qos") or "").lower(),
         features=_features(str(parameters.get("constraint") or "")),
         nodelist=frozenset(expand_nodes(str(parameters.get("nodelist") or ""))),
         excluded=frozenset(expand_nodes(str(parameters.get("exclude") or ""))),
         exclusive=bool(parameters.get("exclusive")),
-        reservation=str(extra.get("reservation") or ""),
+        reservations=tuple(name for name in str(extra.get("reservation") or "").split(",") if name),
     )
+
+
+def _least_time_s(time_s: int, least: object) -> int:
+    try:
+        return time_s if least is None else min(time_s, parse_duration_s(least))
+    except ValueError:
+        return time_s
 
 
 def _features(constraint: str) -> tuple[frozenset[str], ...]:
@@ -76,15 +88,8 @@ def _features(constraint: str) -> tuple[frozenset[str], ...]:
     )
 
 
-def memory_mb(request: Request, facts: ClusterFacts) -> int:
-    """MiB on every node; 0 for all or as much as there is."""
+def memory_mb(request: Request) -> int:
+    """MiB asked for on every node; 0 for all, or where only the site's defaults say how much."""
     if request.memory_mb is not None:
         return request.memory_mb
-    per_cpu = request.memory_per_cpu_mb
-    if per_cpu is None:
-        per_node = facts.settings.get("DefMemPerNode", "")
-        if per_node.isdigit():
-            return int(per_node)
-        default = facts.settings.get("DefMemPerCPU", "")
-        per_cpu = int(default) if default.isdigit() else 0
-    return per_cpu * request.cpus
+    return (request.memory_per_cpu_mb or 0) * request.cpus

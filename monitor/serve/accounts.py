@@ -14,6 +14,7 @@ from pathlib import Path
 from monitor.goodput import Goodput
 from monitor.goodput_read import read_goodput
 from monitor.status import RunState, RunStatus
+from train.errors import UserError
 
 FRESH_S = 120.0
 PATIENCE = 100.0
@@ -27,6 +28,8 @@ class Accounts:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._found: dict[str, tuple[Goodput, float, bool]] = {}
+        self._unreadable: dict[str, float] = {}
+        """When to try again."""
         self._free_at = float("-inf")
 
     def update(self, runs: Sequence[RunStatus]) -> dict[str, Goodput]:
@@ -46,16 +49,23 @@ class Accounts:
         return {name: value for name, (value, _, _) in self._found.items()}
 
     def _due_at(self, status: RunStatus) -> float:
+        if status.run_id in self._unreadable:
+            return self._unreadable[status.run_id]
         _, due_at, ended = self._found.get(status.run_id, (None, float("-inf"), False))
         return due_at if ended == status.state.ended else float("-inf")
 
     def _read(self, status: RunStatus) -> None:
         ended = status.state.ended
-        goodput = read_goodput(
-            Path(status.folder),
-            ended=ended,
-            pending=status.state is RunState.QUEUED,
-            run=None,
-        )
+        self._unreadable.pop(status.run_id, None)
+        try:
+            goodput = read_goodput(
+                Path(status.folder),
+                ended=ended,
+                pending=status.state is RunState.QUEUED,
+                run=None,
+            )
+        except (OSError, UserError):
+            self._unreadable[status.run_id] = self._clock() + FRESH_S
+            return
         due_at = float("inf") if ended else self._clock() + FRESH_S
         self._found[status.run_id] = goodput, due_at, ended

@@ -1,0 +1,204 @@
+"""What this host offers a training: containers, InfiniBand, modules, Python, the clock.
+
+Judgements are pure; the readers beside them look at PATH, /sys, the environment and the kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.assess.checks_folders import Mount, is_shared
+from launcher.assess.finding import Finding, fail, ok, unknown, warn
+from monitor.slurm import Answer, Ask, ask
+
+RUNTIMES = ("apptainer", "singularity", "enroot", "podman")
+PACKAGES = ("torch", "transformers", "submitit")
+_ASK_S = 3.0
+_TIMEX_BYTES, _STATUS_OFFSET, _STA_UNSYNC = 512, 40, 0x40
+"""struct timex of 64-bit Linux is 208 bytes; ``status`` is its sixth field (adjtimex(2))."""
+
+
+def judge_containers(help_of_srun: Answer, found: Sequence[str], *, needed: bool) -> Finding:
+    """Whether ranks can be started in an image: by srun itself (pyxis), or by Apptainer.
+
+    ``needed``: the configuration names an image.
+    """
+    id = "containers"
+    there = f"in PATH: {', '.join(found)}" if found else "no container program in PATH"
+    if "--container-image" in help_of_srun.out:
+        return ok(id, f"srun has --container-image (pyxis); {there}")
+    if help_of_srun.code is None and "cannot be run" not in help_of_srun.error:
+        return unknown(id, f"`srun --help` does not answer; {there}", "try it by hand")
+    evidence = f"srun has no --container-image; {there}"
+    if not needed:
+        return ok(id, evidence)
+    if {"apptainer", "singularity"} & set(found):
+        return ok(id, f"{evidence}: ranks are started by {found[0]} (slurm.container_runtime)")
+    if found:
+        remedy = "ask the site for pyxis or Apptainer: ranks are not started in an image otherwise"
+        return warn(id, f"slurm.container_image is set, and {evidence}", remedy)
+    remedy = "ask the site for pyxis or Apptainer, or remove slurm.container_image"
+    return fail(id, f"slurm.container_image is set, and {evidence}", remedy)
+
+
+def read_containers(*, needed: bool, run: Ask = ask) -> list[Finding]:
+    """Ask srun, and look into PATH."""
+    help_of_srun = run(["srun", "--help"], timeout_s=_ASK_S)
+    return [judge_containers(help_of_srun, [n for n in RUNTIMES if shutil.which(n)], needed=needed)]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One port of an RDMA device, in the kernel's words."""
+
+    name: str
+    state: str
+    layer: str
+    rate: str
+
+
+def judge_rdma(ports: Sequence[Port] | None, *, on_nodes: bool) -> Finding:
+    """Whether a link for RDMA is up on this host; ``ports`` None: the kernel lists no device.
+
+    ``on_nodes``: jobs run on other machines, which may have what this one has not.
+    """
+    id = "infiniband"
+    if not ports and not on_nodes:
+        return ok(id, "no InfiniBand or RoCE device on this machine, which needs none for itself")
+    elsewhere = "`srun -p PARTITION cat /sys/class/infiniband/*/ports/*/state` asks a compute node"
+    if not ports:
+        said = "no InfiniBand or RoCE device on this host; compute nodes may have some"
+        return unknown(id, said, elsewhere)
+    told = "; ".join(f"{p.name} {p.layer} {p.state} {p.rate}".strip() for p in ports)
+    if any(port.state == "ACTIVE" for port in ports):
+        return ok(id, told)
+    remedy = "`ibstat` and the cabling: NCCL would fall back to TCP here"
+    return warn(id, f"no port is active: {told}", remedy)
+
+
+def read_ports(root: Path = Path("/sys/class/infiniband")) -> list[Port] | None:
+    """Ports of the kernel's RDMA devices (Linux, ABI/stable/sysfs-class-infiniband)."""
+    if not root.is_dir():
+        return None
+    return [
+        Port(
+            name=f"{port.parent.parent.name}/{port.name}",
+            state=_word(port / "state").partition(":")[2].strip() or "unknown",
+            layer=_word(port / "link_layer"),
+            rate=_word(port / "rate"),
+        )
+        for port in sorted(root.glob("*/ports/*"))
+    ]
+
+
+def _word(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def judge_modules(environ: Mapping[str, str], missing: Collection[str], *, needed: bool) -> Finding:
+    """Environment modules of this shell, by their variables: ``module`` is a shell function.
+
+    ``missing`` holds variables whose file is not there; ``needed``: slurm.setup loads modules.
+    """
+    id = "modules"
+    found = [name for name in ("LMOD_CMD", "MODULESHOME") if environ.get(name)]
+    told = ", ".join(f"{name}={environ[name]}" for name in found)
+    if broken := [name for name in found if name in missing]:
+        remedy = "log in anew, or source the site's /etc/profile.d/modules.sh"
+        return warn(id, f"{told}: {', '.join(broken)} does not exist", remedy)
+    if found:
+        return ok(id, told)
+    said = "neither LMOD_CMD nor MODULESHOME is set: no modules, or no login shell"
+    if needed:
+        remedy = "put `source /etc/profile.d/modules.sh` before `module load` in slurm.setup"
+        return warn(id, f"slurm.setup loads modules, and {said}", remedy)
+    return unknown(id, said, "not needed, unless slurm.setup loads modules")
+
+
+def missing_modules(environ: Mapping[str, str]) -> list[str]:
+    """Variables of environment modules that point to nothing."""
+    names = [name for name in ("LMOD_CMD", "MODULESHOME") if environ.get(name)]
+    return [name for name in names if not Path(environ[name]).exists()]
+
+
+def judge_python(
+    prefix: str,
+    mount: Mount | None,
+    versions: Mapping[str, str | None],
+    *,
+    on_nodes: bool,
+    inside: bool,
+) -> Finding:
+    """The Python environment; ``on_nodes``: jobs on other machines use it.
+
+    ``inside``: ranks run in a container, with an environment of their own.
+    """
+    id = "python"
+    told = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
+    kind = mount.type if mount else "unknown"
+    evidence = f"{prefix} on {kind}; {told}"
+    missing = [name for name, version in versions.items() if version is None]
+    if missing and not inside:
+        return fail(id, evidence, f"install {' and '.join(missing)} in this environment")
+    if on_nodes and is_shared(kind) is False:
+        return warn(
+            id,
+            f"{evidence}; {kind} is local to one machine",
+            "unless all nodes have the same there, make the environment on a shared file system",
+        )
+    if on_nodes and is_shared(kind) is None:
+        proof = f"`srun -N2 ls {prefix}/bin/python` shows whether nodes see it"
+        return unknown(id, f"{evidence}; whether nodes see it is not known", proof)
+    return ok(id, evidence)
+
+
+def read_versions(names: Sequence[str] = PACKAGES) -> dict[str, str | None]:
+    """Installed versions, without importing anything."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def judge_clock(synchronized: bool | None, source: str) -> Finding:
+    """Whether the clock follows others."""
+    if synchronized is None:
+        return unknown("clock", f"no word on synchronization ({source})", "`chronyc tracking`")
+    if synchronized:
+        return ok("clock", f"synchronized ({source})")
+    remedy = "start chronyd or ntpd: munge refuses credentials, logs of nodes do not line up"
+    return warn("clock", f"not synchronized ({source})", remedy)
+
+
+def read_clock(*, run: Ask = ask) -> list[Finding]:
+    """Ask systemd, and else the kernel itself."""
+    answer = run(["timedatectl", "show", "--property=NTPSynchronized", "--value"], timeout_s=1.5)
+    if answer.code == 0 and answer.out.strip() in ("yes", "no"):
+        return [judge_clock(answer.out.strip() == "yes", "timedatectl")]
+    return [judge_clock(_kernel_synchronized(), "adjtimex")]
+
+
+def _kernel_synchronized() -> bool | None:
+    """What adjtimex(2) says of the clock; None where it may not be asked."""
+    if ctypes.sizeof(ctypes.c_long) != 8:
+        return None
+    timex = ctypes.create_string_buffer(_TIMEX_BYTES)
+    try:
+        state = ctypes.CDLL(None, use_errno=True).adjtimex(timex)
+    except (AttributeError, OSError):
+        return None
+    if state < 0:
+        return None
+    status = int.from_bytes(timex.raw[_STATUS_OFFSET : _STATUS_OFFSET + 4], "little")
+    return not status & _STA_UNSYNC
