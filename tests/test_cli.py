@@ -278,7 +278,7 @@ def test_the_commands_and_their_options_are_frozen() -> None:
             *("--wait",),
             *("CONFIG", "OVERRIDES"),
         ],
-        "assess": ["--config", "--html", "--json"],
+        "assess": ["--config", "--html", "--json", "--nodes", "--quick"],
         "plan": ["--after", "--cluster", "--env", "--json", "--keys", "CONFIG", "OVERRIDES"],
         "list": ["--json", "--runs-dir"],
         "status": ["--json", "--runs-dir", "RUN"],

@@ -39,7 +39,8 @@ from launcher.preflight.ranks import (
     judge_ranks,
     ring,
 )
-from launcher.preflight.verdict import Verdict, in_words, judge, unfit_nodes
+from launcher.preflight.verdict import Verdict, judge, unfit_nodes
+from monitor.preflight import in_words
 
 EXPECTED = Expected(asker="node1", world_size=16, gpus_per_node=2, checkpoint_bytes=10 * GIB)
 SOFTWARE = Software("3.11.7", "abc", "1234", "nvidia 550", "6.1", {"torch": "2.13.0"})

@@ -12,6 +12,7 @@ from launcher.preflight.ask import Asked
 from launcher.preflight.facts import NodeFacts, Unknown
 from launcher.preflight.judge import INTRINSIC, Expected, judge_node
 from launcher.preflight.peers import software
+from monitor.preflight import in_words
 
 VERSION = 1
 FIRST_HAND = frozenset({"ranks.meet"})
@@ -113,21 +114,3 @@ def judge(asked: Asked, expected: Expected) -> dict[str, tuple[Finding, ...]]:
 def _python(facts: NodeFacts) -> Finding:
     version = "" if isinstance(facts.software, Unknown) else f" {facts.software.python}"
     return ok("node.python", f"Python{version} runs our code")
-
-
-def in_words(record: Mapping[str, Any]) -> str:
-    """One sentence of a record (``Verdict.in_short`` or ``as_json``)."""
-    counts = dict(record.get("nodes") or {})
-    total = sum(counts.values())
-    nodes = f"{total} node{'s' if total != 1 else ''}"
-    unfit = dict(record.get("unfit") or {})
-    took = f"{float(record.get('took_s') or 0.0):.1f} s"
-    others = {level: count for level, count in counts.items() if level != "ok"}
-    if unfit:
-        named = "; ".join(f"{node} is unfit ({why})" for node, why in list(unfit.items())[:3])
-        more = f"; and {len(unfit) - 3} more" if len(unfit) > 3 else ""
-        return f"{named}{more}; {nodes} in {took}"
-    if not others:
-        return f"all is well on {nodes}, {took}"
-    told = ", ".join(f"{count} {level}" for level, count in others.items())
-    return f"nobody is left out of {nodes} ({told}), {took}"
