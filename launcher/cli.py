@@ -302,7 +302,7 @@ def _completion_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _assess_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
+    parser.epilog = f"{parser.epilog}\n\n" + (
         "Exit codes: 0 nothing fails (warnings and unknowns are no failures), 1 something fails, "
         "2 the input is wrong."
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from tests.slurm.fixtures import (
     make_cluster,
@@ -23,6 +25,13 @@ def pytest_configure() -> None:
     Programs that tests interrupt would inherit that they ignore it (sh(1), "asynchronous lists").
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _logs_of_its_own() -> Iterator[None]:
+    """Undo what a command set: its loggers write to the captured output of the test that ran it."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -335,13 +335,18 @@ def test_services_that_will_not_be_asked_are_fine() -> None:
     ("outcome", "level"),
     [
         (Outcome.STARTS_NOW, Level.OK),
-        (Outcome.WAITS, Level.OK),
+        (Outcome.WAITS, Level.WARN),
         (Outcome.IMPOSSIBLE, Level.FAIL),
         (Outcome.UNKNOWN, Level.UNKNOWN),
     ],
 )
 def test_only_what_can_never_run_fails(outcome: Outcome, level: Level) -> None:
     assert judge_verdict(Verdict(outcome, ("why",)), "cfg.yaml").level is level
+
+
+def test_a_queue_with_an_end_in_sight_is_no_fault() -> None:
+    verdict = Verdict(Outcome.WAITS, wait_s=(60.0, 600.0), source="sbatch --test-only")
+    assert judge_verdict(verdict, "cfg.yaml").level is Level.OK
 
 
 def test_a_data_set_that_is_missing_fails_the_configuration(tmp_path: Path) -> None:

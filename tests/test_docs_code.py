@@ -37,8 +37,9 @@ from train.config.resolve import resolve
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
 LANGUAGES = {"", "console", "bash", "yaml", "python", "text"}
 RUN_S = 240
-FOREIGN_KEYS = {"automodel.md"}
-"""Pages about another project's configurations: `tests/test_keys.py` holds those to the code."""
+FOREIGN_KEYS = {"automodel.md", "assess.md"}
+"""Pages about another project's keys (`tests/test_keys.py` holds those to the code), and about
+findings, whose ids look like keys."""
 
 
 def of(language: str) -> list[Block]:

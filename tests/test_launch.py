@@ -240,6 +240,26 @@ def test_a_refused_resume_leaves_the_run_as_it_was(project: Path) -> None:
     assert run.run_dir.config.read_text() == text
 
 
+def test_what_fails_after_the_submission_does_not_undo_a_resume(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new job would read the old wish to cancel, and end itself."""
+    run = launch(config(project), overrides=["step_scheduler.max_steps=400"])
+    wait_for(lambda: steps_of(run), "the first step")
+    run.cancel()
+    run.wait(WAIT_S)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("launcher.start.note_submission", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.resume()
+    assert not run.run_dir.cancel_request.exists()
+    wait_for(run.run_dir.summary.exists, "the end of the job that nobody noted")
+    assert RunState(json.loads(run.run_dir.summary.read_text())["state"]) is RunState.FINISHED
+
+
 def test_a_killed_job_is_seen_as_failed_and_not_as_running_for_ever(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

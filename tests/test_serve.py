@@ -229,7 +229,7 @@ def test_health_fails_without_a_good_look(tmp_path: Path) -> None:
         (["--interval", "0"], "--interval: expected seconds > 0"),
         (["--max-runs", "0"], "--max-runs: expected a number >= 1"),
         (["--keep-ended", "soon"], "--keep-ended: "),
-        (["latest"], "run: expected a run folder"),
+        (["latest"], "run: no run latest: there is none in "),
         (["latest", "--all"], "not both"),
     ],
 )

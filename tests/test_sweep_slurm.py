@@ -17,7 +17,7 @@ from launcher.sweeps.state import PointState
 from monitor.status import RunState
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import tiny_config
-from train.errors import ClusterError
+from train.errors import ConfigError
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 WAIT_S = 300.0
@@ -100,6 +100,6 @@ def test_a_sweep_survives_a_preemption_is_cancelled_as_one_and_goes_on(
 
 
 def test_a_sweep_whose_first_job_is_refused_leaves_nothing(project: Path) -> None:
-    with pytest.raises(ClusterError, match=r"^slurm: sbatch refused the job: Invalid partition"):
+    with pytest.raises(ConfigError, match=r"^slurm\.partition: there is no partition nowhere"):
         begin(project, [1], overrides=["slurm.partition=nowhere"])
     assert not (project / "runs").exists()

@@ -242,7 +242,7 @@ def test_the_history_has_a_line_for_every_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nosuch", "--runs-dir", "."], "run: expected a run folder"),
+        (["nosuch", "--runs-dir", "."], "run: no run nosuch"),
         (["--all", "--config", "nosuch.yaml"], "--config: expected a YAML file"),
         (["--all", "--interval", "-1"], "--interval: expected seconds > 0"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.assess.finding import Finding, fail, ok, unknown
+from launcher.assess.finding import Finding, fail, ok, unknown, warn
 from launcher.verdict.judge import Outcome, Verdict
 from launcher.verdict.permit import verdict_lines
 
@@ -10,7 +10,7 @@ ID = "config.verdict"
 
 
 def judge_verdict(verdict: Verdict | None, config: str) -> Finding:
-    """Only what can never run fails: a queue is no fault."""
+    """Only what can never run fails; a queue is no fault, if anyone can say how long it is."""
     plan = f"`python -m launcher plan {config}`"
     if verdict is None:
         return ok(ID, f"{config} can be planned; it would run on this machine, without a queue")
@@ -19,6 +19,8 @@ def judge_verdict(verdict: Verdict | None, config: str) -> Finding:
         return fail(ID, evidence, f"change the configuration; {plan} shows the request")
     if verdict.outcome is Outcome.UNKNOWN:
         return unknown(ID, evidence, f"{plan} when Slurm answers")
+    if verdict.outcome is Outcome.WAITS and verdict.wait_s is None:
+        return warn(ID, evidence, f"take what starts sooner; {plan} shows the request")
     return ok(ID, evidence)
 
 
