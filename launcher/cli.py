@@ -201,6 +201,9 @@ def _resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="slurm.KEY=VALUE", nargs="*", help="other resources (slurm.nodes=4)"
     )
+    parser.add_argument(
+        "--force", action="store_true", help="submit what Slurm would never start, too"
+    )
     follow = parser.add_mutually_exclusive_group()
     follow.add_argument("--wait", action="store_true", help="stay until the run has ended")
     follow.add_argument("--detach", action="store_true", help="return as soon as it is started")

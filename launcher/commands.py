@@ -166,7 +166,7 @@ def cancel(options: argparse.Namespace) -> int:
 def resume(options: argparse.Namespace) -> int:
     """Submit a run again."""
     log_to_stderr()
-    opened = _open(options).resume(**_resources(options.overrides))
+    opened = _open(options).resume(force=options.force, **_resources(options.overrides))
     cluster = opened.status().cluster
     if not options.json:
         print(f"{opened.run_id} goes on, on {cluster}")

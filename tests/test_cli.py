@@ -284,7 +284,7 @@ def test_the_commands_and_their_options_are_frozen() -> None:
         "status": ["--json", "--runs-dir", "RUN"],
         "logs": ["--attempt", "--follow", "--rank", "--runs-dir", "--tail", "-f", "RUN"],
         "cancel": ["--runs-dir", "RUN"],
-        "resume": ["--detach", "--json", "--runs-dir", "--wait", "OVERRIDES", "RUN"],
+        "resume": ["--detach", "--force", "--json", "--runs-dir", "--wait", "OVERRIDES", "RUN"],
         "drill": [
             *("--cluster", "--faults", "--json", "--list", "--shrink", "--steps"),
             *("CONFIG", "OVERRIDES"),

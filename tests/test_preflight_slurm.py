@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from launcher.cli import main
 from tests.broken_nodes import full, instead_of, read_only, unnamed
 from tests.slurm import ClusterOptions, SlurmCluster
 from tests.slurm.fixtures import require_slurm
 from tests.supervised import REPOSITORY
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
+from tests.tiny import tiny_config
+from train.config.document import dump_yaml
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 
@@ -171,3 +174,33 @@ def test_without_a_spare_the_run_goes_back_into_the_queue_once(
     assert "node2" not in second["nodes"]
     assert run.ends()[0]["nodes_excluded"] == ["node2"]
     assert second["preflight"]["nodes"] == {"ok": 2}
+
+
+def test_assess_looks_at_nodes_by_a_job_of_its_own(
+    cluster: SlurmCluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {**cluster.env, "PYTHONPATH": str(REPOSITORY)}.items():
+        monkeypatch.setenv(name, value)
+    config, runs = tmp_path / "cfg.yaml", tmp_path / "runs"
+    slurm = {"nodes": 2, "time": "10m", "gpus_per_node": 0, "ntasks_per_node": 1, "mem": "100M"}
+    config.write_text(dump_yaml({**tiny_config(tmp_path), "cluster": "slurm", "slurm": slurm}))
+    runs.mkdir()
+    command = ["assess", "--config", str(config), "--nodes"]
+    with read_only(cluster, "node2", runs):
+        code = main([*command, "4"])
+    told = capsys.readouterr()
+    (folder,) = (runs / "assess").iterdir()
+    record = json.loads((folder / "attempts" / "001" / "preflight.json").read_text())
+    assert (code, list(record["unfit"])) == (1, ["node2"])
+    assert "--exclude=node2" in told.out
+    assert "Read-only file system" in " ".join(told.out.split())
+    assert "looks at 4 nodes" in told.err
+    levels = {(one["id"], one["level"]) for one in record["findings"]["node3"]}
+    assert {("ranks.meet", "ok"), ("ranks.reduce", "ok")} <= levels
+    assert main([*command, "2", "--quick", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["nodes"] == {"ok": 2}
+    assert main([*command, "9"]) != 0
+    assert "9 nodes" in capsys.readouterr().err

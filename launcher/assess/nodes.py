@@ -69,12 +69,14 @@ def look_at_nodes(look: Look, say: Callable[[str], None]) -> tuple[dict[str, Any
     from launcher.config import load_config
     from launcher.folder import folders_of, make_folder
     from launcher.prepare import prepare
+    from launcher.verdict.permit import permit
 
     if look.nodes < 1:
         raise UserError(f"--nodes: expected an integer >= 1, got {look.nodes}")
     source: Any = look.config or dict(_BARE)
     runs_dir = load_config(source).config.runs_dir
     prepared = prepare(source, overrides=look.overrides(runs_dir))
+    permit(prepared.verdict(), way_out="ask for what it has")
     with folders_of(prepared.runs_dir):
         run_dir = make_folder(prepared)
     if prepared.cluster.name == "local":
