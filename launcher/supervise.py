@@ -19,7 +19,13 @@ from typing import Any, Protocol
 import structlog
 
 from launcher.acts import SupervisorActs
-from launcher.after import Predecessor, Turn, end_successors, move_successors
+from launcher.after import (
+    Predecessor,
+    Turn,
+    end_successors,
+    ended_while_waiting,
+    move_successors,
+)
 from launcher.allocation import Allocation
 from launcher.attempts import AttemptLog, AttemptRecord, of_jobs
 from launcher.budgets import attempts_without_progress, vanished_in_a_row
@@ -122,6 +128,8 @@ class Supervisor:
         decision = Turn(before, self.allocation.has_queue, self._told_to_leave).await_turn()
         if decision is None or self._cancel_requested():
             return None  # a cancellation is the loop's to see
+        if decision.cause is Cause.TERMINATED:
+            decision = ended_while_waiting(self.allocation, (), self.config.resilience)
         log.warning("not_begun", action=str(decision.action), why=decision.explanation)
         if decision.action is Action.RESUBMIT and self.resubmit is not None:
             again = functools.partial(self.resubmit, dependency=before.dependency())
