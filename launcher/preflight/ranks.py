@@ -110,7 +110,8 @@ def _sums(own: Sequence[RankSeen], seen: Sequence[RankSeen], wrong: Iterable[str
     times = [one.reduce_s for one in own if one.reduce_s]
     if not times:
         return unknown(check, "no sum was made")
-    return ok(check, f"sums are exact; {_rate(own[0], len(seen)):.2f} GB/s")
+    rate = f"; {_rate(own[0], len(seen)):.2f} GB/s" if len(seen) > 1 else ""
+    return ok(check, f"sums are exact{rate}")
 
 
 def _rate(one: RankSeen, ranks: int) -> float:
