@@ -236,6 +236,7 @@ class Supervisor:
         if self.config.preflight == "off":
             return None
         nodes = self.nodes.living or self.allocation.spawner.nodes
+        self._keep_guard(nodes)  # it may take minutes
         told = now_and_then(self._told_to_leave)
         verdict = Preflight(self.run_dir, self.config, self.allocation, told).run(attempt, nodes)
         self.ownership.check()
