@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.verdict.backfill import fitting_s
+from launcher.verdict.backfill import backfilled, gap_s
 from launcher.verdict.facts import ClusterFacts
 from launcher.verdict.judge import Outcome, Verdict, judge
 from launcher.verdict.parse import (
@@ -243,30 +243,49 @@ def test_the_work_ahead_is_added_up_without_jobs_that_are_not_ahead() -> None:
 
 
 @pytest.mark.parametrize(
-    ("planned", "fits_s"),
+    ("planned", "expected_s"),
     [
         ([], None),
         ([5000.0], 3900),
         ([900.0, 5000.0], 3900),
-        ([5000.0, 2000.0], 900 // 60 * 60),
-        ([1600.0], None),
-        ([90_000.0], None),
+        ([5000.0, 2000.0], 900),
+        ([1030.0], 0),
     ],
-    ids=["nothing comes", "the next job", "one is late", "the earlier", "too short", "long after"],
+    ids=["nothing comes", "the next job", "one is late", "the earlier", "at once"],
 )
-def test_a_time_fits_before_the_next_planned_start(
-    planned: list[float], fits_s: int | None
+def test_the_gap_ends_with_the_next_planned_start(
+    planned: list[float], expected_s: int | None
 ) -> None:
     request = request_of({"nodes": 1, "time": 120, "partition": "normal"})
-    assert fitting_s(request, cluster(), ["normal"], planned, now=1000.0) == fits_s
+    assert gap_s(request, cluster(), ["normal"], planned, now=1000.0) == expected_s
 
 
-def test_a_time_fits_before_a_reservation_of_others() -> None:
+def test_the_gap_ends_with_a_reservation_of_others() -> None:
     line = "ReservationName=m StartTime=5000 EndTime=9000 Nodes={nodes} Users=root Flags=MAINT\n"
     request = request_of({"nodes": 1, "time": 120, "partition": "normal"})
-    for nodes, fits_s in (("n2", 3900), ("n9", None)):
+    for nodes, expected_s in (("n2", 3900), ("n9", None)):
         known = replace(cluster(), reservations=parse_reservations(line.format(nodes=nodes)))
-        assert fitting_s(request, known, ["normal"], [], now=1000.0) == fits_s
+        assert gap_s(request, known, ["normal"], [], now=1000.0) == expected_s
+
+
+@pytest.mark.parametrize(
+    ("gap", "least_s", "suggested"),
+    [
+        (7200, 0.0, ""),
+        (1800, 600.0, "slurm.time=00:30:00 fits"),
+        (300, 600.0, ""),
+        (None, 600.0, ""),
+    ],
+    ids=["it fits", "a shorter one fits", "too short to be worth it", "nothing comes"],
+)
+def test_what_fits_before_the_next_job_may_start_at_once(
+    gap: int | None, least_s: float, suggested: str
+) -> None:
+    request = request_of({"nodes": 1, "time": 120, "partition": "normal"})
+    found = backfilled(replace(WAITS, suggestions=()), request, gap)
+    assert found.wait_s == (least_s, 1800)
+    assert " ".join(found.suggestions).startswith(suggested)
+    assert bool(found.suggestions) == bool(suggested)
 
 
 WAITS = Verdict(Outcome.WAITS, ("2 nodes are asked for and 1 have room now",), (600, 1800), "x")

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from launcher.submit import job_environment
-from launcher.verdict.backfill import GAIN_S, fitting_s, suggestion
+from launcher.verdict.backfill import GAIN_S, backfilled, gap_s
 from launcher.verdict.facts import ClusterFacts
 from launcher.verdict.judge import Outcome, Verdict, judge, partitions_of
 from launcher.verdict.nodes import usable
@@ -50,25 +50,20 @@ def expect(request: Request, script: str, *, run: Ask = ask) -> Verdict:
     least_s, most_s = sorted([start_s, start_s if ahead_s is None else ahead_s])
     source = f"sbatch --test-only and the node-hours ahead ({waiting} jobs wait)"
     found = replace(verdict, outcome=Outcome.WAITS, wait_s=(least_s, most_s), source=source)
-    if start_s < GAIN_S:
+    if verdict.outcome is not Outcome.STARTS_NOW or start_s < GAIN_S:
         return found
-    shorter_s = fitting_s(request, facts, partitions, planned, now=time.time())
-    if shorter_s is None or _test_only(script, run, f"--time={shorter_s // 60}")[0] != 0:
-        return found
-    return replace(found, suggestions=(suggestion(shorter_s), *found.suggestions))
+    return backfilled(found, request, gap_s(request, facts, partitions, planned, now=time.time()))
 
 
-def _test_only(script: str, run: Ask, *options: str) -> tuple[float | None, str]:
-    """Seconds until running jobs make room, or Slurm's refusal; options beat the script's."""
+def _test_only(script: str, run: Ask) -> tuple[float | None, str]:
+    """Seconds until running jobs make room, or Slurm's refusal."""
     with tempfile.NamedTemporaryFile("w", prefix="submitrain-", suffix=".sh") as file:
         file.write(script)
         file.flush()
         # Without the variables of a surrounding job, as the submission itself.
         inherited = set(os.environ) - set(job_environment(os.environ, ""))
         clean = ["env", *(f"--unset={name}" for name in sorted(inherited))]
-        answer = run(
-            [*clean, "sbatch", "--test-only", *options, file.name], timeout_s=ASK_TIMEOUT_S
-        )
+        answer = run([*clean, "sbatch", "--test-only", file.name], timeout_s=ASK_TIMEOUT_S)
     return parse_test_only(answer.error, now=time.time())
 
 
