@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -10,6 +11,8 @@ from rich.table import Table
 from launcher.assess.finding import Finding, Level
 from launcher.assess.show import findings_table
 from monitor.preflight import in_words
+
+MOST_NAMED = 6
 
 
 def findings_of(record: Mapping[str, Any]) -> dict[str, list[Finding]]:
@@ -23,17 +26,27 @@ def findings_of(record: Mapping[str, Any]) -> dict[str, list[Finding]]:
 
 
 def nodes_table(record: Mapping[str, Any]) -> Table:
-    """What is not ok on every node; a node where all is well is one row."""
-    rows: list[Finding] = []
-    for node, found in findings_of(record).items():
-        bad = [one for one in found if one.level is not Level.OK]
-        rows += [
-            Finding(f"{node}  {one.id}", one.level, one.evidence, one.remedy)
-            for one in sorted(bad, key=lambda one: one.level is not Level.FAIL)
-        ]
-        if not bad:
-            rows.append(Finding(node, Level.OK, f"{len(found)} checks{_numbers(found)}"))
+    """What is not ok, failures first and once for all nodes that share it; then the good nodes."""
+    findings = findings_of(record)
+    nodes_of: dict[Finding, list[str]] = {}
+    for node, found in findings.items():
+        for one in found:
+            if one.level is not Level.OK:
+                nodes_of.setdefault(one, []).append(node)
+    rows = [
+        replace(one, id=f"{_named(nodes)}  {one.id}")
+        for one, nodes in sorted(nodes_of.items(), key=lambda item: item[0].level is not Level.FAIL)
+    ]
+    for node, found in findings.items():
+        if not any(one.level is Level.FAIL for one in found):
+            fine = sum(one.level is Level.OK for one in found)
+            rows.append(Finding(node, Level.OK, f"{fine} checks are ok{_numbers(found)}"))
     return findings_table(rows)
+
+
+def _named(nodes: Sequence[str]) -> str:
+    more = len(nodes) - MOST_NAMED
+    return ",".join(nodes[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _numbers(found: Sequence[Finding]) -> str:

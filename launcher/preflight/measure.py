@@ -85,6 +85,8 @@ def _known(look: Callable[[], _T]) -> _T | Unknown:
     """What ``look`` finds, or why it finds nothing."""
     try:
         return look()
+    except FileNotFoundError as error:
+        return Unknown(f"{error.filename} is not there")
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return Unknown(f"{type(error).__name__}: {error}")
 
