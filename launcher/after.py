@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
+from launcher.allocation import Allocation
+from launcher.attempts import AttemptRecord
+from launcher.evidence import AttemptEvidence
 from launcher.jobs import look
 from launcher.outcome import RESUME_HINT, Action, Cause, Decision
+from launcher.policy import decide
 from launcher.submissions import read_submissions, recorded_parameters
 from monitor.slurm import ask, show_job
 from monitor.status import RunState, RunStatus
+from train.config.sections import ResilienceConfig
 from train.errors import UserError
 from train.rundir import RunDir, write_json_atomically
 
@@ -132,8 +137,7 @@ class Turn:
                 return Decision(Cause.PREDECESSOR, Action.STOP, text)
             doubted = why is not None
             if self.asked_to_leave():
-                action = Action.LEAVE if self.has_queue else Action.STOP
-                return Decision(Cause.TERMINATED, action, "asked to leave while it waited")
+                return Decision(Cause.TERMINATED, Action.STOP, "asked to leave while it waited")
             if self.has_queue and not doubted and self._goes_on_elsewhere(time.monotonic() - began):
                 text = f"the run before it, {status.run_id}, goes on ({status.state})"
                 return Decision(Cause.PREDECESSOR, Action.RESUBMIT, text)
@@ -146,6 +150,22 @@ class Turn:
             return False
         job = show_job(job_id)
         return job.running or job.pending or (job.known and waited_s > self.settle_s)
+
+
+def ended_while_waiting(
+    allocation: Allocation, history: Sequence[AttemptRecord], limits: ResilienceConfig
+) -> Decision:
+    """What follows a TERM before the turn has come: by who sent it, as after any attempt."""
+    evidence = AttemptEvidence(
+        attempt=0,
+        world_size=allocation.spawner.world_size,
+        terminated=True,
+        job=allocation.job(),
+        has_queue=allocation.has_queue,
+        restarts_before=allocation.restarts,
+        remaining_s=allocation.ends_at() - time.time(),
+    )
+    return decide(evidence, history, limits)
 
 
 def note_successor(before: Predecessor, run_dir: RunDir) -> None:

@@ -69,6 +69,10 @@ class Allocation(Protocol):
     def granted(self) -> int:
         """How many nodes this job started with."""
 
+    @property
+    def gpus_per_node(self) -> int:
+        """GPUs that the job was given on every node; 0 for none."""
+
     def living_nodes(self) -> tuple[str, ...]:
         """Nodes that the job has now; none where nobody knows, or there is nothing to choose."""
 
@@ -102,6 +106,8 @@ class LocalAllocation:
     started_at: float = field(default_factory=time.time)
     has_queue: bool = False
     restarts: int = 0
+    gpus_per_node: int = 0
+    """Nobody hands out the GPUs of this machine."""
 
     @property
     def limit_s(self) -> float:
@@ -169,6 +175,7 @@ class SlurmAllocation:
     restarts: int
     granted: int
     has_queue: bool = True
+    gpus_per_node: int = 0
 
     @property
     def limit_s(self) -> float:
@@ -255,8 +262,8 @@ def allocation_of(
         config.slurm.nodes.max,
         config.slurm.ntasks_per_node,
         extra,
-        **({"command": command} if command else {}),
     )
+    spawner = replace(spawner, command=command) if command else spawner
     return LocalAllocation(run_dir, config, job_id, spawner)
 
 
@@ -296,4 +303,5 @@ def _slurm(
         started_at=time.time(),
         restarts=int(environ.get("SLURM_RESTART_COUNT") or job.restarts),
         granted=shape.num_nodes,
+        gpus_per_node=int(environ.get("SLURM_GPUS_ON_NODE") or 0),
     )

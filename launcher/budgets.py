@@ -22,7 +22,9 @@ from launcher.outcome import RESUME_HINT, Action, Cause, Decision
 from launcher.rollback import GOES_BACK, without_budget
 from train.config.sections import ResilienceConfig
 
-NEUTRAL = frozenset({Cause.PREEMPTED, Cause.REQUEUED, Cause.TERMINATED, Cause.CANCELLED})
+NEUTRAL = frozenset(
+    {Cause.PREEMPTED, Cause.REQUEUED, Cause.TERMINATED, Cause.CANCELLED, Cause.PREFLIGHT}
+)
 """Causes outside the run: they say nothing about whether it can make progress."""
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from launcher.examples import EXAMPLES_OF
-from monitor.examples import example_text
-from train.errors import SubmitrainError
+from monitor.commandline import Commands, add_commands, carry_out, lazy
 
-Handler = Callable[[argparse.Namespace], int]
+_HERE = "launcher.commands"
 
 EXAMPLES = """\
 examples:
@@ -45,21 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help", "--version"):
         arguments.insert(0, "run")
-    options = _parse(parser, arguments)
-    handler: Handler = options.handler
-    try:
-        return handler(options)
-    except SubmitrainError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # `... | head` closed our output: nothing is left to say, not even at exit.
-        sys.stderr.close()
-        return 0
+    return carry_out(_parse(parser, arguments))
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
@@ -82,18 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version)
-    commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, prog="python -m launcher"
-    )
-    for name, (summary, configure) in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=example_text("launcher", EXAMPLES_OF.get(name, ())),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        configure(command)
+    add_commands(parser, "launcher", COMMANDS, EXAMPLES_OF)
     return parser
 
 
@@ -142,7 +116,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-wait", metavar="TIME", help="refuse when the queue is longer (30m, 2h, 1-0)"
     )
-    parser.set_defaults(handler=_lazy("run"))
+    parser.set_defaults(handler=lazy(_HERE, "run"))
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,8 +126,11 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="say of every key whether it is used, another name for ours, neutral or refused",
     )
+    parser.add_argument(
+        "--env", action="store_true", help="list the ranks' variables, and who sets each of them"
+    )
     _after_argument(parser)
-    parser.set_defaults(handler=_lazy("plan"))
+    parser.set_defaults(handler=lazy(_HERE, "plan"))
 
 
 def _runs_dir_argument(parser: argparse.ArgumentParser) -> None:
@@ -170,13 +147,13 @@ def _one_run(parser: argparse.ArgumentParser) -> None:
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     _runs_dir_argument(parser)
     parser.add_argument("--json", action="store_true", help="a JSON list on standard output")
-    parser.set_defaults(handler=_lazy("list_all"))
+    parser.set_defaults(handler=lazy(_HERE, "list_all"))
 
 
 def _status_arguments(parser: argparse.ArgumentParser) -> None:
     _one_run(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.set_defaults(handler=_lazy("status"))
+    parser.set_defaults(handler=lazy(_HERE, "status"))
 
 
 def _logs_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,12 +162,12 @@ def _logs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument("--attempt", type=int, metavar="N", help="default: the newest")
     parser.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
-    parser.set_defaults(handler=_lazy("logs"))
+    parser.set_defaults(handler=lazy(_HERE, "logs"))
 
 
 def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
     _one_run(parser)
-    parser.set_defaults(handler=_lazy("cancel"))
+    parser.set_defaults(handler=lazy(_HERE, "cancel"))
 
 
 def _resume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,11 +175,14 @@ def _resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="slurm.KEY=VALUE", nargs="*", help="other resources (slurm.nodes=4)"
     )
+    parser.add_argument(
+        "--force", action="store_true", help="submit what Slurm would never start, too"
+    )
     follow = parser.add_mutually_exclusive_group()
     follow.add_argument("--wait", action="store_true", help="stay until the run has ended")
     follow.add_argument("--detach", action="store_true", help="return as soon as it is started")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.set_defaults(handler=_lazy("resume"))
+    parser.set_defaults(handler=lazy(_HERE, "resume"))
 
 
 def _drill_arguments(parser: argparse.ArgumentParser) -> None:
@@ -217,7 +197,7 @@ def _drill_arguments(parser: argparse.ArgumentParser) -> None:
         "--faults", metavar="A,B|all", help="which faults (default: all that runs should survive)"
     )
     parser.add_argument("--list", action="store_true", help="say what faults there are, and stop")
-    parser.set_defaults(handler=_lazy("main", "launcher.drill.cli"))
+    parser.set_defaults(handler=lazy("launcher.drill.cli"))
 
 
 def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
@@ -257,7 +237,7 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     follow.add_argument("--wait", action="store_true", help="stay until it has ended")
     follow.add_argument("--detach", action="store_true", help="return as soon as it is started")
     _runs_dir_argument(parser)
-    parser.set_defaults(handler=_lazy("main", "launcher.sweeps.cli"))
+    parser.set_defaults(handler=lazy("launcher.sweeps.cli"))
 
 
 def _init_arguments(parser: argparse.ArgumentParser) -> None:
@@ -275,7 +255,7 @@ def _init_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what to write for; auto (default) = Slurm where it answers",
     )
-    parser.set_defaults(handler=_lazy("init", "launcher.init_cli"))
+    parser.set_defaults(handler=lazy("launcher.init_cli", "init"))
 
 
 def _explain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -283,7 +263,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
         "key", metavar="KEY", nargs="?", help="slurm.time, a section, or a key's bare name"
     )
     parser.add_argument("--json", action="store_true", help="a JSON list on standard output")
-    parser.set_defaults(handler=_lazy("explain", "launcher.init_cli"))
+    parser.set_defaults(handler=lazy("launcher.init_cli", "explain"))
 
 
 def _completion_arguments(parser: argparse.ArgumentParser) -> None:
@@ -295,7 +275,7 @@ def _completion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", nargs="*", metavar="WORD", help="after `words --`: the line so far"
     )
-    parser.set_defaults(handler=_lazy("completion", "launcher.init_cli"))
+    parser.set_defaults(handler=lazy("launcher.init_cli", "completion"))
 
 
 def _assess_arguments(parser: argparse.ArgumentParser) -> None:
@@ -306,17 +286,23 @@ def _assess_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="CFG.yaml", help="assess for this configuration")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--html", metavar="FILE", help="write a page there as well")
-    parser.set_defaults(handler=_lazy("main", "launcher.assess.cli"))
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", help="look at N compute nodes, by a job of its own"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="with --nodes: light tasks only, no ranks"
+    )
+    parser.set_defaults(handler=lazy("launcher.assess.cli"))
 
 
 def _schema_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--markdown", action="store_true", help="docs/configuration.md instead: all keys as tables"
     )
-    parser.set_defaults(handler=_lazy("schema"))
+    parser.set_defaults(handler=lazy(_HERE, "schema"))
 
 
-COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+COMMANDS: Commands = {
     "run": ("start a run; the word `run` may be left out", _run_arguments),
     "assess": ("what is here and what is wrong with it, in under 10 s", _assess_arguments),
     "plan": ("show what a launch would ask for, and start nothing", _plan_arguments),
@@ -332,13 +318,3 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "schema": ("JSON Schema of configuration files, for editors", _schema_arguments),
     "completion": ("completion for bash, zsh or fish", _completion_arguments),
 }
-
-
-def _lazy(name: str, module: str = "launcher.commands") -> Handler:
-    def handler(options: argparse.Namespace) -> int:
-        import importlib
-
-        command: Handler = getattr(importlib.import_module(module), name)
-        return command(options)
-
-    return handler

@@ -88,7 +88,23 @@ def plan(options: argparse.Namespace) -> int:
     prepared = prepare(
         options.config, overrides=_overrides(options), cluster=options.cluster, plan_only=True
     )
+    if options.env:
+        return _show_environment(prepared, options.json)
     return _show_plan(prepared, options.json)
+
+
+def _show_environment(prepared: Prepared, as_json: bool) -> int:
+    """Every variable of the ranks, and from where; then what is wrong with them."""
+    from launcher.environment.show import listing
+
+    variables = prepared.environment
+    if as_json:
+        _print_json([one.as_json() for one in variables])
+    else:
+        print(listing(variables, prepared.loaded.config))
+        for warning in prepared.plan.warnings:
+            print(f"warning: {warning}")
+    return 0
 
 
 def _show_keys(options: argparse.Namespace) -> int:
@@ -150,7 +166,7 @@ def cancel(options: argparse.Namespace) -> int:
 def resume(options: argparse.Namespace) -> int:
     """Submit a run again."""
     log_to_stderr()
-    opened = _open(options).resume(**_resources(options.overrides))
+    opened = _open(options).resume(force=options.force, **_resources(options.overrides))
     cluster = opened.status().cluster
     if not options.json:
         print(f"{opened.run_id} goes on, on {cluster}")
@@ -264,6 +280,7 @@ def _open(options: argparse.Namespace) -> Run:
 
 def _show_plan(prepared: Prepared, as_json: bool) -> int:
     """The plan, and for Slurm the batch script; in its paths only the start's time is open."""
+    from launcher.environment.show import in_short
     from launcher.verdict.permit import verdict_lines
 
     plan, script, srun, verdict = prepared.plan, None, None, prepared.verdict()
@@ -280,6 +297,7 @@ def _show_plan(prepared: Prepared, as_json: bool) -> int:
         _print_json({**plan.as_json(), **shown, "script": script, "srun": srun})
     else:
         print(plan.render())
+        print(f"{'environment':<13}{in_short(prepared.environment)}")
         if verdict is not None:
             labels = ["verdict", *[""] * 99]
             for label, line in zip(labels, verdict_lines(verdict), strict=False):

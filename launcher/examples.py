@@ -18,6 +18,7 @@ EXAMPLES_OF: dict[str, tuple[tuple[str, str], ...]] = {
     "assess": (
         ("assess", "what is here, what would go wrong, and what to do"),
         ("assess --config cfg.yaml --html assess.html", "for a configuration, as a page"),
+        ("assess --nodes 4 --config cfg.yaml", "four compute nodes, by a job; docs/preflight.md"),
     ),
     "list": (
         ("list", "runs of ./runs, the newest first"),

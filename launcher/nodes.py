@@ -18,6 +18,7 @@ from launcher.evidence import AttemptEvidence, NodeSign
 from launcher.left_nodes import last_left
 from launcher.outcome import Action, Cause, Decision
 from launcher.placement import NodeRule, Outlook, Standing, choose, in_words, outlook
+from launcher.preflight.verdict import Verdict
 from launcher.strikes import Strike, blame, strikes_in, struck_out
 from monitor.hostlist import expand_nodes
 from train.config import RunConfig
@@ -25,6 +26,11 @@ from train.events import read_events
 from train.rundir import RunDir
 
 _FOLLOWED = frozenset({Action.RESTART, Action.REQUEUE, Action.RESUBMIT})
+MOST_LEAVES = 2
+"""How often in a row a run goes back into the queue for what a preflight found.
+
+After that it trains on the nodes that it has: a check may be wrong, and must not keep it for ever.
+"""
 _MEMORY = frozenset({Cause.OUT_OF_MEMORY, Cause.HOST_OUT_OF_MEMORY})
 
 
@@ -47,6 +53,8 @@ class NodeKeeper:
         self._strikes: dict[str, list[Strike]] = {}
         self._idle: tuple[str, ...] = ()
         self._living: tuple[str, ...] = ()
+        self._unfit: dict[str, str] = {}
+        self._unfit_attempt = 0
         self._left = last_left(read_events(self.run_dir.attempts), self.allocation.job_id)
         self._returned = self._left.among(self.allocation.spawner.nodes)
         """Nodes that this job left, and that Slurm gave it all the same."""
@@ -82,8 +90,37 @@ class NodeKeeper:
             # Here the ranks shall run; whether to leave is decided after a failure, not before.
             nodes = choose(standing, self.rule, forgive=standing.struck)
         if nodes:
-            self.allocation.use(nodes)
-            self._idle = tuple(node for node in standing.living if node not in nodes)
+            self._use(nodes, standing)
+
+    def _use(self, nodes: tuple[str, ...], standing: Standing) -> None:
+        self.allocation.use(nodes)
+        self._idle = tuple(node for node in standing.living if node not in nodes)
+
+    def weigh(
+        self, verdict: Verdict, attempt: int, history: Sequence[AttemptRecord]
+    ) -> Decision | None:
+        """Do without the nodes that a preflight found unfit; a decision where that means to leave.
+
+        A spare takes their place, or fewer nodes go on; a node that cannot be done without stays.
+        """
+        self.lost |= verdict.silent
+        self._unfit, self._unfit_attempt = dict(verdict.unfit), attempt
+        standing = self._standing(())
+        if standing is None or not self._unfit:
+            return None
+        found = self._outlook(standing)
+        text = "; ".join(f"{node} is unfit ({why})" for node, why in self._unfit.items())
+        words = in_words(found, standing, self.rule)
+        decision = Decision(Cause.PREFLIGHT, Action.REQUEUE, "; ".join(filter(None, [text, words])))
+        decision = within_budget(decision, history, self.config.resilience)
+        stay = found.nodes
+        if not stay and (_left_in_a_row(history) or decision.action is Action.STOP):
+            stay = choose(standing, self.rule, forgive=standing.struck)
+        if self.rule.enough(len(stay)):
+            self._use(stay, standing)
+            return None
+        self.exclude = found.exclude
+        return decision
 
     def at_start(self) -> dict[str, Any]:
         """For the line at the start of an attempt: nodes of the job that it does not use."""
@@ -115,11 +152,16 @@ class NodeKeeper:
         decision = _with_words(decision, self._told(standing), in_words(found, standing, self.rule))
         return decision if found.nodes else self._leave(decision, standing, history)
 
-    def at_end(self) -> dict[str, Any]:
+    def at_end(self, attempt: int) -> dict[str, Any]:
         """For the line at the end of an attempt: what speaks against nodes, and what follows."""
         fields: dict[str, Any] = {}
-        if self._blamed:
-            fields["strikes"] = [{"node": one.node, "why": one.sign} for one in self._blamed]
+        strikes: list[dict[str, Any]] = [
+            {"node": one.node, "why": one.sign} for one in self._blamed
+        ]
+        if attempt == self._unfit_attempt:
+            strikes += [{"node": n, "why": w, "alone": True} for n, w in self._unfit.items()]
+        if strikes:
+            fields["strikes"] = strikes
         if self.lost:
             fields["nodes_lost"] = self.lost
         if self.exclude:
@@ -133,7 +175,7 @@ class NodeKeeper:
         if not living:
             return None
         self._strikes = self._struck(blamed)
-        bad = tuple(dict.fromkeys([*self._strikes, *self._returned]))
+        bad = tuple(dict.fromkeys([*self._strikes, *self._unfit, *self._returned]))
         return Standing(living, self.allocation.spawner.nodes, tuple(self.lost), bad)
 
     def _struck(self, blamed: Sequence[NodeSign]) -> dict[str, list[Strike]]:
@@ -172,6 +214,12 @@ class NodeKeeper:
             for node, found in self._strikes.items()
             if node in standing.current and node not in standing.lost
         )
+
+
+def _left_in_a_row(history: Sequence[AttemptRecord]) -> bool:
+    """Whether the last attempts were given up for unfit nodes as often as is worth it."""
+    last = history[-MOST_LEAVES:]
+    return len(last) == MOST_LEAVES and all(one.cause is Cause.PREFLIGHT for one in last)
 
 
 def _with_words(decision: Decision, *words: str) -> Decision:

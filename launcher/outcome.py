@@ -29,6 +29,8 @@ class Cause(StrEnum):
     """A rank made no progress for longer than its phase may take."""
     NODE_LOST = "node_lost"
     """A node of the job is gone: power, network, slurmd."""
+    PREFLIGHT = "preflight"
+    """Nodes of the job are unfit, and it can have others: found before a rank was started."""
     LAUNCH_FAILED = "launch_failed"
     """Ranks were never started."""
     CONTAINER_ERROR = "container_error"

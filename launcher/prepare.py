@@ -15,6 +15,7 @@ from train.errors import ClusterError, ConfigError, UserError
 
 if TYPE_CHECKING:
     from launcher.config import LoadedConfig
+    from launcher.environment.provenance import Variable
     from launcher.plan import Plan
     from launcher.verdict.judge import Verdict
     from train.config import RunConfig
@@ -28,6 +29,18 @@ class Prepared:
     cluster: Cluster
     plan: Plan
     workdir: Path
+
+    @property
+    def environment(self) -> list[Variable]:
+        """What will reach the ranks, and from where."""
+        from launcher.environment.provenance import ranks_environment
+
+        return ranks_environment(
+            self.loaded.config,
+            os.environ,
+            cluster=self.cluster.name,
+            gpus=self.plan.gpus_per_node > 0,
+        )
 
     @property
     def runs_dir(self) -> Path:
@@ -93,6 +106,7 @@ def prepare(
     if (runtime := plan.container_runtime) is not None and runtime not in runtimes:
         note = f"{runtime} is not on this machine: every node of the job must have it"
         plan = replace(plan, notes=(*plan.notes, note))
+    plan = _with_environment(plan, loaded.config)
     plan = chained(_with_deadlines(plan, loaded.config, chosen), loaded.config)
     return Prepared(loaded, chosen, plan, workdir)
 
@@ -128,6 +142,18 @@ def chained(plan: Plan, config: RunConfig) -> Plan:
     users = [config.slurm.dependency] if config.slurm.dependency else []
     waits = {} if ours is None else {"dependency": ",".join([*users, ours])}
     return replace(plan, sbatch={**plan.sbatch, **waits}, notes=(*plan.notes, note))
+
+
+def _with_environment(plan: Plan, config: RunConfig) -> Plan:
+    """The plan with what variables of the ranks cost; refuses those that break the run."""
+    from launcher.environment.lint import lint
+    from launcher.environment.rules import Setting
+    from launcher.submit import job_environment
+
+    found = lint(config.slurm.env, job_environment(os.environ, ""), Setting.of(plan, config))
+    if problems := [one.text for one in found if one.verdict == "error"]:
+        raise UserError("\n".join(problems))
+    return replace(plan, warnings=(*plan.warnings, *(one.text for one in found)))
 
 
 def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:

@@ -44,7 +44,7 @@ def _start(node: str, job_id: str) -> subprocess.Popen[str]:
     flags = ["--overlap", "--mem=0", "--nodes=1", "--ntasks=1", f"--nodelist={node}"]
     return subprocess.Popen(
         ["srun", f"--jobid={job_id}", *flags, "--input=none", "--job-name=probe", "true"],
-        env=_environment(os.environ),
+        env=step_environment(os.environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -53,7 +53,7 @@ def _start(node: str, job_id: str) -> subprocess.Popen[str]:
     )
 
 
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Without the ranks' shape (SLURM_NTASKS_PER_NODE and the like): one task is asked for."""
     kept = ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOBID")
     return {

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.packages import PACKAGES
 from train.config.placeholders import names_secret
 
 RECORD_VERSION = 1
@@ -27,22 +28,6 @@ REDACTED = "[redacted]"
 GIT_TIMEOUT_S = 20.0
 _SHORTEST_SECRET = 8
 """Shorter values ("1", "true") would riddle every text with redactions and hide nothing."""
-_PACKAGES = (
-    "submitrain",
-    "submitit",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "torchdata",
-    "safetensors",
-    "datasets",
-    "numpy",
-    "peft",
-    "wandb",
-    "liger-kernel",
-    "flash-attn",
-    "pydantic",
-)
 Via = Literal["cli", "notebook", "python"]
 
 
@@ -174,7 +159,7 @@ def make_record(
 def package_versions() -> dict[str, str]:
     """Versions of the packages that matter, from their metadata: nothing is imported."""
     found = {}
-    for name in _PACKAGES:
+    for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

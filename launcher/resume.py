@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from launcher.run import Run
 
 
-def resume(run: Run, slurm: Mapping[str, Any], *, after: str | None = None) -> None:
+def resume(
+    run: Run, slurm: Mapping[str, Any], *, after: str | None = None, force: bool = False
+) -> None:
     """Submit ``run`` again; see ``Run.resume``. On Slurm it waits for the job ``after`` to end.
 
     Raises:
@@ -47,6 +49,8 @@ def resume(run: Run, slurm: Mapping[str, Any], *, after: str | None = None) -> N
         if cluster.name == "slurm" and loaded.config.slurm.in_container:
             check_paths(loaded.config, launch.workdir)
         plan = make_plan(loaded, cluster=cluster.name, gpus_available=gpus_available(cluster))
+        if cluster.name == "slurm" and not force:
+            _permit(plan)
         if after is not None and cluster.name == "slurm":
             plan = after_job(plan, after)
         if not run_dir.newest_attempt():  # what has begun waits for nobody any more
@@ -56,6 +60,21 @@ def resume(run: Run, slurm: Mapping[str, Any], *, after: str | None = None) -> N
         with client_act(run_dir, Act.RESUME) as act, aside, written:
             submit(run_dir, cluster, plan, claim)
             act.job_id = str(claim.job_id)
+
+
+def _permit(plan: Plan) -> None:
+    """Refuse what Slurm would never start: resources may have changed, and the cluster, too."""
+    from launcher.verdict.judge import judge
+    from launcher.verdict.parse import read_cluster
+    from launcher.verdict.permit import permit
+    from launcher.verdict.request import request_of
+
+    try:
+        facts = read_cluster()
+        verdict = None if facts is None else judge(request_of(plan.sbatch), facts)
+    except Exception:  # an opinion must not keep a run from its submission
+        return
+    permit(verdict)
 
 
 def after_job(plan: Plan, job_id: str) -> Plan:

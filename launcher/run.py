@@ -201,18 +201,21 @@ class Run:
             )
         return evidence.submission
 
-    def resume(self, **slurm: Any) -> Run:
+    def resume(self, *, force: bool = False, **slurm: Any) -> Run:
         """Submit it again on the same folder: it goes on from its newest verified checkpoint.
 
         Configuration, code and cluster are those of the launch. Only keys of the ``slurm`` section
         may change (``nodes=4``, ``time="2h"``); the global batch size stays what it was.
 
+        Args:
+            force: submit what Slurm would never start, too.
+
         Raises:
-            UserError: it still runs, may still run, or has finished.
+            UserError: it still runs, may still run, or has finished; or Slurm would never start it.
         """
         from launcher.resume import resume
 
-        resume(self, slurm)
+        resume(self, slurm, force=force)
         return self
 
 

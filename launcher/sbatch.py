@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.environment.modules import module_lines
 from launcher.sbatch_options import option_name
 from train.config import RunConfig
 from train.config.job import SlurmConfig
@@ -47,7 +48,7 @@ def sbatch_parameters(config: RunConfig, *, name: str, gpus_available: bool) -> 
         "mail_user": slurm.mail_user,
         "comment": slurm.comment,
         "signal_delay_s": slurm.signal_lead_s,
-        "setup": [*SETUP, *slurm.setup],
+        "setup": [*SETUP, *module_lines(slurm.modules), *slurm.setup],
         "stderr_to_stdout": True,
         "use_srun": False,
         "additional_parameters": _additional(slurm),

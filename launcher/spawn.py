@@ -112,6 +112,8 @@ class LocalSpawner:
     tasks_per_node: int
     extra_env: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = (sys.executable, *RANK_COMMAND)
+    logs: Path | None = None
+    """Folder of the ranks' output; None: that of the attempt."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -150,9 +152,10 @@ class LocalSpawner:
         }
 
     def _start_rank(self, attempt: int, rank: int) -> subprocess.Popen[bytes]:
+        logs = self.logs or self.run_dir.logs(attempt)
         with (
-            self.run_dir.log(attempt, rank, "out").open("ab") as out,
-            self.run_dir.log(attempt, rank, "err").open("ab") as err,
+            (logs / f"rank{rank:05d}.out").open("ab") as out,
+            (logs / f"rank{rank:05d}.err").open("ab") as err,
         ):
             return subprocess.Popen(
                 self.command,

@@ -34,7 +34,15 @@ measured, ranks ran again 12.7 s after a kill with KillWait=10, and 4.8 s after 
 """
 STEP_END_S = 15.0
 """Seconds for a killed step to end before srun itself is killed."""
-_INHERITED_BINDING = re.compile(r"^(SLURM_CPU_BIND|SLURM_MEM_BIND|SLURM_ACCEL_BIND)")
+_INHERITED_BINDING = re.compile(
+    r"^(SLURM_(CPU|MEM|ACCEL|GPU|TRES)_BIND|SLURM_(TRES|GPUS)_PER_TASK$|SLURM_NTASKS_PER_GPU$"
+    r"|SRUN_CPUS_PER_TASK$)"
+)
+"""Bindings of the batch step, and shares of a task that srun would take for the ranks'.
+
+From Slurm 23.11 on sbatch also sets SLURM_TRES_PER_TASK; where a site's plugin chose the CPUs, srun
+refuses it beside SLURM_CPUS_PER_TASK ("set by two different environment variables").
+"""
 _RANK_VARIABLES = re.compile(
     r"^(SUBMITRAIN_|PYTHONPATH$|PYTHONSAFEPATH$|PYTHONUNBUFFERED$|OMP_NUM_)"
 )
@@ -50,6 +58,10 @@ class StepShape:
     has_gpus: bool
     nodelist: tuple[str, ...] = ()
     """Nodes of the job to run on; empty means all of them."""
+    name: str = ""
+    """Name of the step; empty: that of the attempt."""
+    logs: Path | None = None
+    """Folder of the tasks' output; None: that of the attempt."""
 
     @property
     def world_size(self) -> int:
@@ -73,7 +85,7 @@ def srun_command(
     does not inherit it; ``--gpu-bind=none`` because isolating each task breaks NCCL's peer-to-peer
     copies.
     """
-    logs = str(run_dir.logs(attempt)).replace("%", "%%")
+    logs = str(shape.logs or run_dir.logs(attempt)).replace("%", "%%")
     flags = [
         "srun",
         "--kill-on-bad-exit=0",
@@ -82,7 +94,7 @@ def srun_command(
         f"--nodes={shape.num_nodes}",
         f"--ntasks={shape.world_size}",
         f"--ntasks-per-node={shape.tasks_per_node}",
-        f"--job-name={step_name(attempt)}",
+        f"--job-name={shape.name or step_name(attempt)}",
         "--input=none",
         f"--output={logs}/rank%5t.out",
         f"--error={logs}/rank%5t.err",
@@ -184,7 +196,7 @@ class SrunSpawner:
             container=container,
             command=self.command,
         )
-        words = self.run_dir.logs(attempt) / "srun.err"
+        words = (self.shape.logs or self.run_dir.logs(attempt)) / "srun.err"
         with words.open("ab") as output:
             process = subprocess.Popen(
                 line,
@@ -194,7 +206,7 @@ class SrunSpawner:
                 stderr=output,
                 process_group=0,
             )
-        return SrunGroup(process, words, self.job_id, step_name(attempt))
+        return SrunGroup(process, words, self.job_id, self.shape.name or step_name(attempt))
 
 
 class SrunGroup:

@@ -26,6 +26,8 @@ class Strike:
     t: float
     attempt: int
     why: str
+    alone: bool = False
+    """It is enough by itself: a preflight found the node unfit."""
 
 
 def blame(evidence: AttemptEvidence, decision: Decision) -> tuple[NodeSign, ...]:
@@ -72,7 +74,7 @@ def strikes_in(events: Iterable[Mapping[str, Any]]) -> list[Strike]:
 def _strikes_of(event: Mapping[str, Any]) -> list[Strike]:
     t, attempt = float(event.get("t") or 0.0), int(event["attempt"])
     found = [
-        Strike(str(one["node"]), t, attempt, str(one.get("why", "")))
+        Strike(str(one["node"]), t, attempt, str(one.get("why", "")), one.get("alone") is True)
         for one in event.get("strikes") or ()
         if isinstance(one, Mapping) and one.get("node")
     ]
@@ -96,13 +98,15 @@ def struck_out(
 ) -> dict[str, list[Strike]]:
     """Nodes with at least ``limit`` strikes of the last ``expiry_s`` seconds, the worst first.
 
-    ``limit`` None: no node is ever out. ``now`` in UTC seconds.
+    ``limit`` None: no node is out for failures of the run, however many. ``now`` in UTC seconds.
     """
-    if limit is None:
-        return {}
     by_node: dict[str, list[Strike]] = {}
     for strike in strikes:
         if now - strike.t < expiry_s:
             by_node.setdefault(strike.node, []).append(strike)
-    out = {node: found for node, found in by_node.items() if len(found) >= limit}
+    out = {
+        node: found
+        for node, found in by_node.items()
+        if any(one.alone for one in found) or (limit is not None and len(found) >= limit)
+    }
     return dict(sorted(out.items(), key=lambda item: (-len(item[1]), -item[1][-1].t)))

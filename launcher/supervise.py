@@ -19,7 +19,13 @@ from typing import Any, Protocol
 import structlog
 
 from launcher.acts import SupervisorActs
-from launcher.after import Predecessor, Turn, end_successors, move_successors
+from launcher.after import (
+    Predecessor,
+    Turn,
+    end_successors,
+    ended_while_waiting,
+    move_successors,
+)
 from launcher.allocation import Allocation
 from launcher.attempts import AttemptLog, AttemptRecord, of_jobs
 from launcher.budgets import attempts_without_progress, vanished_in_a_row
@@ -32,6 +38,7 @@ from launcher.outcome import RESUME_HINT, Action, Cause, Decision
 from launcher.ownership import Ownership
 from launcher.patience import patiently
 from launcher.policy import decide
+from launcher.preflight.conduct import Preflight, now_and_then
 from launcher.rollback import note_rollback
 from launcher.signals import SignalNotes
 from launcher.submissions import chain_of, read_submissions
@@ -78,6 +85,7 @@ class Supervisor:
         self.ownership = Ownership(self.run_dir, self.allocation.job_id, self.allocation.restarts)
         self.nodes = NodeKeeper(self.run_dir, self.config, self.allocation)
         self._guard: Guard | None = None
+        self._told_once: dict[str, Any] = {}
         self._may_go_on = False  # in a new job of which nobody knows whether Slurm took it
         self.acts = SupervisorActs(self.run_dir, self.allocation.job_id)
         queue = self.allocation.has_queue
@@ -120,6 +128,8 @@ class Supervisor:
         decision = Turn(before, self.allocation.has_queue, self._told_to_leave).await_turn()
         if decision is None or self._cancel_requested():
             return None  # a cancellation is the loop's to see
+        if decision.cause is Cause.TERMINATED:
+            decision = ended_while_waiting(self.allocation, (), self.config.resilience)
         log.warning("not_begun", action=str(decision.action), why=decision.explanation)
         if decision.action is Action.RESUBMIT and self.resubmit is not None:
             again = functools.partial(self.resubmit, dependency=before.dependency())
@@ -184,11 +194,10 @@ class Supervisor:
         if first:
             self._take_over()
         history = self._history()
-        spawner = self.allocation.spawner
         if first and (hopeless := vanished_in_a_row(history, self.config.resilience)):
-            return AttemptEvidence(
-                attempt, spawner.world_size, last_step=history[-1].last_step
-            ), hopeless
+            return self._nothing_done(attempt, history), hopeless
+        unfit = self._preflight(attempt, history) if first else None
+        spawner = self.allocation.spawner
         self.attempts.start(
             attempt,
             job_id,
@@ -199,7 +208,13 @@ class Supervisor:
             allocated_nodes=self.allocation.num_nodes,
             job_started_at=self.allocation.job_started_at,
             **self.nodes.at_start(),
+            **self._told_once,
         )
+        self._told_once = {}
+        if unfit is not None:
+            evidence = self._nothing_done(attempt, history)
+            self._record(evidence, unfit)
+            return evidence, unfit
         self._keep_guard(self.nodes.living or spawner.nodes)
         self.watcher.stand(attempt)
         log.info("attempt", attempt=attempt, ranks=spawner.world_size, nodes=spawner.nodes)
@@ -210,6 +225,23 @@ class Supervisor:
         decision = note_rollback(self.run_dir, evidence, decision, job_id)
         self._record(evidence, decision)
         return evidence, decision
+
+    def _nothing_done(self, attempt: int, history: Sequence[AttemptRecord]) -> AttemptEvidence:
+        """The evidence of an attempt that never started a rank."""
+        last_step = history[-1].last_step if history else None
+        return AttemptEvidence(attempt, self.allocation.spawner.world_size, last_step=last_step)
+
+    def _preflight(self, attempt: int, history: Sequence[AttemptRecord]) -> Decision | None:
+        """Look at this job's nodes once, before its first attempt; a decision to leave, or None."""
+        if self.config.preflight == "off":
+            return None
+        nodes = self.nodes.living or self.allocation.spawner.nodes
+        self._keep_guard(nodes)  # it may take minutes
+        told = now_and_then(self._told_to_leave)
+        verdict = Preflight(self.run_dir, self.config, self.allocation, told).run(attempt, nodes)
+        self.ownership.check()
+        self._told_once = {"preflight": verdict.in_short()}
+        return self.nodes.weigh(verdict, attempt, history)
 
     def _keep_guard(self, nodes: Sequence[str]) -> None:
         """Where a queue can take the job back, somebody must ask for it if this node is lost."""
@@ -229,7 +261,7 @@ class Supervisor:
         nodes = list(self.allocation.spawner.nodes)
         rank = culprit_rank(evidence)
         tail = log_tail(self.run_dir, evidence.attempt, rank) if rank is not None else []
-        more = {"nodes": nodes, "log_tail": tail, **self.nodes.at_end()}
+        more = {"nodes": nodes, "log_tail": tail, **self.nodes.at_end(evidence.attempt)}
         self.attempts.end(evidence, decision, self.allocation.job_id, **more)
         log.info(
             "attempt_ended",

@@ -135,10 +135,14 @@ def _impossible(slot: Slot) -> str | None:
         )
     if parts[0] in sys.stdlib_module_names:
         return (
-            f"{where}: expected the import path of a {slot.kind} such as {example}, got "
+            f"{where}: expected the import path of {_a(slot.kind)} such as {example}, got "
             f"{slot.path!r}, which is in Python's standard library"
         )
     return None
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _known_optimizer(slot: Slot, known: dict[str, str]) -> Iterator[str]:

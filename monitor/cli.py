@@ -3,19 +3,14 @@
 Exit codes: 0 ok, 2 the user's input is wrong. Imports nothing heavy before a command runs.
 """
 
-# ruff: noqa: T201 - printing is what a command line does
-
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from monitor.examples import EXAMPLES_OF, example_text
-from train.errors import SubmitrainError
-
-Handler = Callable[[argparse.Namespace], int]
+from monitor.commandline import Commands, add_commands, carry_out, lazy
+from monitor.examples import EXAMPLES_OF
 
 EXAMPLES = """\
 examples:
@@ -40,21 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 2
-    options = parser.parse_args(arguments)
-    handler: Handler = options.handler
-    try:
-        return handler(options)
-    except SubmitrainError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # `... | head` closed our output: nothing is left to say, not even at exit.
-        sys.stderr.close()
-        return 0
+    return carry_out(parser.parse_args(arguments))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,16 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (summary, configure) in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=example_text("monitor", EXAMPLES_OF.get(name, ())),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        configure(command)
+    add_commands(parser, "monitor", COMMANDS, EXAMPLES_OF)
     return parser
 
 
@@ -90,7 +62,7 @@ def _diagnose_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs-dir", default="runs", metavar="DIR", help="folder of run folders (default: runs)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.set_defaults(handler=_lazy("monitor.diagnose.cli"))
+    parser.set_defaults(handler=lazy("monitor.diagnose.cli"))
 
 
 def _watch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +84,7 @@ def _watch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state-dir", metavar="DIR", help="where to remember; default: in each run folder"
     )
-    parser.set_defaults(handler=_lazy("monitor.watch_cli"))
+    parser.set_defaults(handler=lazy("monitor.watch_cli"))
 
 
 def _test_alert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +93,7 @@ def _test_alert_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs-dir", default="runs", metavar="DIR", help="folder of run folders (default: runs)"
     )
     _alerts_arguments(parser)
-    parser.set_defaults(handler=_lazy("monitor.alerts.trial"))
+    parser.set_defaults(handler=lazy("monitor.alerts.trial"))
 
 
 def _alerts_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,35 +113,35 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs-dir", default="runs", metavar="DIR", help="folder of run folders (default: runs)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.set_defaults(handler=_lazy("monitor.report.cli"))
+    parser.set_defaults(handler=lazy("monitor.report.cli"))
 
 
 def _audit_arguments(parser: argparse.ArgumentParser) -> None:
     from monitor.audit.options import add_arguments
 
     add_arguments(parser)
-    parser.set_defaults(handler=_lazy("monitor.audit.cli"))
+    parser.set_defaults(handler=lazy("monitor.audit.cli"))
 
 
 def _cost_arguments(parser: argparse.ArgumentParser) -> None:
     from monitor.cost.options import add_arguments
 
     add_arguments(parser)
-    parser.set_defaults(handler=_lazy("monitor.cost.cli"))
+    parser.set_defaults(handler=lazy("monitor.cost.cli"))
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     from monitor.serve.options import add_arguments
 
     add_arguments(parser)
-    parser.set_defaults(handler=_lazy("monitor.serve.cli"))
+    parser.set_defaults(handler=lazy("monitor.serve.cli"))
 
 
 def _top_arguments(parser: argparse.ArgumentParser) -> None:
     from monitor.top.options import add_arguments
 
     add_arguments(parser)
-    parser.set_defaults(handler=_lazy("monitor.top.cli"))
+    parser.set_defaults(handler=lazy("monitor.top.cli"))
 
 
 def _status_arguments(parser: argparse.ArgumentParser) -> None:
@@ -180,10 +152,10 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs-dir", default="runs", metavar="DIR", help="folder of run folders (default: runs)"
     )
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
-    parser.set_defaults(handler=_lazy("monitor.status_cli"))
+    parser.set_defaults(handler=lazy("monitor.status_cli"))
 
 
-COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+COMMANDS: Commands = {
     "status": ("how one run is doing, or all", _status_arguments),
     "top": ("all runs live on a terminal, with the logs of a chosen one", _top_arguments),
     "serve": ("all runs as metrics for Prometheus", _serve_arguments),
@@ -194,13 +166,3 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "cost": ("GPU hours, money and where they went, of any runs", _cost_arguments),
     "audit": ("who did what to a run, and whether anyone changed the record", _audit_arguments),
 }
-
-
-def _lazy(module: str) -> Handler:
-    """The ``main`` of a module that is imported only when its command runs."""
-
-    def handler(options: argparse.Namespace) -> int:
-        command: Handler = importlib.import_module(module).main
-        return command(options)
-
-    return handler

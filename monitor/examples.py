@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 EXAMPLES_OF: dict[str, tuple[tuple[str, str], ...]] = {
     "watch": (
         ("watch latest", "one run, until it has ended"),
@@ -47,12 +45,3 @@ EXAMPLES_OF: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 """Command to (words after `python -m monitor`, what it does)."""
-
-
-def example_text(package: str, examples: Iterable[tuple[str, str]]) -> str | None:
-    """The end of a command's help; None without an example."""
-    lines = [(f"  python -m {package} {words}", what) for words, what in examples]
-    if not lines:
-        return None
-    width = max(len(line) for line, _ in lines)
-    return "\n".join(["examples:", *(f"{line:<{width}}  {what}".rstrip() for line, what in lines)])

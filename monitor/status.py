@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from monitor.evidence import Event, RunEvidence, RunHead
+from monitor.preflight import newest_in_words
 from monitor.queue_reasons import explained, in_words
 from monitor.readings import (
     ended_at,
@@ -120,6 +121,8 @@ class RunStatus:
     checkpoint_bytes: int | None = None
     checkpoint_save_s: float | None = None
     """When the newest checkpoint was published, how large it is, how long saving it took."""
+    preflight: str = ""
+    """What the last look at the job's nodes, before training, came to."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -173,6 +176,7 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
         last_progress_at=progress_at(evidence.tail),
         ended_at=ended_at(evidence) if state.ended else None,
         restarts=restarts(evidence),
+        preflight=newest_in_words(evidence.attempts),
         checkpoint_at=evidence.checkpoint_at,
         checkpoint_bytes=integer(saved.get("bytes")),
         checkpoint_save_s=number(saved.get("save_s")),
@@ -226,7 +230,8 @@ def _alive(evidence: RunEvidence) -> tuple[RunState, str]:
         return RunState.STARTING, "waits for its supervisor"
     now = [event for event in evidence.tail if event.get("attempt") == evidence.newest_attempt]
     if not now:
-        return RunState.STARTING, "waits for its ranks"
+        begun = any(line.get("attempt") == evidence.newest_attempt for line in evidence.attempts)
+        return RunState.STARTING, "waits for its ranks" if begun else "looks at its nodes"
     phase = next((str(event["phase"]) for event in reversed(now) if event.get("phase")), "")
     stepped = any(event["kind"] == Kind.STEP for event in now)
     return (RunState.RUNNING, phase) if stepped else (RunState.STARTING, phase or "import")

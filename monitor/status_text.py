@@ -44,6 +44,7 @@ def status_rows(found: RunStatus) -> list[tuple[str, str]]:
         ("what to do", found.todo),
         ("where", f"{found.cluster}, job {', '.join(found.job_ids) or 'none'}"),
         ("nodes", ", ".join(found.nodes)),
+        ("preflight", found.preflight),
         ("attempt", f"{found.attempt}{_restarts(found)}"),
         ("step", f"{found.step}{total}"),
         ("loss", _number(found.loss, "{:.4f}")),

@@ -120,6 +120,7 @@ def make_run(
         "resilience": resilience or {},
         "distributed": distributed or {},
         "logging": {"heartbeat_s": 0.5},
+        "preflight": "off",
         **(top or {}),
     }
     (root / "config.yaml").write_text(yaml.safe_dump(config))

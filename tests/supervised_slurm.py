@@ -49,11 +49,17 @@ class SlurmCountingRun(CountingRun):
 
 @contextmanager
 def slurm_run(
-    cluster: SlurmCluster, root: Path, *, sbatch: dict[str, Any] | None = None, **settings: Any
+    cluster: SlurmCluster,
+    root: Path,
+    *,
+    sbatch: dict[str, Any] | None = None,
+    environ: dict[str, str] | None = None,
+    **settings: Any,
 ) -> Iterator[SlurmCountingRun]:
     """A submitted counting run; its jobs are cancelled at the end.
 
     ``sbatch`` holds submitit's parameters; the limit is 5 minutes unless it says otherwise.
+    ``environ`` is added to the job's environment.
     """
     nodes, tasks = settings.setdefault("nodes", 2), settings.setdefault("tasks", 1)
     run = SlurmCountingRun(make_run(root, **settings))
@@ -71,9 +77,11 @@ def slurm_run(
         "additional_parameters": {"requeue": True},
         **(sbatch or {}),
     }
+    given = environ or {}
     record = {"workdir": str(root), "code": {"pinned": False}, "cluster": "slurm"}
     write_json_atomically(run.run_dir.record, record)
     environ = {**os.environ, **cluster.env, **rank_environment(), "PYTHONSAFEPATH": "1"}
+    environ |= given
     job_id = submit_slurm(run.run_dir, parameters, workdir=root, environ=environ)
     line = {"attempt": 0, "job_id": job_id, "sbatch": parameters}
     note_submission(run.run_dir, "slurm", line)

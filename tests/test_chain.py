@@ -5,13 +5,18 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from launcher import Run, launch
+from launcher.after import ended_while_waiting
+from launcher.outcome import Action, Cause
 from launcher.prepare import prepare
+from monitor.slurm import JobInfo
 from monitor.status import RunState
 from tests.tiny import tiny_config
+from train.config.sections import ResilienceConfig
 from train.errors import UserError
 from train.events import read_events
 
@@ -71,3 +76,39 @@ def test_what_the_run_before_will_write_need_not_be_there_yet(project: Path) -> 
     with pytest.raises(UserError, match="no such folder"):
         prepare(config, cluster="local")
     assert first.wait(WAIT_S).state is RunState.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        (JobInfo("7", "PENDING", restarts=1), (Cause.REQUEUED, Action.LEAVE)),
+        (JobInfo("7", "COMPLETING", preempted_at=1.0), (Cause.PREEMPTED, Action.RESUBMIT)),
+        (JobInfo("7", "COMPLETING", reason="TimeLimit"), (Cause.TIME_LIMIT, Action.RESUBMIT)),
+        (JobInfo("7", "COMPLETING"), (Cause.CANCELLED, Action.STOP)),
+        (None, (Cause.TERMINATED, Action.LEAVE)),
+    ],
+    ids=["requeued", "preempted for good", "time limit", "scancel", "nobody knows"],
+)
+def test_a_successor_that_is_told_to_end_does_what_brings_it_back(
+    job: JobInfo | None, expected: tuple[Cause, Action]
+) -> None:
+    allocation = WaitingAllocation(job)
+    decision = ended_while_waiting(allocation, (), ResilienceConfig())  # type: ignore[arg-type]
+    assert (decision.cause, decision.action) == expected
+
+
+class WaitingAllocation:
+    """A job on Slurm whose supervisor waits for its turn."""
+
+    has_queue = True
+    restarts = 0
+    spawner = SimpleNamespace(world_size=2)
+
+    def __init__(self, job: JobInfo | None) -> None:
+        self._job = job
+
+    def job(self) -> JobInfo | None:
+        return self._job
+
+    def ends_at(self) -> float:
+        return time.time() + 600

@@ -244,7 +244,13 @@ BAD = {
     "recipe": Bad(
         "recipe: PretrainRecipe\n", ("recipe: expected one of", "got 'PretrainRecipe'", ":3)")
     ),
-    "later key": Bad("preflight: {enabled: true}\n", ("preflight: not in this version", ":3)")),
+    "later key": Bad("price: {h100: 2}\n", ("price: not in this version", ":3)")),
+    "preflight": Bad(
+        "preflight: {enabled: true}\n", ("preflight: expected one of off, quick, full", ":3)")
+    ),
+    "preflight of slurm": Bad(
+        "slurm: {preflight: full}\n", ("slurm.preflight: write the top-level preflight", ":3)")
+    ),
     "validation interval without data": Bad(
         "step_scheduler: {val_every_steps: 5}\n",
         ("step_scheduler.val_every_steps: expected a validation_dataset with it, got none", ":3)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,31 @@ def test_ranks_of_several_hosts_meet(tmp_path: Path) -> None:
     assert run_forked(3, sum_of_ranks, tmp_path, True) == [[6.0, 6.0]] * 3
     hosts = json.loads(RunDir(tmp_path).rendezvous(1).read_text())["hosts"]
     assert hosts[0] == socket.gethostname()
+
+
+def marked_sum(context: RankContext, mark: int) -> int:
+    """Work of a rank: a sum that only ranks of the same job can have."""
+    import torch.distributed as dist
+
+    from train.dist import join
+
+    context.local_world_size = 1
+    join(context, DistributedConfig.model_validate({"timeout_s": 120}))
+    value = torch.tensor([mark + context.rank])
+    dist.all_reduce(value)
+    return int(value.item())
+
+
+@pytest.mark.ranks
+def test_twenty_jobs_at_once_on_one_host_meet_each_their_own_ranks(tmp_path: Path) -> None:
+    marks = [1000 * job for job in range(20)]
+
+    def job(mark: int) -> list[int]:
+        return run_forked(2, marked_sum, tmp_path / str(mark), mark)
+
+    with ThreadPoolExecutor(len(marks)) as pool:
+        sums = list(pool.map(job, marks))
+    assert sums == [[2 * mark + 1] * 2 for mark in marks]
 
 
 @pytest.mark.ranks

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from launcher.verdict.backfill import backfilled, gap_s
 from launcher.verdict.facts import ClusterFacts
 from launcher.verdict.judge import Outcome, Verdict, judge
 from launcher.verdict.parse import (
@@ -231,14 +233,59 @@ def test_what_test_only_says() -> None:
 
 def test_the_work_ahead_is_added_up_without_jobs_that_are_not_ahead() -> None:
     lines = [
-        "4 PENDING 30:00 30:00 Resources",
-        "2 RUNNING 1:00:00 10:00 None",
-        "8 PENDING 1:00:00 1:00:00 Dependency",
-        "1 PENDING UNLIMITED UNLIMITED Priority",
+        "4 PENDING 30:00 30:00 5000 Resources",
+        "2 RUNNING 1:00:00 10:00 1000 None",
+        "8 PENDING 1:00:00 1:00:00 N/A Dependency",
+        "1 PENDING UNLIMITED UNLIMITED N/A Priority",
     ]
-    seconds, waiting = work_ahead(lines[:3])
-    assert (seconds, waiting) == (4 * 1800 + 2 * 600, 1)
-    assert work_ahead(lines)[1] == 2
+    assert work_ahead(lines[:3]) == (4 * 1800 + 2 * 600, 1, [5000.0])
+    assert work_ahead(lines)[1:] == (2, [5000.0])
+
+
+@pytest.mark.parametrize(
+    ("planned", "expected_s"),
+    [
+        ([], None),
+        ([5000.0], 3900),
+        ([900.0, 5000.0], 3900),
+        ([5000.0, 2000.0], 900),
+        ([1030.0], 0),
+    ],
+    ids=["nothing comes", "the next job", "one is late", "the earlier", "at once"],
+)
+def test_the_gap_ends_with_the_next_planned_start(
+    planned: list[float], expected_s: int | None
+) -> None:
+    request = request_of({"nodes": 1, "time": 120, "partition": "normal"})
+    assert gap_s(request, cluster(), ["normal"], planned, now=1000.0) == expected_s
+
+
+def test_the_gap_ends_with_a_reservation_of_others() -> None:
+    line = "ReservationName=m StartTime=5000 EndTime=9000 Nodes={nodes} Users=root Flags=MAINT\n"
+    request = request_of({"nodes": 1, "time": 120, "partition": "normal"})
+    for nodes, expected_s in (("n2", 3900), ("n9", None)):
+        known = replace(cluster(), reservations=parse_reservations(line.format(nodes=nodes)))
+        assert gap_s(request, known, ["normal"], [], now=1000.0) == expected_s
+
+
+@pytest.mark.parametrize(
+    ("gap", "least_s", "suggested"),
+    [
+        (7200, 0.0, ""),
+        (1800, 600.0, "slurm.time=00:30:00 fits"),
+        (300, 600.0, ""),
+        (None, 600.0, ""),
+    ],
+    ids=["it fits", "a shorter one fits", "too short to be worth it", "nothing comes"],
+)
+def test_what_fits_before_the_next_job_may_start_at_once(
+    gap: int | None, least_s: float, suggested: str
+) -> None:
+    request = request_of({"nodes": 1, "time": 120, "partition": "normal"})
+    found = backfilled(replace(WAITS, suggestions=()), request, gap)
+    assert found.wait_s == (least_s, 1800)
+    assert " ".join(found.suggestions).startswith(suggested)
+    assert bool(found.suggestions) == bool(suggested)
 
 
 WAITS = Verdict(Outcome.WAITS, ("2 nodes are asked for and 1 have room now",), (600, 1800), "x")

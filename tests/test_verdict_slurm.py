@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -245,6 +246,21 @@ def test_a_busy_cluster_means_waiting_with_a_range_and_its_source(site: SlurmClu
     with pytest.raises(ClusterError, match="--max-wait: at most 00:05:00"):
         permit(found, max_wait_s=300)
     permit(found, max_wait_s=7200)
+    assert site.job(waiting)["JobState"] == "PENDING"
+
+
+def test_a_shorter_time_that_fits_before_the_next_job_is_suggested(site: SlurmCluster) -> None:
+    site.wait_idle()
+    site.sbatch("sleep 600", "--nodes=3", "--exclusive", "--time=40")
+    waiting = site.sbatch("sleep 600", "--nodes=4", "--exclusive", "--time=30")
+    wait_until(
+        lambda: site.job(waiting)["StartTime"] != "Unknown", what="a planned start", timeout_s=90
+    )
+    fits, too_long = judged({"nodes": 1, "time": "20m"}), judged({"nodes": 1, "time": "2h"})
+    assert (fits.outcome, fits.wait_s and fits.wait_s[0]) == (Outcome.WAITS, 0)
+    assert re.search(r"slurm.time=00:3[5-8]:00 fits before", " ".join(too_long.suggestions))
+    short = site.sbatch("sleep 600", "--nodes=1", "--time=20")
+    site.wait_for_state(short, "RUNNING", timeout_s=60)
     assert site.job(waiting)["JobState"] == "PENDING"
 
 

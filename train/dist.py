@@ -72,7 +72,7 @@ def join(context: RankContext, settings: DistributedConfig) -> World:
     replicas = replica_count(settings, context.world_size)
     device = choose_device(settings.backend, context.local_rank)
     context.on_cpu = device.type == "cpu"
-    store = meet(context, timeout_s=settings.timeout_s)
+    store = meet(context, timeout_s=settings.timeout_s, interface=settings.interface)
     backend = connect(context, settings, store, device)
     timeout = timedelta(seconds=settings.timeout_s)
     everyone = dist.group.WORLD

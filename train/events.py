@@ -86,10 +86,12 @@ class Kind(StrEnum):
     FAILURE = "failure"
     """exception, message, where (file:line), traceback, phase, step, victim"""
     ATTEMPT_START = "attempt_start"
-    """attempt, job_id, nodes, nodes_idle, world_size, restart_count (supervisor)"""
+    """attempt, job_id, nodes, nodes_idle, world_size, restart_count; of a job's first attempt:
+    preflight (mode, took_s, nodes by level, unfit) (supervisor)"""
     ATTEMPT_END = "attempt_end"
     """attempt, cause, action, evidence, first_step, last_step, exit_codes, nodes, nodes_lost (node:
-    sign), strikes (node, why), nodes_excluded (from the next job) (supervisor)"""
+    sign), strikes (node, why, alone: one is enough), nodes_excluded (from the next job)
+    (supervisor)"""
     LEAD = "lead"
     """fit, lead_s, why: the lead before the time limit is not the configured one (supervisor)"""
     SUBMITTED = "submitted"

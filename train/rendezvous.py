@@ -5,12 +5,10 @@ The file appears by atomic rename in the attempt's own folder, so it is whole an
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
 import socket
-import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from train.context import RankContext
 from train.errors import RunError
+from train.interfaces import LOOPBACK, chosen_interface, host_candidates, interface_addresses
 from train.rundir import write_json_atomically
 
 log = structlog.get_logger(__name__)
@@ -30,8 +29,6 @@ POLL_S = 0.02
 SLOWEST_POLL_S = 0.5
 PROBE_S = 3.0
 TOKEN_KEY = "submitrain/token"
-_SIOCGIFADDR = 0x8915
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -44,16 +41,29 @@ class Address:
     """Proof that a peer reached this store and not another host with the same private address."""
 
 
-def meet(context: RankContext, *, timeout_s: float) -> Store:
+def meet(
+    context: RankContext,
+    *,
+    timeout_s: float,
+    interface: str | None = None,
+    path: Path | None = None,
+) -> Store:
     """Open the store (rank 0) or find it (the others).
 
+    Args:
+        interface: ``distributed.interface``: the only network to use.
+        path: where the address is published; default: in the attempt's folder.
+
     Raises:
+        ConfigError: this host has no such interface.
         RunError: no address was published, or none of its hosts answered, in ``timeout_s``.
     """
-    path = context.run_dir.rendezvous(context.attempt)
+    path = path or context.run_dir.rendezvous(context.attempt)
     timeout = timedelta(seconds=timeout_s)
+    if interface is not None and not _one_host(context):
+        use_interface(interface)
     if context.rank == 0:
-        return _open(path, context, timeout)
+        return _open(path, context, timeout, interface)
     deadline = time.monotonic() + timeout_s
     address = _wait_for_address(path, deadline)
     return _connect(address, deadline, timeout, alone=_one_host(context))
@@ -63,11 +73,22 @@ def _one_host(context: RankContext) -> bool:
     return context.local_world_size == context.world_size
 
 
-def _open(path: Path, context: RankContext, timeout: timedelta) -> Store:
+def use_interface(wanted: str) -> None:
+    """Let gloo and NCCL use this interface alone, unless the user has chosen for one of them.
+
+    Raises:
+        ConfigError: this host has no such interface.
+    """
+    name = chosen_interface(wanted, interface_addresses())
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": this name, and no prefix of it
+
+
+def _open(path: Path, context: RankContext, timeout: timedelta, interface: str | None) -> Store:
     store = TCPStore(LOOPBACK, 0, None, is_master=True, timeout=timeout, wait_for_workers=False)
     token = secrets.token_hex(8)
     store.set(TOKEN_KEY, token)
-    hosts = [LOOPBACK] if _one_host(context) else host_candidates()
+    hosts = [LOOPBACK] if _one_host(context) else host_candidates(interface)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomically(
         path,
@@ -122,24 +143,6 @@ def _reachable_from(host: str, port: int) -> str | None:
             return str(connection.getsockname()[0])
     except OSError:
         return None
-
-
-def host_candidates() -> list[str]:
-    """Names and addresses by which other hosts may reach this one, the most likely first."""
-    addresses = [a for a in interface_addresses().values() if not a.startswith("127.")]
-    return [socket.gethostname(), *addresses, LOOPBACK]
-
-
-def interface_addresses() -> dict[str, str]:
-    """IPv4 address of every network interface that has one (Linux ioctl, netdevice(7))."""
-    found: dict[str, str] = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            with suppress(OSError):
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-                found[name] = socket.inet_ntoa(answer[20:24])
-    return found
 
 
 def _name_gloo_interface(address: str) -> None:

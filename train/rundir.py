@@ -166,6 +166,10 @@ class RunDir:
         """Where a rank of an attempt dumps the stacks of its threads."""
         return self.attempt_dir(attempt) / "stacks" / f"rank{rank:05d}.txt"
 
+    def preflight(self, attempt: int) -> Path:
+        """What the preflight before an attempt found, if there was one."""
+        return self.attempt_dir(attempt) / "preflight.json"
+
     def rendezvous(self, attempt: int) -> Path:
         """Where rank 0 of an attempt publishes the address of its store."""
         return self.attempt_dir(attempt) / "rendezvous.json"

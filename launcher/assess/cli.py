@@ -32,6 +32,8 @@ def main(options: argparse.Namespace) -> int:
         UserError: the configuration or the file for the page is wrong.
     """
     log_to_stderr()
+    if options.nodes is not None:
+        return _nodes(options)
     began, at = time.monotonic(), time.time()
     findings = assess(options.config, deadline=began + TOTAL_S)
     took_s, host = time.monotonic() - began, socket.gethostname()
@@ -46,6 +48,23 @@ def main(options: argparse.Namespace) -> int:
     if options.html is not None:
         _write_page(options.html, assess_page(findings, host=host, at=at, took_s=took_s))
     return 1 if level is Level.FAIL else 0
+
+
+def _nodes(options: argparse.Namespace) -> int:
+    """Look at nodes by a job of its own; 1 if one of them is unfit."""
+    from launcher.assess.nodes import Look, look_at_nodes, say_on_stderr
+    from launcher.assess.nodes_show import closing_lines, nodes_table
+
+    if options.html is not None:
+        raise UserError("--html: expected without --nodes, got both; use --json with --nodes")
+    look = Look(options.nodes, options.config, options.quick)
+    record, folder = look_at_nodes(look, say_on_stderr)
+    if options.json:
+        print(json.dumps({**record, "folder": str(folder)}, indent=2))
+    else:
+        console().print(nodes_table(record))
+        print("\n" + "\n".join(closing_lines(record, folder)))
+    return 1 if record["level"] == str(Level.FAIL) else 0
 
 
 def assess(config: str | None, *, deadline: float) -> list[Finding]:

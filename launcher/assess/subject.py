@@ -36,6 +36,8 @@ class Subject:
     @property
     def loads_modules(self) -> bool:
         """Whether a setup command loads environment modules."""
+        if self.config is not None and self.config.slurm.modules:
+            return True
         setup = self.config.slurm.setup if self.config else ()
         return any(line.strip().startswith(("module ", "ml ")) for line in setup)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from launcher.drill.scenarios import Place, Scenario, Steps, choose
 from launcher.drill.settings import Settings, settings_of
 from launcher.prepare import prepare
+from launcher.verdict.permit import permit
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def plan_drill(request: Request) -> DrillPlan:
         overrides=[*request.overrides, *settings.overrides],
         cluster=theirs.cluster.name,
     )
+    permit(ours.verdict(), way_out="ask for what it has")
     place = Place(theirs.cluster.name, ours.loaded.config)
     return DrillPlan(
         request=request,

@@ -5,5 +5,6 @@ parse            Slurm's words into facts; asks it
 nodes, limits    objections: why a request can never run, with the limit and who sets it
 judge            impossible, waits, starts now (pure)
 queue            how long it may wait, by ``sbatch --test-only`` and what is ahead
+backfill         what fits before the next job or maintenance
 permit           what a launch makes of it
 """

@@ -111,6 +111,7 @@ class Reservation:
     users: frozenset[str]
     accounts: frozenset[str]
     ends_at: float | None
+    starts_at: float | None = None
     partition: str = ""
     """Of jobs that name the reservation and no partition."""
     is_flexible: bool = False

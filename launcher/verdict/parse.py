@@ -149,12 +149,14 @@ def parse_reservations(text: str) -> dict[str, Reservation]:
         if "ReservationName" not in fields:
             continue
         name, ends = fields["ReservationName"], fields.get("EndTime", "")
+        starts = fields.get("StartTime", "")
         found[name] = Reservation(
             name=name,
             nodes=frozenset(expand_nodes(fields.get("Nodes", "").replace("(null)", ""))),
             users=_names(fields.get("Users", "")),
             accounts=_names(fields.get("Accounts", "")),
             ends_at=float(ends) if ends.isdigit() else None,
+            starts_at=float(starts) if starts.isdigit() else None,
             partition=fields.get("PartitionName", "").replace("(null)", ""),
             is_flexible="FLEX" in fields.get("Flags", "").upper().split(","),
         )

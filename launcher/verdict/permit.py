@@ -15,8 +15,11 @@ def permit(
     force: bool = False,
     max_wait_s: float | None = None,
     confirm: Callable[[str], bool] | None = None,
+    way_out: str = "--force submits it all the same",
 ) -> None:
     """Return if the job may be submitted; ``confirm`` asks a person who sits at a terminal.
+
+    ``way_out`` says what to do about a job that can never run.
 
     Raises:
         ClusterError: it can never run, or it waits longer than wanted.
@@ -25,18 +28,16 @@ def permit(
         return
     if verdict.outcome is Outcome.IMPOSSIBLE and force:
         return
-    problem = _problem(verdict, max_wait_s)
+    problem = _problem(verdict, max_wait_s, way_out)
     if problem is None or (confirm is not None and confirm(problem)):
         return
     raise ClusterError(problem)
 
 
-def _problem(verdict: Verdict, max_wait_s: float | None) -> str | None:
+def _problem(verdict: Verdict, max_wait_s: float | None, way_out: str) -> str | None:
     if verdict.outcome is Outcome.IMPOSSIBLE:
         lines = [*verdict.why, *(f"instead: {one}" for one in verdict.suggestions)]
-        return "\n".join(
-            [*lines, "Slurm would never start this job; --force submits it all the same"]
-        )
+        return "\n".join([*lines, f"Slurm would never start this job; {way_out}"])
     if max_wait_s is None or verdict.outcome is Outcome.STARTS_NOW:
         return None
     if verdict.wait_s is None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from launcher.submit import job_environment
+from launcher.verdict.backfill import GAIN_S, backfilled, gap_s
 from launcher.verdict.facts import ClusterFacts
 from launcher.verdict.judge import Outcome, Verdict, judge, partitions_of
 from launcher.verdict.nodes import usable
@@ -38,7 +39,7 @@ def expect(request: Request, script: str, *, run: Ask = ask) -> Verdict:
     if verdict.outcome is Outcome.IMPOSSIBLE or not partitions:
         return verdict
     start_s, refusal = _test_only(script, run)
-    ahead_s, waiting = _ahead(request, facts, partitions, run)
+    ahead_s, waiting, planned = _ahead(request, facts, partitions, run)
     if refusal:
         why = (*verdict.why, f"`sbatch --test-only` says: {refusal}")
         return replace(verdict, outcome=Outcome.WAITS, why=why)
@@ -48,7 +49,10 @@ def expect(request: Request, script: str, *, run: Ask = ask) -> Verdict:
         return replace(verdict, outcome=Outcome.STARTS_NOW, why=(), suggestions=())
     least_s, most_s = sorted([start_s, start_s if ahead_s is None else ahead_s])
     source = f"sbatch --test-only and the node-hours ahead ({waiting} jobs wait)"
-    return replace(verdict, outcome=Outcome.WAITS, wait_s=(least_s, most_s), source=source)
+    found = replace(verdict, outcome=Outcome.WAITS, wait_s=(least_s, most_s), source=source)
+    if verdict.outcome is not Outcome.STARTS_NOW or start_s < GAIN_S:
+        return found
+    return backfilled(found, request, gap_s(request, facts, partitions, planned, now=time.time()))
 
 
 def _test_only(script: str, run: Ask) -> tuple[float | None, str]:
@@ -79,32 +83,38 @@ def _open_partitions(request: Request, facts: ClusterFacts) -> list[str]:
 
 def _ahead(
     request: Request, facts: ClusterFacts, partitions: list[str], run: Ask
-) -> tuple[float | None, int]:
-    """Seconds until the partitions have worked off what runs and waits; how many jobs wait."""
-    command = ["squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%D %T %l %L %r"]
+) -> tuple[float | None, int, list[float]]:
+    """Seconds until the partitions have worked off what runs and waits; how many jobs wait, and
+    when those are planned to start.
+    """
+    command = ["squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%D %T %l %L %S %r"]
     answer = run([*command, f"--partition={','.join(partitions)}"], timeout_s=ASK_TIMEOUT_S)
     if answer.code != 0:
-        return None, 0
-    node_s, jobs = work_ahead(answer.out.splitlines())
+        return None, 0, []
+    node_s, jobs, planned = work_ahead(answer.out.splitlines())
     pool = max((len(usable(request, facts, name)) for name in partitions), default=0)
-    return (node_s / pool if pool else None), jobs
+    return (node_s / pool if pool else None), jobs, planned
 
 
 _NOT_AHEAD = ("Dependency", "JobHeld", "BeginTime", "PartitionTimeLimit", "PartitionNodeLimit")
 """Beginnings of reasons for which a job takes nothing from others for now."""
 
 
-def work_ahead(lines: Iterable[str]) -> tuple[float, int]:
-    """Node-seconds of squeue's lines ``nodes state limit left reason``, and how many jobs wait."""
-    total, waiting = 0.0, 0
+def work_ahead(lines: Iterable[str]) -> tuple[float, int, list[float]]:
+    """Node-seconds of squeue's lines ``nodes state limit left start reason``; how many jobs wait,
+    and the starts that are planned for them.
+    """
+    total, waiting, planned = 0.0, 0, []
     for line in lines:
-        nodes, state, limit, left, reason = [*line.split(maxsplit=4), "", "", "", "", ""][:5]
+        nodes, state, limit, left, start, reason = [*line.split(maxsplit=5), *[""] * 6][:6]
         pending = state == "PENDING"
         if not nodes.isdigit() or (pending and reason.startswith(_NOT_AHEAD)):
             continue
         waiting += pending
+        if pending and (when := epoch_s(start)) is not None:
+            planned.append(when)
         try:
             total += int(nodes) * parse_duration_s(limit if pending else left)
         except ValueError:
             continue  # UNLIMITED, INVALID: says nothing about when
-    return total, waiting
+    return total, waiting, planned

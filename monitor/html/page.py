@@ -41,7 +41,8 @@ p { margin: 6px 0; }
   background: var(--panel); border-left: 5px solid var(--line); }
 .verdict.good { border-color: var(--good); } .verdict.bad { border-color: var(--bad); }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; table-layout: auto; width: 100%;
+  font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0;
   border-bottom: 1px solid var(--line); }
 th { color: var(--faint); font-weight: 600; white-space: nowrap; }

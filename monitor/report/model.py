@@ -10,6 +10,7 @@ from typing import Any
 from monitor.diagnose.model import Diagnosis
 from monitor.evidence import Event, RunEvidence
 from monitor.goodput import Goodput
+from monitor.preflight import PreflightRow
 from monitor.report.thin import Point, thin
 from monitor.status import RunStatus
 from train.events import Kind
@@ -100,6 +101,7 @@ class Report:
     anomalies: tuple[Event, ...]
     alerts: tuple[Event, ...]
     """Lines of alerts.jsonl, each with the ``channels`` that took it."""
+    preflights: tuple[PreflightRow, ...]
     diagnosis: Diagnosis | None
     config: str
 
@@ -119,6 +121,7 @@ class Report:
             "checkpoints": list(self.checkpoints),
             "anomalies": list(self.anomalies),
             "alerts": list(self.alerts),
+            "preflights": [one.as_json() for one in self.preflights],
             "diagnosis": self.diagnosis.as_json() if self.diagnosis else None,
             "config": self.config,
         }
@@ -135,6 +138,7 @@ def report_of(
     goodput: Goodput,
     *,
     alerts: Sequence[Event],
+    preflights: Sequence[PreflightRow] = (),
     diagnosis: Diagnosis | None,
     config: str,
 ) -> Report:
@@ -150,6 +154,7 @@ def report_of(
         checkpoints=tuple(_checkpoint(event) for event in curves.checkpoints),
         anomalies=tuple(curves.anomalies),
         alerts=tuple(alerts),
+        preflights=tuple(preflights),
         diagnosis=diagnosis,
         config=config,
     )

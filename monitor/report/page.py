@@ -12,12 +12,14 @@ from monitor.html.page import badge, details, escape, page, section, table
 from monitor.html.stacked_bars import Bar, stacked_bars
 from monitor.html.timeline import Stretch, timeline
 from monitor.ledger import Category
+from monitor.preflight import PreflightRow
 from monitor.report.model import MOST_ROWS, AttemptRow, Report
 from monitor.report.text import lasted, sentence, utc
 from monitor.report.thin import Point
 from monitor.status import RunState
 
 _MOST_STRETCHES = 40
+_MOST_PREFLIGHTS = 5
 _SAVED = ("published", "failed", "rejected")
 _CHARTS = (
     ("Learning rate", "lr", "learning rate"),
@@ -45,6 +47,8 @@ def _body(report: Report) -> Iterator[str]:
         if chart := line_chart(series, x_label="step", y_label=unit, title=f"{title} by step"):
             yield section(title, chart)
     yield section("Attempts", *_attempts(report.attempts))
+    if report.preflights:
+        yield section("Nodes before training", *_preflights(report.preflights))
     if report.alerts:
         yield section("Alerts", *_alerts(report))
     if report.goodput.allocated_us:
@@ -118,6 +122,24 @@ def _attempts(attempts: Sequence[AttemptRow]) -> Iterator[str]:
     header = ("attempt", "from (UTC)", "lasted", "job", "nodes", "steps", "ended as", "because")
     yield table(header, lines)
     yield _left_out(len(attempts))
+
+
+def _preflights(found: Sequence[PreflightRow]) -> Iterator[str]:
+    """The last preflights, what was found fit in one line each, the rest with what to do."""
+    for one in found[-_MOST_PREFLIGHTS:]:
+        yield f"<p>Attempt {one.attempt}, {escape(one.mode)}: {escape(one.words)}</p>"
+        lines = [
+            [
+                escape(remark.node),
+                badge(remark.level, good=False),
+                f"<code>{escape(remark.id)}</code>",
+                escape(remark.evidence),
+                escape(remark.remedy),
+            ]
+            for remark in one.remarks[:MOST_ROWS]
+        ]
+        if lines:
+            yield table(("node", "", "check", "seen", "what to do"), lines)
 
 
 def _stretch(one: AttemptRow, origin: float) -> Stretch:

@@ -12,6 +12,7 @@ from monitor.diagnose.run import diagnose_run
 from monitor.evidence import RunEvidence, read_evidence
 from monitor.goodput import Goodput
 from monitor.goodput_read import rank_events, read_goodput
+from monitor.preflight import read_preflights
 from monitor.report.model import Curves, Report, alert_rows, report_of
 from monitor.slurm import Ask, JobInfo
 from monitor.status import JobState, JobView, RunState, status_of
@@ -60,6 +61,7 @@ def read_report(folder: Path, scheduler: Scheduler | None = None) -> Report:
         curves,
         goodput,
         alerts=alert_rows(read_events(run_dir.alerts), read_events(deliveries)),
+        preflights=read_preflights(folder),
         diagnosis=_diagnosis(folder, evidence, asked),
         config=_text(run_dir.config),
     )

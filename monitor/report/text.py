@@ -41,6 +41,8 @@ def render(report: Report) -> str:
     lines.append(f"  checkpoints  {', '.join(counts)}")
     if report.anomalies:
         lines.append(f"  anomalies    {len(report.anomalies)}, {status.rollbacks} rollbacks")
+    if report.preflights:
+        lines.append(f"  preflight    {report.preflights[-1].words}")
     if report.alerts:
         last = report.alerts[-1]
         lines.append(

@@ -167,6 +167,11 @@ class SlurmConfig(Section):
         default={}, description="Any other sbatch option by its long name."
     )
     srun_args: list[str] = Field(default=[], description="Further options of the ranks' srun.")
+    modules: list[str] = Field(
+        default=[],
+        description="Environment modules of the job, loaded before setup; the job ends where one "
+        "is missing.",
+    )
     setup: list[str] = Field(
         default=[], description="Shell commands before the supervisor starts (module load ...)."
     )

@@ -20,12 +20,14 @@ _PYXIS_MOUNT_FLAGS = _MOUNT_FLAGS | frozenset(
 """enroot's, beyond ro and rw (mount(8)); Apptainer takes ro and rw only."""
 _MEMORY = re.compile(r"^\d+[KMGT]?B?$", re.IGNORECASE)
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_MODULE = re.compile(r"^[A-Za-z0-9_.+@][A-Za-z0-9_.+@/-]*$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def job_problems(slurm: SlurmConfig) -> Iterator[str]:
     """Problems of the section, one line each, beginning with the key."""
     yield from _texts(slurm)
+    yield from _modules(slurm)
     yield from _memory(slurm)
     yield from _gpus(slurm)
     yield from _container(slurm)
@@ -70,6 +72,15 @@ def _texts(slurm: SlurmConfig) -> Iterator[str]:
             yield f"slurm.srun_args.{index}: expected one option of srun, got {line!r}"
         if (flag := line.partition("=")[0]) in _OWN_FLAGS:
             yield f"slurm.srun_args.{index}: {flag} is set by submitrain itself: remove it"
+
+
+def _modules(slurm: SlurmConfig) -> Iterator[str]:
+    for index, name in enumerate(slurm.modules):
+        if not _MODULE.match(name):
+            yield (
+                f"slurm.modules.{index}: expected the name of a module, such as cuda/12.4, got "
+                f"{name!r}; other commands belong in slurm.setup"
+            )
 
 
 def _memory(slurm: SlurmConfig) -> Iterator[str]:

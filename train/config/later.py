@@ -9,11 +9,10 @@ _LATER = "not in this version; remove it"
 
 REFUSED: dict[tuple[str | int, ...], str] = {
     ("hooks",): "write the top-level on_success and on_failure",
-    ("preflight",): _LATER,
     ("sweep",): "how runs vary is no part of one: use `python -m launcher sweep`; remove it",
     ("price",): _LATER,
     ("arrays",): _LATER,
-    ("slurm", "preflight"): _LATER,
+    ("slurm", "preflight"): "write the top-level preflight: off, quick or full",
     ("slurm", "price"): _LATER,
     (
         "slurm",

@@ -34,7 +34,7 @@ from train.config.sections import (
     TrainingOptimizationsConfig,
     WandbConfig,
 )
-from train.config.types import OptionalStr
+from train.config.types import OptionalStr, PreflightMode
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ class RunConfig(Section):
     runs_dir: str = Field("runs", description="Folder in which run folders are made.")
     cluster: Literal["auto", "local", "slurm"] = Field(
         "auto", description="Where to run; auto = Slurm if sbatch answers here, else this machine."
+    )
+    preflight: PreflightMode = Field(
+        "quick",
+        description="Checks of a job's nodes before training starts on them: off, quick (a light "
+        "task on each: folders, limits, versions, GPUs, links) or full (all ranks meet, reduce and "
+        "multiply, too).",
     )
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, data order and dropout.")
     entry: EntryConfig | None = Field(

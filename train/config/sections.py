@@ -116,6 +116,12 @@ class DistributedConfig(TargetSection):
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="Collectives: nccl on GPUs, gloo on CPUs."
     )
+    interface: OptionalStr = Field(
+        None,
+        description="Network interface by which ranks meet and reduce, several with commas where "
+        "nodes differ (ib0,eth0); none = the host's name, then all its addresses, whichever "
+        "answers.",
+    )
     reshard_after_forward: bool | None = Field(
         None,
         description="Free full parameters after forward: less memory, one more gather; none = for "

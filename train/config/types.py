@@ -226,6 +226,11 @@ SpikeAction = Annotated[
     BeforeValidator(parse_off),
     WithJsonSchema({"enum": ["off", "warn", "skip", "rollback", False]}),
 ]
+PreflightMode = Annotated[
+    Literal["off", "quick", "full"],
+    BeforeValidator(parse_off),
+    WithJsonSchema({"enum": ["off", "quick", "full", False]}),
+]
 
 
 def parse_interval(value: Any) -> Any:
