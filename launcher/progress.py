@@ -49,7 +49,7 @@ class View(Protocol):
 def follow(run: Run, view: View, *, sleep: Callable[[float], None] = time.sleep) -> RunStatus:
     """Show events and status until the run has ended; returns its last status."""
     tails = [EventTail(path, 0) for path in (run.run_dir.attempts, run.run_dir.events(0))]
-    status, asked = run.status(), time.monotonic()
+    told, status, asked = run.ended_at(), run.status(), time.monotonic()
     while True:
         for tail in tails:
             for event in tail.read():
@@ -58,8 +58,9 @@ def follow(run: Run, view: View, *, sleep: Callable[[float], None] = time.sleep)
         if status.state.ended:
             return status
         sleep(REFRESH_S)
-        if time.monotonic() - asked >= STATUS_EVERY_S.get(status.cluster, 1.0):
-            status, asked = run.status(), time.monotonic()
+        due = time.monotonic() - asked >= STATUS_EVERY_S.get(status.cluster, 1.0)
+        if due or run.ended_at() != told:
+            told, status, asked = run.ended_at(), run.status(), time.monotonic()
 
 
 def follow_on(run: Run, console: Console) -> RunStatus:

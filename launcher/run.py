@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 WAIT_POLL_S = {"local": 0.5, "slurm": 10.0}
 """Seconds between looks: a file system is asked more often than a shared scheduler."""
+_FOLDER_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,13 @@ class Run:
         why = f" ({status.why})" if status.why else ""
         return f"Run {self.run_id}: {status.state}{why}, step {steps}, {status.cluster}"
 
+    def ended_at(self) -> int | None:
+        """When its folder was told how it ended (ns); asks no scheduler. A resume changes that."""
+        try:
+            return self.run_dir.summary.stat().st_mtime_ns
+        except OSError:
+            return None
+
     def status(self) -> RunStatus:
         """How it is doing now; asks the scheduler once."""
         return look([self.folder])[0]
@@ -81,15 +89,20 @@ class Run:
             TimeoutError: it has not ended within ``timeout`` seconds; the run goes on.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not (status := self.status()).state.ended:
+        while True:
+            told = self.ended_at()
+            status = self.status()
+            if status.state.ended:
+                return status
             poll_s = WAIT_POLL_S.get(status.cluster, 1.0)
             if deadline is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(f"{self.run_id} is {status.state} after {timeout} s")
                 poll_s = min(poll_s, left)
-            time.sleep(poll_s)
-        return status
+            look_at = time.monotonic() + poll_s
+            while self.ended_at() == told and (left := look_at - time.monotonic()) > 0:
+                time.sleep(min(_FOLDER_POLL_S, left))
 
     def result(self, timeout: float | None = None) -> RunResult:
         """Wait for it and return what it achieved.

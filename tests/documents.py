@@ -1,6 +1,11 @@
 """What documents show and name: code blocks, commands, keys, messages. Pure but for reading files.
 
-A comment ``<!-- runs: local -->`` before a console block means that a test runs its commands.
+A comment before a block says where it is executed, and is not seen in rendered Markdown:
+
+    <!-- runs: site -->                                    in a scene of `tests/test_docs_run.py`
+    <!-- runs: local, exit code 2 -->                      and it is expected to end so
+    <!-- runs: site, but drill in tests/test_drill.py -->  all but the commands with that word
+    <!-- runs: elsewhere tests/test_watch.py::test_it -->  by another test, or by a step of CI
 """
 
 from __future__ import annotations
@@ -23,13 +28,43 @@ from train.errors import UserError
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(
-    r"^(?:<!-- runs: (?P<runs>\w+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+    r"^(?:<!-- runs: (?P<runs>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
 )
 _INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 _COMMAND = re.compile(r"^(?:\S*python3? -m (launcher|monitor|tests[\w.]*)|submitrain|make)\b")
 _SHELL_ENDS = re.compile(r"\s(?:\||>|>>|&&|2>)\s|;\s|\s#\s|\s{2,}#|\s->\s")
 _KEY = re.compile(r"^([a-z_]+)\.[a-z_.]+$")
 _FILE_ENDINGS = (".py", ".md", ".yaml", ".json", ".jsonl", ".conf", ".parquet", ".html")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where a block is executed."""
+
+    scene: str | None
+    """Of `tests/test_docs_run.py`; None where other tests run all of it."""
+    elsewhere: tuple[tuple[str, str], ...] = ()
+    """Words of commands that are not run there, and what runs them: ``file`` or ``file::test``."""
+    exit_code: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Runs:
+        """Read a comment's text; ValueError for what is not understood."""
+        if text.startswith("elsewhere "):
+            return cls(None, (("", text.removeprefix("elsewhere ")),))
+        scene, *clauses = re.split(r", (?:but )?", text)
+        elsewhere, exit_code = [], 0
+        for clause in clauses:
+            words, found, target = clause.rpartition(" in ")
+            if found:
+                elsewhere.append((words, target))
+            else:
+                exit_code = int(clause.removeprefix("exit code "))
+        return cls(scene, tuple(elsewhere), exit_code)
+
+    def leaves_out(self, command: str) -> bool:
+        """Whether a command of the block is run elsewhere."""
+        return any(words in command for words, _ in self.elsewhere)
 
 
 @dataclass(frozen=True)
@@ -40,7 +75,7 @@ class Block:
     line: int
     language: str
     text: str
-    runs: str | None
+    runs: Runs | None
 
     @property
     def where(self) -> str:
@@ -54,6 +89,19 @@ class Block:
             return [line[2:] for line in joined if line.startswith("$ ")]
         return [line for line in joined if _COMMAND.match(line)]
 
+    def output(self) -> list[str]:
+        """Lines that a console block shows as printed."""
+        shown = self.text.splitlines() if self.language == "console" else []
+        return [line for line in shown if line and not line.startswith("$ ")]
+
+    def to_run(self) -> list[str]:
+        """What a shell is given, one after the other: commands, a script or a Python program."""
+        if self.language == "python":
+            return [f"python -c {shlex.quote(self.text)}"]
+        if self.language == "bash":
+            return [f"set -e\n{self.text}"]
+        return [one for one in self.commands() if not (self.runs and self.runs.leaves_out(one))]
+
 
 @cache
 def blocks() -> tuple[Block, ...]:
@@ -61,11 +109,17 @@ def blocks() -> tuple[Block, ...]:
     return tuple(block for path in DOCUMENTS for block in _blocks(path))
 
 
+def block_of(name: str, language: str, number: int = 0) -> Block:
+    """One block of a document, by its language and its number among those."""
+    return [b for b in blocks() if b.document.name == name and b.language == language][number]
+
+
 def _blocks(path: Path) -> Iterator[Block]:
     text = path.read_text()
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
-        yield Block(path, line, match["language"], match["text"], match["runs"])
+        runs = Runs.parse(match["runs"]) if match["runs"] else None
+        yield Block(path, line, match["language"], match["text"], runs)
 
 
 def inline(path: Path) -> list[str]:

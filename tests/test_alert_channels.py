@@ -16,6 +16,7 @@ from monitor.alerts.model import Event
 from monitor.alerts.settings import NotSetError
 from monitor.rules import Rule
 from tests.alert_parts import RUN_ID, entry, message, settings
+from tests.documents import block_of
 from tests.receivers import HttpReceiver, SmtpReceiver, http_receiver, smtp_receiver
 from tests.slurm.ports import free_ports
 
@@ -77,9 +78,14 @@ def test_slack_is_told_when_a_message_may_be_there_already(web: HttpReceiver) ->
 def test_the_webhooks_signature_covers_time_and_body(web: HttpReceiver) -> None:
     send("webhook", WEBHOOK, environ_of(web))
     (request,) = web.requests
-    stamp = request.headers[TIMESTAMP.lower()]
+    stamp, signature = (request.headers[name.lower()] for name in (TIMESTAMP, SIGNATURE))
     signed = hmac.new(b"s3cret!", stamp.encode() + b"." + request.body, hashlib.sha256)
-    assert request.headers[SIGNATURE.lower()] == f"sha256={signed.hexdigest()}"
+    assert signature == f"sha256={signed.hexdigest()}"
+    received = {"timestamp": stamp, "body": request.body, "signature": signature}
+    check = block_of("monitoring.md", "python").text
+    exec(check, {"secret": b"s3cret!", **received})
+    with pytest.raises(AssertionError):
+        exec(check, {"secret": b"another", **received})
     assert request.headers["idempotency-key"] == "k1"
     assert request.json["entries"][0]["rule"] == "hang"
 

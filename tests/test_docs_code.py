@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
 import re
-import shlex
-import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -17,7 +12,6 @@ import pytest
 
 from launcher import Run
 from monitor.cost.prices import parse_prices
-from monitor.runs import list_runs
 from tests.documents import (
     DOCUMENTS,
     ROOT,
@@ -28,15 +22,12 @@ from tests.documents import (
     key_problem,
     message_problem,
 )
-from tests.slurm.cluster import SlurmCluster
-from tests.test_launch import end_processes
 from train.config import RunConfig
 from train.config.document import parse_document
 from train.config.resolve import resolve
 
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
 LANGUAGES = {"", "console", "bash", "yaml", "python", "text"}
-RUN_S = 240
 FOREIGN_KEYS = {"automodel.md", "assess.md"}
 """Pages about another project's keys (`tests/test_keys.py` holds those to the code), and about
 findings, whose ids look like keys."""
@@ -124,49 +115,3 @@ def test_a_message_that_is_quoted_is_one_of_ours(message: str) -> None:
 def test_a_message_that_nobody_says_would_be_found() -> None:
     assert len(messages()) >= 15
     assert message_problem("slurm: sbatch refused the cake: ...") is not None
-
-
-def run_blocks(where: str, folder: Path, environ: dict[str, str]) -> list[str]:
-    """Run the commands of all blocks marked so, in order, as a user would; returns them."""
-    paths = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
-    typed: list[str] = []
-    for block in blocks():
-        if block.runs == where:
-            python = [f"python -c {shlex.quote(block.text)}"] if block.language == "python" else []
-            typed += [*block.commands(), *python]
-    for line in typed:
-        done = subprocess.run(
-            ["bash", "-c", line], cwd=folder, env={**os.environ, **environ, **paths},
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=RUN_S, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return typed
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with the repository's configurations and ranks that need no torch."""
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    shutil.copy(Path(__file__).with_name("toy_rank.py"), tmp_path)
-    return tmp_path
-
-
-TOYS = {"SUBMITRAIN_RANK_MODULE": "toy_rank"}
-
-
-def test_the_commands_of_the_first_run_work_in_their_order(place: Path) -> None:
-    try:
-        typed = run_blocks("local", place, TOYS)
-    finally:
-        for folder in list_runs(place / "runs"):
-            end_processes(Run(folder))
-    assert len(typed) >= 9
-    assert (place / "loss.svg").is_file()
-
-
-@pytest.mark.slurm
-def test_the_commands_for_a_cluster_work_on_one(place: Path, slurm_cluster: SlurmCluster) -> None:
-    assert len(run_blocks("slurm", place, {**TOYS, **slurm_cluster.env})) >= 6

@@ -46,7 +46,8 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
 
 
 def test_a_drill_proves_that_two_faults_left_the_curve_as_it_was(tmp_path: Path) -> None:
-    code, report, err = finish(start_drill(tmp_path, "--steps", "12", "--faults", "kill,stop"))
+    shape = ["--steps", "12", "--faults", "kill,stop", "--shrink"]
+    code, report, err = finish(start_drill(tmp_path, *shape))
     assert code == 0, err
     assert report["ok"] is True
     assert report["verdict"].startswith("All 2 faults ended as promised")

@@ -15,12 +15,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from launcher import Run, launch
+from launcher.progress import follow_on
 from monitor.audit.read import read_trail
 from monitor.process import ProcessRef
 from monitor.runs import list_runs
@@ -91,6 +94,18 @@ def test_launch_returns_while_the_run_goes_on_and_wait_sees_it_finish(
     assert run.status().state in (RunState.STARTING, RunState.RUNNING)
     assert run.wait(WAIT_S).state is RunState.FINISHED
     assert steps_of(run) == list(range(1, 21))
+
+
+@pytest.mark.timeout(WAIT_S)
+def test_whoever_waits_learns_of_the_end_from_the_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler is asked rarely: the end must not wait for the next time."""
+    monkeypatch.setattr("launcher.run.WAIT_POLL_S", {"local": 3600.0})
+    monkeypatch.setattr("launcher.progress.STATUS_EVERY_S", {"local": 3600.0})
+    assert launch(config(project)).wait().state is RunState.FINISHED
+    followed = follow_on(launch(config(project, name="followed")), Console(file=StringIO()))
+    assert followed.state is RunState.FINISHED
 
 
 def test_result_holds_what_the_run_achieved(project: Path) -> None:

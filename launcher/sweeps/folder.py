@@ -7,7 +7,7 @@
       submissions/    whoever holds the newest one conducts the sweep (launcher.claims)
       cancel.json     made by `cancel`; `resume` takes it away
       sweep.log       output of a conductor in the background
-      report.json report.html    written when the last run has ended
+      report.json report.html    written by `report`, and where the command waited for the end
 
 Which run belongs to which point is in the runs' own records, so nothing has to be kept in step.
 """
