@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from launcher.container import Runtime, choose_runtime, normalise_image
 from launcher.container.image import ImageForm, form_of
@@ -16,6 +17,67 @@ from train.config.run import BatchArithmetic
 from train.config.sections import DatasetConfig
 from train.config.types import UNLIMITED_S, format_duration
 
+MODEL_KEYS = frozenset(
+    [
+        "model_type",
+        "architectures",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "max_position_embeddings",
+        "hidden_act",
+        "hidden_dropout",
+        "rms_norm_eps",
+        "layer_norm_eps",
+        "layer_norm_epsilon",
+        "initializer_range",
+        "tie_word_embeddings",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "partial_rotary_factor",
+        "attention_dropout",
+        "attention_bias",
+        "attention_probs_dropout_prob",
+        "hidden_dropout_prob",
+        "mlp_bias",
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "layer_types",
+        "use_cache",
+        "n_embd",
+        "n_layer",
+        "n_head",
+        "n_positions",
+        "n_inner",
+        "n_ctx",
+        "embd_pdrop",
+        "resid_pdrop",
+        "attn_pdrop",
+        "activation_function",
+        "num_experts",
+        "num_local_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "torch_dtype",
+        "dtype",
+        "num_heads",
+        "num_layers",
+        "hidden_sizes",
+        "d_model",
+        "ffn_dim",
+        "word_embed_proj_dim",
+    ]
+)
+"""Usual keys of the configurations of causal language models in transformers."""
 LONG_S = 14 * 24 * 3600
 """Few partitions allow more than a week or two."""
 
@@ -36,6 +98,7 @@ class Situation:
 def cautions(config: RunConfig, situation: Situation) -> Iterator[str]:
     """All warnings for a run, the gravest kinds first."""
     yield from _survival(config, situation)
+    yield from _model_config(config)
     yield from _memory(config, situation)
     yield from _data(config)
     yield from _batch(config)
@@ -66,6 +129,17 @@ def _survival(config: RunConfig, situation: Situation) -> Iterator[str]:
             "slurm.requeue and resilience.resubmit are false: after a preemption, a lost node or "
             "the time limit the run does not come back; set one of them to true"
         )
+
+
+def _model_config(config: RunConfig) -> Iterator[str]:
+    """A key that a model's own configuration does not know is ignored by transformers."""
+    for key in config.model.config or {}:
+        near = get_close_matches(key, MODEL_KEYS, n=1, cutoff=0.85)
+        if near and key not in MODEL_KEYS:
+            yield (
+                f"model.config.{key} looks like {near[0]}, and transformers ignores what it does "
+                f"not know; write {near[0]} if that is meant"
+            )
 
 
 def _memory(config: RunConfig, situation: Situation) -> Iterator[str]:

@@ -7,8 +7,10 @@ command runs: ``--help`` has to answer at once.
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from launcher.examples import EXAMPLES_OF
 from monitor.commandline import Commands, add_commands, carry_out, lazy
@@ -43,8 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     if arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help", "--version"):
+        if (meant := _meant(arguments[0])) is not None:
+            print(
+                f"error: {arguments[0]}: no command and no file; did you mean {meant}?",
+                file=sys.stderr,
+            )
+            return 2
         arguments.insert(0, "run")
     return carry_out(_parse(parser, arguments))
+
+
+def _meant(word: str) -> str | None:
+    """The command that a bare word resembles which names no file."""
+    if not word.isalpha() or Path(word).exists():
+        return None
+    close = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.7)
+    return close[0] if close else None
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -281,6 +281,7 @@ def _open(options: argparse.Namespace) -> Run:
 def _show_plan(prepared: Prepared, as_json: bool) -> int:
     """The plan, and for Slurm the batch script; in its paths only the start's time is open."""
     from launcher.environment.show import in_short
+    from launcher.verdict.judge import Outcome
     from launcher.verdict.permit import verdict_lines
 
     plan, script, srun, verdict = prepared.plan, None, None, prepared.verdict()
@@ -305,6 +306,9 @@ def _show_plan(prepared: Prepared, as_json: bool) -> int:
         if script is not None:
             print(f"\nbatch script, as submitit writes it:\n\n{script.rstrip()}")
             print(f"\nthe ranks' step, as the supervisor starts it:\n\n{srun}")
+    if verdict is not None and verdict.outcome is Outcome.IMPOSSIBLE:
+        print("error: Slurm would never start this job: see the verdict", file=sys.stderr)
+        return 2
     return 0
 
 

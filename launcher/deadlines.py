@@ -149,7 +149,7 @@ def deadline_cautions(
     if kill_wait_s is not None and wanted > kill_wait_s:
         yield (
             f"resilience.kill_wait_s is {wanted}, but this cluster kills {kill_wait_s} s after "
-            f"TERM (KillWait): ranks get at most {kill_wait_s} s to save"
+            f"TERM (KillWait): ranks get at most {kill_wait_s} s to save; write {kill_wait_s}"
         )
     if checkpoint_bytes is None or not config.checkpoint.enabled:
         return

@@ -98,6 +98,7 @@ def next_steps(result: RunResult) -> list[str]:
     status = result.status
     if status.state is RunState.FINISHED:
         found = [f"python -m launcher status {status.run_id}"]
+        found.append(f"python -m monitor report {status.run_id}")
         if result.export:
             found.append(
                 'python -c "from transformers import AutoModelForCausalLM as M; '

@@ -90,7 +90,7 @@ def local_config(machine: Machine, gpus: int, *, name: str, schema: str) -> str:
 
 {model}slurm:                                     # shapes local runs, too
   nodes: 1
-  ntasks_per_node: {ranks:<23} # ranks: one for every GPU
+  ntasks_per_node: {ranks:<23} # ranks: one for every {"GPU" if gpus else "core"}
 """
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -28,10 +29,16 @@ def init(options: argparse.Namespace) -> int:
         target.write_text(text)
     except OSError as error:
         raise UserError(f"--output: {target} cannot be written: {error.strerror}") from error
-    print(f"wrote {target}; next:")
+    print(f"wrote {target} {_purpose(text)}; next:")
     print(f"  python -m launcher plan {target}")
     print(f"  python -m launcher {target}")
     return 0
+
+
+def _purpose(text: str) -> str:
+    """What the file is for, as its head says."""
+    found = re.search(r"launcher init` (for .+)\.$", text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _refuse_to_overwrite(target: Path, *, force: bool) -> None:

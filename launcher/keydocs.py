@@ -42,6 +42,7 @@ _UNITS = {
     "_length": "tokens",
 }
 """By the end of a key's name, which carries its unit."""
+_MOST_ABOUT = 6
 
 
 @dataclass(frozen=True)
@@ -202,4 +203,13 @@ def _unknown(text: str, path: KeyPath) -> str:
     elsewhere = [f"{section}.{key}" for section in sections() for key in keys(sections()[section])]
     hint = near(text, elsewhere, cutoff=0.7)
     more = f"did you mean {hint}?" if hint else "python -m launcher explain lists all sections"
+    if not hint and (about := _about(text)):
+        more = f"{', '.join(about[:_MOST_ABOUT])} mention it"
     return f"explain: no key {text}; {more}"
+
+
+def _about(word: str) -> list[str]:
+    """Keys whose documentation mentions a word."""
+    paths = [(), *(path for path, _ in every_section())]
+    docs = [one for path in paths for one in key_docs(path)]
+    return [one.key for one in docs if word.lower() in one.doc.lower()] if len(word) > 3 else []

@@ -77,6 +77,8 @@ class Latest:
 
     step: int = 0
     values: dict[str, float] = field(default_factory=dict)
+    validated: int | None = None
+    """Step of the newest validation."""
 
     def take(self, event: dict[str, Any]) -> None:
         """Note what an event says."""
@@ -85,13 +87,13 @@ class Latest:
             names = ("loss", "lr", "tokens_per_s", "mfu", "grad_norm")
             self.values |= {name: event[name] for name in names if _is_number(event.get(name))}
         elif event["kind"] == Kind.VALIDATION and _is_number(event.get("loss")):
-            self.values["validation_loss"] = event["loss"]
+            self.values["validation_loss"], self.validated = event["loss"], event.get("step")
 
     def text(self) -> str:
         """``loss 3.2145  lr 1.0e-04  12,345 tokens/s``"""
         forms = {
             "loss": "loss {:.4f}",
-            "validation_loss": "val loss {:.4f}",
+            "validation_loss": f"val loss {{:.4f}} (step {self.validated})",
             "lr": "lr {:.2e}",
             "tokens_per_s": "{:,.0f} tokens/s",
             "mfu": "MFU {:.1%}",

@@ -79,8 +79,9 @@ def choose_cluster(wanted: str) -> Cluster:
     if shutil.which("sbatch") is None:
         missing = "no sbatch on this machine"
     elif problem := slurm_problem():
-        missing = problem
-        if wanted == "auto" and slurm_is_configured():
+        configured = slurm_is_configured()
+        missing = problem if configured else "Slurm is installed here and not configured"
+        if wanted == "auto" and configured:
             raise ClusterError(
                 f"cluster: Slurm is configured here but {problem}; try again, or train on this "
                 "machine with --cluster local"

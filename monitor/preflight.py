@@ -12,6 +12,11 @@ from train.events import Kind
 
 Event = dict[str, Any]
 MOST_NAMED = 3
+_WHAT = {
+    "unknown": "checks that could not be made",
+    "warn": "warnings",
+    "fail": "failures that all share",
+}
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,14 @@ def in_words(record: Mapping[str, Any]) -> str:
         named = "; ".join(f"{node} is unfit ({unfit[node]})" for node in list(unfit)[:MOST_NAMED])
         more = f"; and {len(unfit) - MOST_NAMED} more" if len(unfit) > MOST_NAMED else ""
         return f"{named}{more}; {nodes} in {took}"
-    others = [f"{count} {level}" for level, count in counts.items() if level != "ok"]
+    others = [
+        f"{count} with {_WHAT.get(level, level)}"
+        for level, count in counts.items()
+        if level != "ok"
+    ]
     if not others:
         return f"all is well on {nodes}, {took}"
-    return f"nobody is left out of {nodes} ({', '.join(others)}), {took}"
+    return f"no node of {total} is unfit, {', '.join(others)}, {took}"
 
 
 def newest_in_words(attempts: Iterable[Event]) -> str:

@@ -130,6 +130,18 @@ def test_a_missing_file_is_one_line_with_a_guess(shell: Shell) -> None:
     assert_one_line(done.stderr, "did you mean cfg.yaml?")
 
 
+def test_a_mistyped_command_or_folder_is_one_line_with_a_guess(shell: Shell) -> None:
+    (shell.folder / "configs").mkdir()
+    (shell.folder / "cfg.yaml").rename(shell.folder / "configs" / "cfg.yaml")
+    for words, said in (
+        (["stauts", "latest"], "did you mean status?"),
+        (["config/cfg.yaml"], "no folder config; did you mean configs/cfg.yaml?"),
+    ):
+        done = shell(*words)
+        assert done.returncode == 2
+        assert_one_line(done.stderr, said)
+
+
 def test_two_problems_are_two_lines(shell: Shell) -> None:
     done = shell("cfg.yaml", "slurm.nodes=0", "optimizer.lr=-1")
     assert done.returncode == 2

@@ -123,7 +123,8 @@ def test_a_key_is_explained_with_its_facts(asked: str, key: str, said: list[str]
         ("slurm.lr", "lr belongs to optimizer.lr"),
         ("num_workers", "a key of several sections: dataset.num_workers"),
         ("slurm.time.hours", "slurm.time has no keys of its own"),
-        ("nothing", "python -m launcher explain lists all sections"),
+        ("zebra", "python -m launcher explain lists all sections"),
+        ("preempt", "slurm.requeue mention it"),
     ],
 )
 def test_an_unknown_key_is_one_line_with_a_way_on(asked: str, hint: str) -> None:

@@ -286,6 +286,11 @@ WARNINGS: dict[str, tuple[dict[str, Any], str, str]] = {
         "slurm",
         "scontrol release",
     ),
+    "a misspelt key of the model": (
+        {"model": {"config": {"model_type": "llama", "hiden_size": 64}}},
+        "slurm",
+        "model.config.hiden_size looks like hidden_size",
+    ),
     "a limit that Slurm may cut": (
         {"slurm": {"additional_parameters": {"time_min": "1:00:00"}}},
         "slurm",

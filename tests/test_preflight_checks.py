@@ -325,7 +325,7 @@ def test_a_verdict_in_words() -> None:
     well = Verdict("quick", {"a": (ok("x", ""),), "b": (ok("x", ""),)}, took_s=1.25)
     assert well.in_words() == "all is well on 2 nodes, 1.2 s"
     assert in_words({"nodes": {"ok": 3, "warn": 1}, "took_s": 2}) == (
-        "nobody is left out of 4 nodes (1 warn), 2.0 s"
+        "no node of 4 is unfit, 1 with warnings, 2.0 s"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from launcher import launch
+from launcher.cli import main
 from launcher.sbatch import sbatch_parameters, script_text
 from launcher.verdict.judge import Outcome, Verdict, judge
 from launcher.verdict.parse import read_cluster
@@ -24,6 +25,7 @@ from tests.slurm.daemon import SlurmClusterError
 from tests.slurm.fixtures import require_slurm
 from tests.tiny import tiny_config
 from train.config import RunConfig
+from train.config.document import dump_yaml
 from train.config.job import SlurmConfig
 from train.errors import ClusterError
 
@@ -319,5 +321,7 @@ def test_a_launch_of_what_cannot_run_is_refused_before_anything_is_made(
     assert "slurm.nodes: 9 nodes are asked for, and 4 is what partition normal has" in str(
         refused.value
     )
+    (tmp_path / "cfg.yaml").write_text(dump_yaml(config))
+    assert main(["plan", "cfg.yaml", "--cluster", "slurm"]) == 2
     assert not (tmp_path / "runs").exists()
     assert not site.run("squeue", "--noheader").strip()

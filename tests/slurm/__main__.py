@@ -128,8 +128,17 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+GREETING = """A private Slurm, until you leave this shell (`exit`). For example:
+  sinfo
+  python -m launcher configs/quickstart.yaml slurm.nodes=2 slurm.ntasks_per_node=1 --detach
+  python -m launcher status latest
+How to preempt it: docs/test-cluster.md"""
+
+
 def _shell(arguments: argparse.Namespace) -> int:
     with SlurmCluster.start(_options(arguments)) as cluster:
+        if not arguments.argv:
+            print(GREETING)
         command = arguments.argv or [os.environ.get("SHELL", "/bin/sh")]
         env = clean_environment(cluster.site.slurm_conf)
         return subprocess.run(command, env=env, check=False).returncode

@@ -39,12 +39,22 @@ def syntax_error(error: yaml.YAMLError, text: str, name: str, one_place: bool) -
 def missing_file(path: Path) -> str:
     """That a file does not exist, and which of its neighbours may be meant."""
     folder = path.parent
-    here = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
+    if not folder.is_dir():
+        return f"{path}: no such file; there is no folder {folder}{_near_folder(path)}"
+    here = sorted(p.name for p in folder.glob("[!.]*.y*ml"))
     near = get_close_matches(path.name, here, n=1)
     if near:
         return f"{path}: no such file; did you mean {folder / near[0]}?"
     found = f"{folder} has {', '.join(here[:8])}" if here else f"{folder} holds no YAML file"
     return f"{path}: no such file; {found}"
+
+
+def _near_folder(path: Path) -> str:
+    above = path.parent.parent
+    names = [one.name for one in above.iterdir() if one.is_dir()] if above.is_dir() else []
+    near = get_close_matches(path.parent.name, names, n=1)
+    found = above / near[0] / path.name if near else path
+    return f"; did you mean {found}?" if found.is_file() else ""
 
 
 def kind_of(value: Any) -> str:
