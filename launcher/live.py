@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.card import card
 from launcher.explain import failure_line
 from launcher.progress import REFRESH_S, STATUS_EVERY_S, follow_on
+from launcher.record import in_notebook
 from launcher.sight import Sight
 from monitor.status import RunState, RunStatus
 from train.errors import UserError
@@ -49,13 +50,6 @@ def watch(run: Run, interval_s: float | None = None) -> None:
             follow_on(run, Console())
     except KeyboardInterrupt:
         sys.stdout.write(f"{run.run_id} is {NO_LONGER}\n")
-
-
-def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
-    shell = sys.modules.get("IPython")
-    running = shell.get_ipython() if shell is not None else None
-    return getattr(running, "kernel", None) is not None
 
 
 def _watch_card(run: Run, interval_s: float | None) -> None:

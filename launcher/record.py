@@ -167,9 +167,16 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = sys.modules.get("IPython")
+    running = shell.get_ipython() if shell is not None else None
+    return getattr(running, "kernel", None) is not None
+
+
 def via() -> Via:
     """How this process came to launch: our command line, a notebook, or a Python program."""
-    if "ipykernel" in sys.modules:
+    if in_notebook():
         return "notebook"
     # Our own entry points; a user's script that is also called cli.py does not import this one.
     main = getattr(sys.modules.get("__main__"), "__spec__", None)

@@ -108,6 +108,14 @@ def test_whoever_waits_learns_of_the_end_from_the_folder(
     assert followed.state is RunState.FINISHED
 
 
+def test_a_program_that_merely_imports_a_kernel_is_no_notebook() -> None:
+    code = "import ipykernel; from launcher.record import via; print(via())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout.split() == ["python"]
+
+
 def test_result_holds_what_the_run_achieved(project: Path) -> None:
     result = launch(config(project)).result(WAIT_S)
     assert (result.steps, result.first_loss, result.last_loss) == (20, 4.0, 0.2)
