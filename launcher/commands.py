@@ -83,6 +83,8 @@ def plan(options: argparse.Namespace) -> int:
     from launcher.prepare import prepare
 
     log_to_stderr()
+    if options.keys and options.env:
+        raise UserError("--keys and --env: expected one of them, got both; ask twice")
     if options.keys:
         return _show_keys(options)
     prepared = prepare(

@@ -114,7 +114,9 @@ class NodeKeeper:
         decision = Decision(Cause.PREFLIGHT, Action.REQUEUE, "; ".join(filter(None, [text, words])))
         decision = within_budget(decision, history, self.config.resilience)
         stay = found.nodes
-        if not stay and (_left_in_a_row(history) or decision.action is Action.STOP):
+        comes_back = self.config.slurm.requeue or self.config.resilience.resubmit
+        hopeless = not comes_back or decision.action is Action.STOP
+        if not stay and (hopeless or _left_in_a_row(history)):
             stay = choose(standing, self.rule, forgive=standing.struck)
         if self.rule.enough(len(stay)):
             self._use(stay, standing)

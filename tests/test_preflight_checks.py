@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from launcher.assess.finding import Finding, Level, fail, ok
+from launcher.nodes import NodeKeeper
+from launcher.outcome import Action
 from launcher.preflight.ask import Asked, skew, time_limit
 from launcher.preflight.facts import (
     UNLIMITED,
@@ -41,6 +44,9 @@ from launcher.preflight.ranks import (
 )
 from launcher.preflight.verdict import Verdict, judge, unfit_nodes
 from monitor.preflight import in_words
+from tests.tiny import tiny_config
+from train.config import RunConfig
+from train.rundir import RunDir
 
 EXPECTED = Expected(asker="node1", world_size=16, gpus_per_node=2, checkpoint_bytes=10 * GIB)
 SOFTWARE = Software("3.11.7", "abc", "1234", "nvidia 550", "6.1", {"torch": "2.13.0"})
@@ -413,3 +419,44 @@ def test_pairs_that_all_fail_or_were_not_run_name_nobody() -> None:
         judge_pairs([Pair(("a", "b"), None), Pair(("b", "c"), None)]),
     ):
         assert {one.level for one in found.values()} == {Level.UNKNOWN}
+
+
+class TwoNodes:
+    """A job on Slurm with two nodes; the supervisor moves it about."""
+
+    job_id = "7"
+    granted = 2
+
+    def __init__(self) -> None:
+        self.spawner = SimpleNamespace(nodes=("n1", "n2"))
+
+    def living_nodes(self) -> tuple[str, ...]:
+        return ("n1", "n2")
+
+    def pool(self) -> frozenset[str]:
+        return frozenset({"n1", "n2", "n3"})
+
+    def use(self, nodes: tuple[str, ...]) -> None:
+        self.spawner.nodes = nodes
+
+
+@pytest.mark.parametrize(
+    ("resilience", "requeue", "expected"),
+    [
+        ({"elastic": True}, True, (None, ("n1",))),
+        ({"elastic": False}, True, (Action.REQUEUE, ("n1", "n2"))),
+        ({"elastic": False, "resubmit": False}, False, (None, ("n1", "n2"))),
+    ],
+    ids=["fewer nodes go on", "back into the queue", "nothing would bring it back"],
+)
+def test_what_follows_for_the_nodes(
+    tmp_path: Path, resilience: dict[str, Any], requeue: bool, expected: tuple[Any, Any]
+) -> None:
+    slurm = {"nodes": 2, "requeue": requeue}
+    config = tiny_config(tmp_path, slurm=slurm, resilience=resilience)
+    allocation = TwoNodes()
+    keeper = NodeKeeper(RunDir(tmp_path), RunConfig.model_validate(config), allocation)  # type: ignore[arg-type]
+    bad = Verdict("quick", {"n1": (ok("x", ""),), "n2": (fail("x", "full", "empty it"),)})
+    decision = keeper.weigh(bad, 1, ())
+    assert (decision and decision.action, allocation.spawner.nodes) == expected
+    assert decision is None or keeper.exclude == ("n2",)

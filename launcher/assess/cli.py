@@ -34,6 +34,10 @@ def main(options: argparse.Namespace) -> int:
     log_to_stderr()
     if options.nodes is not None:
         return _nodes(options)
+    if options.quick:
+        raise UserError(
+            "--quick: expected with --nodes N, got it alone; add --nodes, or leave it out"
+        )
     began, at = time.monotonic(), time.time()
     findings = assess(options.config, deadline=began + TOTAL_S)
     took_s, host = time.monotonic() - began, socket.gethostname()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from launcher.assess.finding import Finding, Level, fail, ok, unknown, warn
+from launcher.assess.finding import Finding, fail, ok, unknown, warn
 
 SLOW = {"cpu": (1.5, 2.0), "cuda": (1.15, 1.5)}
 """From which multiple of its peers' time a multiplication is worth a warning, and a failure."""
@@ -181,8 +181,3 @@ def judge_pairs(pairs: Sequence[Pair]) -> dict[str, Finding]:
         else:
             found[node] = unknown(check, "no pair was tried in time")
     return found
-
-
-def settled(findings: Iterable[Finding]) -> bool:
-    """Whether somebody was found."""
-    return any(one.level is Level.FAIL for one in findings)

@@ -42,6 +42,13 @@ def _tree(words: Iterable[bytes]) -> bytes:
     return b"(?:" + b"|".join(parts) + b")" if parts else b"(?!)"
 
 
+def _letters(words: Iterable[bytes]) -> bytes:
+    """An expression for the letters that may stand at each place: rejects sooner than the tree."""
+    known = list(words)
+    places = range(min(map(len, known), default=0))
+    return b"".join(b"[" + bytes(sorted({word[i] for word in known})) + b"]" for i in places)
+
+
 class RuleIndex:
     """Maps a word of a log (lower-case letters) to the positions of the rules it may lead to."""
 
@@ -79,7 +86,10 @@ class RuleIndex:
         """For blanks before a suspicious beginning (or a whole word), and behind such an end."""
         begins = [*self._heads, *(word + b" " for word in self._whole)]
         ends = [word + b" " for word in self._tails]
-        return re.compile(b" (?=" + _tree(begins) + b")"), re.compile(b" (?<=" + _tree(ends) + b")")
+        return (
+            re.compile(b" (?=" + _letters(begins) + b")(?=" + _tree(begins) + b")"),
+            re.compile(b" (?<=" + _letters(ends) + b")(?<=" + _tree(ends) + b")"),
+        )
 
     def rules_of(self, word: bytes) -> frozenset[int]:
         """Positions of the rules with an anchor in ``word``; none for a harmless word."""
