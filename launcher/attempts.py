@@ -9,12 +9,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from launcher.evidence import AttemptEvidence
 from launcher.outcome import Action, Cause, Decision
-from monitor.diagnose import Diagnosis
 from train.events import EventWriter, Kind, read_events
 from train.rundir import RunDir
 
@@ -63,19 +61,14 @@ class AttemptLog:
             Kind.ATTEMPT_START, pid=os.getpid(), host=socket.gethostname(), **fields
         )
 
-    def end(self, evidence: AttemptEvidence, decision: Decision, job_id: str, **more: Any) -> None:
-        """Record how an attempt ended, on what evidence, and what follows."""
-        self._writer(evidence.attempt, job_id).write(
+    def end(self, attempt: int, decision: Decision, job_id: str, **fields: Any) -> None:
+        """Record how an attempt ended and what follows; ``fields``: what it was decided on."""
+        self._writer(attempt, job_id).write(
             Kind.ATTEMPT_END,
             cause=str(decision.cause),
             action=str(decision.action),
             explanation=decision.explanation,
-            first_step=evidence.first_step,
-            last_step=evidence.last_step,
-            noticed_at=evidence.noticed_at,
-            exit_codes={str(one.rank): one.code for one in evidence.exits},
-            evidence=_facts(evidence),
-            **more,
+            **fields,
         )
 
     def close_lost(self, job_id: str) -> list[AttemptRecord]:
@@ -149,31 +142,3 @@ def _member(kind: type[_Word], text: object, otherwise: _Word) -> _Word:
         return kind(str(text))
     except ValueError:
         return otherwise
-
-
-def _in_short(diagnosis: Diagnosis) -> dict[str, Any]:
-    lines = ("evidence", "victims", "notes")
-    return {key: value for key, value in diagnosis.as_json().items() if key not in lines}
-
-
-def _facts(evidence: AttemptEvidence) -> dict[str, Any]:
-    """What the decision rests on, small enough for one line at any world size."""
-    job, diagnosis = evidence.job, evidence.diagnosis
-    return {
-        "world_size": evidence.world_size,
-        "started": len(evidence.started),
-        "finished": len(evidence.finished),
-        "stopped": len(evidence.stopped),
-        "failures": [asdict(failure) for failure in evidence.failures[:8]],
-        "diagnosis": _in_short(diagnosis) if diagnosis else None,
-        "hang": asdict(evidence.hang) if evidence.hang else None,
-        "launcher_code": evidence.launcher_code,
-        "terminated": evidence.terminated,
-        "ended_for": evidence.ended_for,
-        "stop_asked": str(evidence.stop_asked) if evidence.stop_asked else None,
-        "cancel_requested": evidence.cancel_requested,
-        "job_state": job.state if job else None,
-        "preempted_at": job.preempted_at if job else None,
-        "restarts": job.restarts if job else None,
-        "restarts_before": evidence.restarts_before,
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -186,3 +186,42 @@ def refused_exits(evidence: AttemptEvidence) -> tuple[RankExit, ...]:
         for one in evidence.exits
         if one.died and not one.ours and one.rank not in evidence.started
     )
+
+
+def attempt_end_fields(evidence: AttemptEvidence) -> dict[str, Any]:
+    """What the line at the end of an attempt says of the evidence."""
+    return {
+        "first_step": evidence.first_step,
+        "last_step": evidence.last_step,
+        "noticed_at": evidence.noticed_at,
+        "exit_codes": {str(one.rank): one.code for one in evidence.exits},
+        "evidence": _facts(evidence),
+    }
+
+
+def _summary(diagnosis: Diagnosis) -> dict[str, Any]:
+    lines = ("evidence", "victims", "notes")
+    return {key: value for key, value in diagnosis.as_json().items() if key not in lines}
+
+
+def _facts(evidence: AttemptEvidence) -> dict[str, Any]:
+    """What the decision rests on, small enough for one line at any world size."""
+    job, diagnosis = evidence.job, evidence.diagnosis
+    return {
+        "world_size": evidence.world_size,
+        "started": len(evidence.started),
+        "finished": len(evidence.finished),
+        "stopped": len(evidence.stopped),
+        "failures": [asdict(failure) for failure in evidence.failures[:8]],
+        "diagnosis": _summary(diagnosis) if diagnosis else None,
+        "hang": asdict(evidence.hang) if evidence.hang else None,
+        "launcher_code": evidence.launcher_code,
+        "terminated": evidence.terminated,
+        "ended_for": evidence.ended_for,
+        "stop_asked": str(evidence.stop_asked) if evidence.stop_asked else None,
+        "cancel_requested": evidence.cancel_requested,
+        "job_state": job.state if job else None,
+        "preempted_at": job.preempted_at if job else None,
+        "restarts": job.restarts if job else None,
+        "restarts_before": evidence.restarts_before,
+    }

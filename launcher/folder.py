@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from train.config import RunConfig
     from train.faults import Fault
 
-log = structlog.get_logger()
 
 _HASH_LENGTH = 8
 

@@ -14,7 +14,7 @@ from train.events import Kind, parse_event, read_events
 from train.rollback import Rollback
 from train.rundir import RunDir
 
-RECENT_STEPS = 20
+SHOWN_STEPS = 20
 MANY_RANKS = 64
 """Up to so many event files are read at every look; of more, all but rank 0's take turns."""
 
@@ -176,7 +176,7 @@ def _step(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
     if records.first_step is None:
         records.first_step = max(0, event["step"] - 1)
     if isinstance(event.get("step_s"), int | float):
-        records.steps_s = [*records.steps_s, float(event["step_s"])][-RECENT_STEPS:]
+        records.steps_s = [*records.steps_s, float(event["step_s"])][-SHOWN_STEPS:]
 
 
 def _checkpoint(records: RankRecords, rank: int, event: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from launcher.prepare import Prepared
     from train.faults import Fault
 
-log = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 def start(prepared: Prepared, *, faults: Sequence[Fault] = ()) -> RunDir:

@@ -30,7 +30,7 @@ from launcher.allocation import Allocation
 from launcher.attempts import AttemptLog, AttemptRecord, of_jobs
 from launcher.budgets import attempts_without_progress, vanished_in_a_row
 from launcher.conclusion import follow_up
-from launcher.evidence import AttemptEvidence
+from launcher.evidence import AttemptEvidence, attempt_end_fields
 from launcher.guard import Guard
 from launcher.logs import log_tail
 from launcher.nodes import NodeKeeper
@@ -262,7 +262,8 @@ class Supervisor:
         rank = culprit_rank(evidence)
         tail = log_tail(self.run_dir, evidence.attempt, rank) if rank is not None else []
         more = {"nodes": nodes, "log_tail": tail, **self.nodes.at_end(evidence.attempt)}
-        self.attempts.end(evidence, decision, self.allocation.job_id, **more)
+        fields = attempt_end_fields(evidence) | more
+        self.attempts.end(evidence.attempt, decision, self.allocation.job_id, **fields)
         log.info(
             "attempt_ended",
             attempt=evidence.attempt,

@@ -117,30 +117,30 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _audit_arguments(parser: argparse.ArgumentParser) -> None:
-    from monitor.audit.options import add_arguments
+    from monitor.audit.options import add_audit_options
 
-    add_arguments(parser)
+    add_audit_options(parser)
     parser.set_defaults(handler=lazy("monitor.audit.cli"))
 
 
 def _cost_arguments(parser: argparse.ArgumentParser) -> None:
-    from monitor.cost.options import add_arguments
+    from monitor.cost.options import add_cost_options
 
-    add_arguments(parser)
+    add_cost_options(parser)
     parser.set_defaults(handler=lazy("monitor.cost.cli"))
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
-    from monitor.serve.options import add_arguments
+    from monitor.serve.options import add_serve_options
 
-    add_arguments(parser)
+    add_serve_options(parser)
     parser.set_defaults(handler=lazy("monitor.serve.cli"))
 
 
 def _top_arguments(parser: argparse.ArgumentParser) -> None:
-    from monitor.top.options import add_arguments
+    from monitor.top.options import add_top_options
 
-    add_arguments(parser)
+    add_top_options(parser)
     parser.set_defaults(handler=lazy("monitor.top.cli"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_cost_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders, names, or latest")
     parser.add_argument("--all", action="store_true", help="every run of the runs folder")

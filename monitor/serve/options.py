@@ -10,7 +10,7 @@ KEEP_ENDED_S = 6 * 3600.0
 MAX_RUNS = 200
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
     """Add them to the parser of the command."""
     parser.add_argument("run", metavar="RUN", nargs="?", help="one run only (default: --all)")
     parser.add_argument("--all", action="store_true", help="every run of the runs folder")

@@ -58,7 +58,7 @@ class CustomData:
             yield row
 
 
-def build(cfg: DatasetConfig, tokenizer: Any) -> CustomData:
+def build_custom(cfg: DatasetConfig, tokenizer: Any) -> CustomData:
     """Call the class with the section's own keys, and with the tokenizer where it takes one.
 
     Raises:
@@ -76,7 +76,7 @@ def build(cfg: DatasetConfig, tokenizer: Any) -> CustomData:
     return CustomData(cfg.target, data)
 
 
-def source_key(cfg: DatasetConfig) -> list[Any]:
+def custom_source_key(cfg: DatasetConfig) -> list[Any]:
     """What identifies the data for the cache: the arguments, the class's file, files they name.
 
     Data that a class reads from elsewhere is not seen: change an argument or the cache folder.

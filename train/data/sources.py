@@ -10,7 +10,7 @@ from typing import Any
 
 from train.config.sections import DatasetConfig
 from train.config.targets import STDLIB, TEXT
-from train.data import custom
+from train.data.custom import build_custom, custom_source_key
 from train.data.columns import find_columns
 from train.data.files import SUFFIXES, Files, find_files
 from train.data.hub import load_from_hub
@@ -77,7 +77,7 @@ def source_key(cfg: DatasetConfig) -> list[Any]:
     if cfg.target == STDLIB:
         return [STDLIB, platform.python_version(), str(library_folder())]
     if cfg.target != TEXT:
-        return custom.source_key(cfg)
+        return custom_source_key(cfg)
     path = _local_path(cfg)
     if path is None:
         return [TEXT, cfg.dataset_name, cfg.extra]
@@ -89,7 +89,7 @@ def _open(cfg: DatasetConfig, split: Split, tokenizer: Any) -> Source:
     if cfg.target == STDLIB:
         return open_library(split.name)
     if cfg.target != TEXT:
-        return custom.build(cfg, tokenizer)
+        return build_custom(cfg, tokenizer)
     path = _local_path(cfg)
     if path is None:
         cache_dir = None if cfg.cache_dir is None else Path(cfg.cache_dir).expanduser()

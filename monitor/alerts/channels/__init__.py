@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from monitor.alerts.channels import chat, mail, pagerduty, webhook
+from monitor.alerts.channels.chat import send_apprise, send_slack
 from monitor.alerts.channels.errors import DeliveryError
+from monitor.alerts.channels.mail import send_mail
+from monitor.alerts.channels.pagerduty import send_pagerduty
+from monitor.alerts.channels.webhook import send_webhook
 from monitor.alerts.model import Message
 from monitor.alerts.settings import Settings
 
@@ -22,9 +25,9 @@ Returns what is worth noting about the delivery, usually nothing.
 """
 
 CHANNELS: dict[str, Send] = {
-    "slack": chat.send_slack,
-    "email": mail.send,
-    "pagerduty": pagerduty.send,
-    "webhook": webhook.send,
-    "apprise": chat.send_apprise,
+    "slack": send_slack,
+    "email": send_mail,
+    "pagerduty": send_pagerduty,
+    "webhook": send_webhook,
+    "apprise": send_apprise,
 }

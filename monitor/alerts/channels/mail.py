@@ -19,7 +19,7 @@ _TLS_PORT = 465
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def send(message: Message, settings: Settings, repeated: bool) -> str:
+def send_mail(message: Message, settings: Settings, repeated: bool) -> str:
     """Hand the message to the mail server for all receivers."""
     mail = mail_of(message, settings)
     handed_over = False

@@ -15,7 +15,7 @@ _SUMMARY_LIMIT = 1024
 """PagerDuty refuses longer summaries."""
 
 
-def send(message: Message, settings: Settings, repeated: bool) -> str:
+def send_pagerduty(message: Message, settings: Settings, repeated: bool) -> str:
     """Trigger or resolve; what comes twice changes nothing there."""
     key = settings.value("pagerduty_key")
     for entry in message.entries:

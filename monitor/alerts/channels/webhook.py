@@ -19,7 +19,7 @@ from monitor.alerts.settings import Settings
 TIMESTAMP, SIGNATURE = "X-Submitrain-Timestamp", "X-Submitrain-Signature"
 
 
-def send(message: Message, settings: Settings, repeated: bool) -> str:
+def send_webhook(message: Message, settings: Settings, repeated: bool) -> str:
     """POST the message."""
     content = message.as_json() | {"v": 1, "repeated": repeated}
     body = json.dumps(content, sort_keys=True).encode()

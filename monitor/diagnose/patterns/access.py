@@ -6,7 +6,7 @@ from monitor.diagnose.model import FailureClass as F
 from monitor.diagnose.model import Trust
 from monitor.diagnose.rule import rule
 
-RULES = (
+ACCESS_RULES = (
     rule(
         F.AUTH_ERROR,
         Trust.CAUSE,

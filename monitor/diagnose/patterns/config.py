@@ -10,7 +10,7 @@ from monitor.diagnose.model import FailureClass as F
 from monitor.diagnose.model import Trust
 from monitor.diagnose.rule import rule
 
-RULES = (
+CONFIG_RULES = (
     rule(
         F.CONFIG_ERROR,
         Trust.CAUSE,

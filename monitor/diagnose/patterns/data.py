@@ -6,7 +6,7 @@ from monitor.diagnose.model import FailureClass as F
 from monitor.diagnose.model import Trust
 from monitor.diagnose.rule import rule
 
-RULES = (
+DATA_RULES = (
     rule(
         F.DATALOADER_WORKER,
         Trust.CAUSE,

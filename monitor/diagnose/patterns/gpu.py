@@ -10,7 +10,7 @@ from monitor.diagnose.model import FailureClass as F
 from monitor.diagnose.model import Trust
 from monitor.diagnose.rule import rule
 
-RULES = (
+GPU_RULES = (
     rule(
         F.GPU_XID,
         Trust.KERNEL,

@@ -10,7 +10,7 @@ from monitor.diagnose.model import FailureClass as F
 from monitor.diagnose.model import Trust
 from monitor.diagnose.rule import rule
 
-RULES = (
+MEMORY_RULES = (
     rule(F.CUDA_OOM, Trust.CAUSE, "cuda out of memory|hip out of memory|outofmemoryerror: cuda"),
     rule(F.CUDA_OOM, Trust.CAUSE, "xpu out of memory|npu out of memory|mps backend out of memory"),
     rule(

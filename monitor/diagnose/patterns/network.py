@@ -9,7 +9,7 @@ from monitor.diagnose.model import FailureClass as F
 from monitor.diagnose.model import Trust
 from monitor.diagnose.rule import rule
 
-RULES = (
+NETWORK_RULES = (
     rule(
         F.NETWORK_ERROR,
         Trust.CAUSE,

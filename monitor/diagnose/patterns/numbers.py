@@ -15,7 +15,7 @@ _LOSS = (
     r"(?:[_/ ]?(?!scale|scaler)\w{1,20})?"
 )
 
-RULES = (
+NUMBERS_RULES = (
     rule(
         F.NAN_LOSS,
         Trust.CAUSE,

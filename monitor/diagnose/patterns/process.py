@@ -17,7 +17,7 @@ EXCEPTION_LINE = (
 )
 """The last line of a traceback: ``package.SomeError: message``."""
 
-RULES = (
+PROCESS_RULES = (
     rule(
         F.SEGFAULT,
         Trust.CAUSE,

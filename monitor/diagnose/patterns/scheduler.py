@@ -14,7 +14,7 @@ _STATE = r"(?:state|status|jobstate|ended,.*?,)[\"'\s:=(]*"
 _ROW = r"^(?:\w+:)?\s*\d+(?:_\d+)?(?:\.\w+)?[\s|].*[\s|]"
 """A line of sacct or squeue up to the state."""
 
-RULES = (
+SCHEDULER_RULES = (
     rule(F.TIME_LIMIT, Trust.KERNEL, "due to time limit", any_level=True),
     rule(F.TIME_LIMIT, Trust.KERNEL, "exceeded time limit|time limit exhausted", any_level=True),
     rule(F.TIME_LIMIT, Trust.KERNEL, "walltime", r"walltime.{0,40}exceed", any_level=True),
