@@ -19,8 +19,8 @@ from transformers import (
     default_data_collator,
 )
 
-from train import RunContext
-from train.own.trainer import RunCallback
+from submitrain.train.user_function.context import RunContext
+from submitrain.train.user_function.trainer import RunCallback
 
 VOCABULARY, LENGTH = 64, 16
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from train import RunContext
+from submitrain.train.user_function.context import RunContext
 
 SAMPLES, WIDTH = 512, 32
 

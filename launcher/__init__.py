@@ -1,111 +1,30 @@
-"""Start a run and keep it alive: ``from launcher import launch``.
+"""Starts runs and keeps them alive: ``from launcher import launch``.
 
-    run = launch("configs/quickstart.yaml", overrides=["step_scheduler.max_steps=50"])
-    run.wait()
-
-    run = launch(my_package.training.main, entry={"steps": 100}, slurm={"nodes": 2})
-
-Nothing here imports torch, and importing this package imports nothing at all; see
-``docs/architecture.md`` for the layers.
+``launcher`` is the short name of ``submitrain.launcher``: one module, never loaded twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+import sys
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher.run import Run
-    from launcher.sweeps.handle import Sweep, SweepOptions
-    from train.config import RunConfig
+    from submitrain.launcher.api import launch, sweep
+    from submitrain.launcher.run import Run
+    from submitrain.launcher.sweep.handle import Sweep
 
 __all__ = ["Run", "Sweep", "launch", "sweep"]
 
 
-def launch(
-    cfg: str | Path | Mapping[str, Any] | RunConfig | Callable[..., object],
-    *,
-    overrides: Sequence[str] = (),
-    cluster: str | None = None,
-    wait: bool = False,
-    force: bool = False,
-    max_wait: str | int | None = None,
-    **changes: Any,
-) -> Run:
-    """Start a run and return a handle to it; the run does not need this process any more.
-
-    Args:
-        cfg: path of a YAML file, a mapping of sections, a ``RunConfig``, or a training function
-            of your own, which then is the ``entry``.
-        overrides: ``["optimizer.lr=1e-4", ...]``, as on the command line.
-        cluster: ``local``, ``slurm`` or ``auto``; default: what ``cfg`` says.
-        wait: return only when the run has ended.
-        force: submit what Slurm would never start, too (``plan`` says why not).
-        max_wait: refuse when the job would wait longer in the queue (``"2h"``, or minutes).
-        changes: keys that replace those of ``cfg``: ``optimizer__lr=1e-4``, ``optimizer={"lr":
-            1e-4}`` (merged into the section) or ``**{"optimizer.lr": 1e-4}``.
-
-    Raises:
-        train.errors.UserError: the input is wrong; nothing was started and nothing stays behind.
-    """
-    from launcher.functions import as_config
-    from launcher.prepare import prepare
-    from launcher.run import Run
-    from launcher.start import start
-    from launcher.verdict.permit import max_wait_s, permit
-
-    source, changes = as_config(cfg, changes)
-    prepared = prepare(source, overrides=overrides, cluster=cluster, changes=changes)
-    longest_s = max_wait_s(max_wait)
-    verdict = prepared.verdict() if longest_s is not None or not force else None
-    permit(verdict, force=force, max_wait_s=longest_s)
-    run = Run(start(prepared).root)
-    if wait:
-        run.wait()
-    return run
-
-
-def sweep(
-    cfg: str | Path | Mapping[str, Any] | RunConfig,
-    nodes: Sequence[int] | None = None,
-    *,
-    wait: bool = False,
-    **options: Unpack[SweepOptions],
-) -> Sweep:
-    """Measure a configuration at several node counts, or over a grid of values; docs/sweeps.md.
-
-        launch.sweep("cfg.yaml", nodes=[1, 2, 4], price=2.10).report()
-
-    Args:
-        cfg: as ``launch`` takes it.
-        nodes: node counts to compare; None: a grid of runs of the configured length.
-        wait: return only when all runs have ended.
-        options: ``mode``, ``repeats``, ``grid``, ``steps``, ``warmup``, ``tokens``, ``price``,
-            ``at_once``, ``overrides``, ``cluster``, ``changes``.
-
-    Raises:
-        train.errors.UserError: the input is wrong; nothing was started.
-    """
-    from launcher.sweeps.handle import Sweep, request_of
-    from launcher.sweeps.plan import plan_sweep
-
-    begun = Sweep.begin(plan_sweep(request_of(cfg, nodes, options)))
-    if wait:
-        begun.wait()
-    return begun
-
-
-launch.sweep = sweep  # type: ignore[attr-defined]
-
-
 def __getattr__(name: str) -> Any:
-    if name == "Run":
-        from launcher.run import Run
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import submitrain
 
-        return Run
-    if name == "Sweep":
-        from launcher.sweeps.handle import Sweep
+    return getattr(submitrain, name)
 
-        return Sweep
-    raise AttributeError(f"module 'launcher' has no attribute {name!r}")
+
+if __name__ == "launcher":
+    import submitrain.launcher
+
+    sys.modules[__name__] = submitrain.launcher

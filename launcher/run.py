@@ -1,31 +1,87 @@
-"""The handle of one run: made from its folder alone, in this process or in any other one."""
+"""The handle of one run: made from its folder alone, in this process or in any other one.
+
+The numbers of a run's steps: a plain list, which shows itself as a table where pandas is.
+"""
 
 from __future__ import annotations
 
 import getpass
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.acts import client_act
-from launcher.after import end_successors
-from launcher.explain import RunResult, read_result
-from launcher.jobs import cancel_job, look, terminate_job
-from launcher.metrics import StepEvents
-from monitor.audit.entry import Act
-from monitor.evidence import read_evidence
-from monitor.goodput import Goodput
-from monitor.jobs import job_views
-from monitor.runs import find_run
-from monitor.status import RunState, RunStatus, status_of
-from train.errors import RunError, UserError
-from train.events import curve
-from train.rundir import RunDir, write_json_atomically
+from submitrain.errors import RunError, UserError
+from submitrain.events import curve
+from submitrain.launcher.submit.audit_events import client_act
+from submitrain.launcher.submit.dependency import cancel_job, end_successors, look, terminate_job
+from submitrain.launcher.summary import RunResult, read_result
+from submitrain.monitor.accounting.goodput import Goodput
+from submitrain.monitor.audit.chain import Act
+from submitrain.run_facts import read_evidence
+from submitrain.run_folder import RunDir, find_run, write_json_atomically
+from submitrain.status import RunState, RunStatus, job_views, status_of
 
 if TYPE_CHECKING:
-    from launcher.chart import Plot
+    import pandas
+
+    from submitrain.launcher.notebook.chart import Plot
+
+
+_FIRST = (
+    *("step", "epoch", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "step_s"),
+    *("data_wait_s", "mem_bytes", "mfu", "total_tokens", "label_tokens", "position", "attempt"),
+)
+_ENVELOPE = frozenset({"v", "kind", "rank", "job_id", "loss_hex", "grad_norm_hex"})
+"""What every line carries, and exact values: in the list, not in the table."""
+
+
+class StepEvents(list[dict[str, Any]]):
+    """Step events in order of step: a list as any other; ``frame()`` makes a table of it."""
+
+    def frame(self) -> pandas.DataFrame:
+        """A pandas DataFrame indexed by step; ``time`` is UTC, "nan" and "inf" are numbers.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        if find_spec("pandas") is None:
+            raise UserError(
+                "metrics: frame() needs pandas, which is not installed: pip install pandas, or "
+                "take the list itself, one mapping for every step"
+            )
+        import pandas
+
+        frame = pandas.DataFrame([_numbers(event) for event in self], columns=_columns(self))
+        if "t" in frame:
+            frame.insert(0, "time", pandas.to_datetime(frame.pop("t"), unit="s", utc=True))
+        return frame.set_index("step") if "step" in frame else frame
+
+    def _repr_html_(self) -> str | None:
+        """The table, in notebooks; None (a plain list) where pandas is not installed."""
+        if not self or find_spec("pandas") is None:
+            return None
+        shown: str | None = self.frame()._repr_html_()
+        return shown
+
+
+def _columns(events: Iterable[dict[str, Any]]) -> list[str]:
+    """What the events carry: the usual fields first, others as they come."""
+    found = dict.fromkeys(key for event in events for key in event if key not in _ENVELOPE)
+    return [*(name for name in _FIRST if name in found), *(n for n in found if n not in _FIRST)]
+
+
+def _numbers(event: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: its name becomes the number again."""
+    return {
+        key: float(value) if value in ("nan", "inf", "-inf") else value
+        for key, value in event.items()
+        if key not in _ENVELOPE
+    }
+
 
 WAIT_POLL_S = {"local": 0.5, "slurm": 10.0}
 """Seconds between looks: a file system is asked more often than a shared scheduler."""
@@ -76,7 +132,7 @@ class Run:
 
     def goodput(self) -> Goodput:
         """What its allocations were spent on; asks sacct for their exact times where it answers."""
-        from monitor.goodput_read import read_goodput
+        from submitrain.monitor.accounting.goodput import read_goodput
 
         status = self.status()
         pending = status.state is RunState.QUEUED
@@ -133,7 +189,7 @@ class Run:
         Raises:
             UserError: there is no such field, or no step has been recorded yet.
         """
-        from launcher.chart import plot
+        from submitrain.launcher.notebook.chart import plot
 
         return plot(self.folder, [other.folder for other in others], name)
 
@@ -143,12 +199,12 @@ class Run:
         Interrupting ends the watching, never the run; default: once a second. The scheduler is
         asked every 15 s at most.
         """
-        from launcher.live import watch
+        from submitrain.launcher.notebook.card import watch
 
         watch(self, interval_s)
 
     def _repr_html_(self) -> str:
-        from launcher.live import card_of
+        from submitrain.launcher.notebook.card import card_of
 
         return card_of(self)
 
@@ -226,7 +282,7 @@ class Run:
         Raises:
             UserError: it still runs, may still run, or has finished; or Slurm would never start it.
         """
-        from launcher.resume import resume
+        from submitrain.launcher.submit.resume import resume
 
         resume(self, slurm, force=force)
         return self

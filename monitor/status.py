@@ -1,255 +1,294 @@
-"""How a run is doing: a pure function of its run folder and of what the scheduler says of its job.
+"""How runs are doing, as a table of all and as labelled lines of one. Pure but for the clock.
 
-A terminal state needs the run folder's word. The scheduler's silence is ``unknown``, never an end.
+``python -m monitor status``, and what ``python -m launcher status`` and ``list`` print.
+
+How much of what a job held it used, by sacct: an estimate, as seff(1) makes it.
+
+Memory is sampled by Slurm, and the largest task stands for all of its step; a job that ended within
+a sampling interval shows less than it used.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from monitor.evidence import Event, RunEvidence, RunHead
-from monitor.preflight import newest_in_words
-from monitor.queue_reasons import explained, in_words
-from monitor.readings import (
-    ended_at,
-    eta_s,
-    integer,
-    mapping,
-    newest_number,
-    newest_of,
-    nodes,
-    number,
-    progress_at,
-    restarts,
-    skipped,
-    step_of,
-    time_of,
-    total_steps,
-)
-from train.events import Kind
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-USER_ERRORS = frozenset({"UserError", "ConfigError", "DataError", "ClusterError"})
-"""Exceptions by which a rank says that the user's input is wrong (train.errors)."""
+from submitrain.monitor.accounting.goodput import Goodput, headline, read_goodput, rows
+from submitrain.run_folder import find_run, list_runs
+from submitrain.slurm.client import Ask, ask
+from submitrain.status import RunState, RunStatus, see
 
-
-class RunState(StrEnum):
-    """Where a run is in its life."""
-
-    QUEUED = "queued"
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPED = "stopped"
-    FINISHED = "finished"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    UNKNOWN = "unknown"
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more happens unless someone resumes the run."""
-        return self in _ENDED
-
-
-_ENDED = frozenset({RunState.STOPPED, RunState.FINISHED, RunState.FAILED, RunState.CANCELLED})
-
-
-class JobState(StrEnum):
-    """What the scheduler, or the process table, says of the newest job."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    ENDED = "ended"
-    UNKNOWN = "unknown"
+_SEPARATOR = "\x1f"
+_FIELDS = ("JobIDRaw", "State", "ElapsedRaw", "NCPUS", "TotalCPU", "MaxRSS", "NTasks", "AllocTRES")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class JobView:
-    """A job as seen from outside; ``detail`` is the scheduler's own word or reason."""
+class Efficiency:
+    """Shares of the allocation, None where unknown; ``why_unknown`` says why."""
 
-    state: JobState
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """Answer to "how is it doing". Times are UTC seconds; ``eta_s`` counts from now."""
-
-    run_id: str
-    folder: str
-    state: RunState
-    why: str
-    cluster: str
-    job_ids: tuple[str, ...]
-    attempt: int
-    step: int
-    total_steps: int | None
-    loss: float | None
-    validation_loss: float | None
-    lr: float | None
-    tokens_per_s: float | None
-    eta_s: float | None
-    submitted_at: float | None
-    last_activity_at: float | None
-    checkpoints: tuple[int, ...]
-    user_error: bool
-    rollbacks: int = 0
-    """How often the run went back and left data out."""
-    skipped_steps: int = 0
-    """Steps without an update among the events at the end of rank 0's file."""
-    ckpt_interval_s: float | None = None
-    """Seconds between checkpoints, where that is automatic and measured."""
-    todo: str = ""
-    """What to do about ``why``, where something is to be done."""
-    nodes: tuple[str, ...] = ()
-    """Of the newest attempt."""
-    user: str = ""
-    account: str = ""
-    partition: str = ""
-    mem_bytes: float | None = None
-    """Peak memory of rank 0's device, of its process where it computes on the CPU."""
-    step_s: float | None = None
-    last_progress_at: float | None = None
-    """When rank 0 last did something that advances it."""
-    ended_at: float | None = None
-    restarts: Mapping[str, int] = field(default_factory=dict)
-    """Attempts that another one followed, by the cause of their end."""
-    checkpoint_at: float | None = None
-    checkpoint_bytes: int | None = None
-    checkpoint_save_s: float | None = None
-    """When the newest checkpoint was published, how large it is, how long saving it took."""
-    preflight: str = ""
-    """What the last look at the job's nodes, before training, came to."""
+    cpu: float | None = None
+    """CPU time over CPUs times elapsed time, all jobs of the run together."""
+    memory: float | None = None
+    """Largest use of a step over the memory of its job."""
+    mem_bytes: int | None = None
+    why_unknown: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
-        values = {**asdict(self), "state": str(self.state)}
-        # JSON has no NaN: a number that is not finite becomes its name.
-        return {
-            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
+        return {**asdict(self), "estimate": True}
 
 
-def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
-    """Conclude from a run folder and the newest job's state how the run is doing."""
-    state, why = _conclude(evidence, job)
-    steps = [event for event in evidence.tail if event["kind"] == Kind.STEP]
-    last = steps[-1] if steps else {}
-    validation = newest_of(evidence.tail, Kind.VALIDATION)
-    saved = newest_of(evidence.tail, Kind.CHECKPOINT)
-    sbatch = next((s for line in evidence.submissions if (s := mapping(line.get("sbatch")))), {})
-    who = mapping(evidence.record.get("who"))
-    step, total = step_of(evidence), total_steps(evidence)
-    return RunStatus(
-        run_id=evidence.folder.name,
-        folder=str(evidence.folder),
-        state=state,
-        why=why,
-        cluster=str(evidence.record.get("cluster", "unknown")),
-        job_ids=tuple(str(line.get("job_id")) for line in evidence.submissions),
-        attempt=evidence.newest_attempt,
-        step=step,
-        total_steps=total,
-        loss=number(last.get("loss")),
-        validation_loss=number(validation.get("loss")),
-        lr=number(last.get("lr")),
-        tokens_per_s=number(last.get("tokens_per_s")),
-        eta_s=None if state.ended else eta_s(steps, step, total),
-        submitted_at=time_of(evidence.submission),
-        last_activity_at=time_of(evidence.tail[-1]) if evidence.tail else None,
-        checkpoints=evidence.checkpoints,
-        user_error=state is RunState.FAILED and _is_user_error(evidence),
-        rollbacks=evidence.rollbacks,
-        skipped_steps=skipped(evidence),
-        ckpt_interval_s=newest_number(evidence.tail, "ckpt_interval_s"),
-        todo=explained(job.detail)[1] if state is RunState.QUEUED and job.detail else "",
-        nodes=nodes(evidence),
-        user=str(who.get("user") or ""),
-        account=str(sbatch.get("account") or ""),
-        partition=str(sbatch.get("partition") or ""),
-        mem_bytes=newest_number(evidence.tail, "mem_bytes"),
-        step_s=number(last.get("step_s")),
-        last_progress_at=progress_at(evidence.tail),
-        ended_at=ended_at(evidence) if state.ended else None,
-        restarts=restarts(evidence),
-        preflight=newest_in_words(evidence.attempts),
-        checkpoint_at=evidence.checkpoint_at,
-        checkpoint_bytes=integer(saved.get("bytes")),
-        checkpoint_save_s=number(saved.get("save_s")),
+def read_efficiency(job_ids: Sequence[str], *, run: Ask = ask) -> Efficiency:
+    """What these jobs used, requeues included; one call of sacct."""
+    command = ["sacct", "--duplicates", "-P", "-n", "--noconvert", f"--delimiter={_SEPARATOR}"]
+    answer = run([*command, f"--format={','.join(_FIELDS)}", f"--jobs={','.join(job_ids)}"])
+    if answer.code != 0:
+        return Efficiency(why_unknown=answer.error or f"sacct exited {answer.code}")
+    lines = answer.out.splitlines()
+    return efficiency_of(
+        [dict(zip(_FIELDS, line.split(_SEPARATOR), strict=False)) for line in lines]
     )
 
 
-def _is_user_error(evidence: RunEvidence) -> bool:
-    """Whether the supervisor, or the first rank that failed by itself, blames the user's input."""
-    if (evidence.summary or {}).get("cause") == "user_error":
-        return True
-    first = first_failure(evidence.failures)
-    return first is not None and str(first.get("exception")).rpartition(".")[2] in USER_ERRORS
+def efficiency_of(rows: Sequence[Row]) -> Efficiency:
+    """The same from sacct's rows, where a job's row is followed by those of its steps."""
+    used_s = held_s = 0.0
+    mem_bytes, memory, held = None, None, 0
+    for row in rows:
+        if "." not in row["JobIDRaw"]:
+            held = _tres_mem(row["AllocTRES"])
+            used_s += cpu_seconds(row["TotalCPU"])
+            held_s += int(row["ElapsedRaw"] or 0) * int(row["NCPUS"] or 0)
+            continue
+        peak, tasks = size_bytes(row["MaxRSS"]), int(row["NTasks"] or 1)
+        if peak and (mem_bytes is None or peak * tasks > mem_bytes):
+            mem_bytes, memory = peak * tasks, peak * tasks / held if held else None
+    if not held_s:
+        return Efficiency(why_unknown="the accounting knows no time of its jobs")
+    return Efficiency(used_s / held_s, memory, mem_bytes)
 
 
-def first_failure(failures: Iterable[Event]) -> Event | None:
-    """The failure that came first and was no consequence of another rank's."""
-    own = [event for event in failures if not event.get("victim")]
-    return own[0] if own else next(iter(failures), None)
+def cpu_seconds(text: str) -> float:
+    """Seconds of ``[DD-[HH:]]MM:SS[.mmm]`` (sacct(1), TotalCPU); 0 for nothing."""
+    days, _, rest = text.rpartition("-")
+    seconds = 0.0
+    for part in rest.split(":") if rest else ():
+        seconds = seconds * 60 + float(part)
+    return seconds + 86400 * int(days or 0)
 
 
-def _conclude(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
-    if ended_by_summary(evidence):
-        return _from_summary(evidence.summary or {})
-    if evidence.submission is None:
-        return RunState.UNKNOWN, "nothing was submitted for this run folder"
-    if job.state is JobState.PENDING:
-        return RunState.QUEUED, in_words(job.detail) or "waits in the queue"
-    if job.state is JobState.RUNNING:
-        return _alive(evidence)
-    if job.state is JobState.UNKNOWN:
-        return RunState.UNKNOWN, job.detail or "the scheduler does not answer"
-    return _vanished(evidence, job)
+def size_bytes(text: str) -> int:
+    """Bytes of ``123``, ``123K``, ``1.5G``; 0 for nothing."""
+    match = re.fullmatch(r"([\d.]+)([KMGT]?)", text.strip())
+    return int(float(match.group(1)) * _UNITS[match.group(2)]) if match else 0
 
 
-def ended_by_summary(evidence: RunEvidence | RunHead) -> bool:
-    """Whether the supervisor wrote that the run has ended; "requeued" is no end."""
-    return evidence.summary is not None and evidence.summary.get("state") in _ENDED
+def _tres_mem(tres: str) -> int:
+    match = re.search(r"(?:^|,)mem=([\d.]+[KMGT]?)", tres)
+    return size_bytes(match.group(1)) if match else 0
 
 
-def _from_summary(summary: Event) -> tuple[RunState, str]:
-    state = RunState(str(summary["state"]))
-    why = "" if state is RunState.FINISHED else summary.get("explanation") or summary.get("cause")
-    return state, str(why or "")
+def runs_table(found: Sequence[RunStatus]) -> Table:
+    """One line for every run."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("run", "state", "step", "loss", "val loss", "tokens/s", "left", "where", "job"):
+        table.add_column(name, no_wrap=name == "run")
+    for one in found:
+        table.add_row(
+            one.run_id,
+            str(one.state),
+            f"{one.step}/{one.total_steps}" if one.total_steps else str(one.step),
+            _number(one.loss, "{:.4f}"),
+            _number(one.validation_loss, "{:.4f}"),
+            _number(one.tokens_per_s, "{:,.0f}"),
+            _duration(one.eta_s),
+            one.cluster,
+            one.job_ids[-1] if one.job_ids else "",
+        )
+    return table
 
 
-def _alive(evidence: RunEvidence) -> tuple[RunState, str]:
-    if evidence.cancel_requested:
-        return RunState.RUNNING, "cancelled: saves and stops"
-    before = (evidence.submission or {}).get("attempt", 0)
-    if evidence.newest_attempt <= before:
-        return RunState.STARTING, "waits for its supervisor"
-    now = [event for event in evidence.tail if event.get("attempt") == evidence.newest_attempt]
-    if not now:
-        begun = any(line.get("attempt") == evidence.newest_attempt for line in evidence.attempts)
-        return RunState.STARTING, "waits for its ranks" if begun else "looks at its nodes"
-    phase = next((str(event["phase"]) for event in reversed(now) if event.get("phase")), "")
-    stepped = any(event["kind"] == Kind.STEP for event in now)
-    return (RunState.RUNNING, phase) if stepped else (RunState.STARTING, phase or "import")
-
-
-def _vanished(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
-    """The job is gone and its supervisor left no summary: killed, most likely."""
-    world = next(
+def status_rows(found: RunStatus) -> list[tuple[str, str]]:
+    """What there is to say of one run, with its labels."""
+    total = f" of {found.total_steps}" if found.total_steps else ""
+    activity = found.last_activity_at
+    rows = [
+        ("run", found.run_id),
+        ("state", f"{found.state}" + (f": {found.why}" if found.why else "")),
+        ("what to do", found.todo),
+        ("where", f"{found.cluster}, job {', '.join(found.job_ids) or 'none'}"),
+        ("nodes", ", ".join(found.nodes)),
+        ("preflight", found.preflight),
+        ("attempt", f"{found.attempt}{_restarts(found)}"),
+        ("step", f"{found.step}{total}"),
+        ("loss", _number(found.loss, "{:.4f}")),
+        ("validation loss", _number(found.validation_loss, "{:.4f}")),
+        ("learning rate", _number(found.lr, "{:.3e}")),
+        ("tokens/s", _number(found.tokens_per_s, "{:,.0f}")),
         (
-            int(line["world_size"])
-            for line in reversed(evidence.attempts)
-            if line["kind"] == Kind.ATTEMPT_START and isinstance(line.get("world_size"), int)
+            "memory",
+            bytes_text(found.mem_bytes) and f"{bytes_text(found.mem_bytes)} at most, rank 0",
         ),
-        0,
-    )
-    if world and evidence.finished_ranks >= world:
-        return RunState.FINISHED, "all ranks finished; the supervisor left no summary"
-    if evidence.cancel_requested:
-        return RunState.CANCELLED, "cancelled"
-    detail = f" ({job.detail})" if job.detail else ""
-    return RunState.FAILED, f"the job ended without a word{detail}: killed from outside?"
+        ("time left", _duration(found.eta_s)),
+        ("last activity", f"{_duration(time.time() - activity)} ago" if activity else ""),
+        ("checkpoints", ", ".join(str(step) for step in found.checkpoints)),
+        ("newest one", _newest_checkpoint(found)),
+        ("saves", _saves(found)),
+        ("left out", _left_out(found)),
+        ("folder", found.folder),
+    ]
+    return [(label, text) for label, text in rows if text]
+
+
+def efficiency_rows(found: Efficiency | None) -> list[tuple[str, str]]:
+    """How much was used of what was held; that it is an estimate is said each time."""
+    if found is None:
+        return []
+    if found.why_unknown:
+        return [("efficiency", f"unknown: {found.why_unknown}")]
+    memory = f" ({bytes_text(found.mem_bytes)})" if found.mem_bytes else ""
+    return [
+        ("CPU used", "unknown" if found.cpu is None else f"about {found.cpu:.0%} (estimate)"),
+        (
+            "memory used",
+            f"unknown{memory}"
+            if found.memory is None
+            else f"about {found.memory:.0%}{memory} (estimate)",
+        ),
+    ]
+
+
+def bytes_text(value: float | None) -> str:
+    """``1.5 GB``"""
+    if value is None:
+        return ""
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} TB"
+
+
+def _restarts(found: RunStatus) -> str:
+    """``; before it: 2 x preempted, 1 x hung``"""
+    causes = ", ".join(f"{count} x {cause}" for cause, count in found.restarts.items())
+    return f"; before it: {causes}" if causes else ""
+
+
+def _newest_checkpoint(found: RunStatus) -> str:
+    if not found.checkpoints:
+        return ""
+    parts = [f"step {found.checkpoints[-1]} of {len(found.checkpoints)} kept"]
+    if found.checkpoint_at is not None:
+        parts.append(f"{_duration(time.time() - found.checkpoint_at)} ago")
+    if found.checkpoint_bytes is not None:
+        parts.append(bytes_text(found.checkpoint_bytes))
+    if found.checkpoint_save_s is not None:
+        parts.append(f"saved in {found.checkpoint_save_s:.1f} s")
+    return ", ".join(parts)
+
+
+def _saves(found: RunStatus) -> str:
+    """The automatic interval between checkpoints, where there is one and it is known."""
+    if found.ckpt_interval_s is None or found.state.ended:
+        return ""
+    return f"automatically, every {_duration(found.ckpt_interval_s)}"
+
+
+def _left_out(found: RunStatus) -> str:
+    """Steps without an update and rollbacks, if there were any."""
+    if not found.skipped_steps and not found.rollbacks:
+        return ""
+    return f"{found.skipped_steps} skipped steps, {found.rollbacks} rollbacks"
+
+
+def time_rows(goodput: Goodput, *, whole: bool) -> list[tuple[str, str]]:
+    """The effective share in one line, and where the rest went once the run has ended."""
+    line = headline(goodput)
+    parts = [("", f"{text}  {name}") for name, text in rows(goodput)] if whole else []
+    return [("time", line), *parts] if line else []
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _duration(seconds: float | None) -> str:
+    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+# ruff: noqa: T201 - printing is what a command line does
+
+
+_PIPE_WIDTH = 250
+
+
+def main(options: argparse.Namespace) -> int:
+    """Show one run or all."""
+    runs_dir = Path(options.runs_dir).expanduser()
+    if options.all:
+        folders = [folder.resolve() for folder in reversed(list_runs(runs_dir))]
+        show_runs(see_all(folders), as_json=options.json, runs_dir=runs_dir)
+    else:
+        [found] = see_all([find_run(options.run, runs_dir)])
+        show_run(found, as_json=options.json)
+    return 0
+
+
+def see_all(folders: Sequence[Path]) -> list[RunStatus]:
+    """How these runs are doing; one query of the scheduler. Of many, a bad one is named aside."""
+
+    def trouble(folder: Path, error: Exception) -> None:
+        print(f"warning: {folder.name} cannot be read: {error}", file=sys.stderr)
+
+    return [sight.status for sight in see(folders, trouble if len(folders) > 1 else None)]
+
+
+def show_runs(found: Sequence[RunStatus], *, as_json: bool, runs_dir: Path) -> None:
+    """One line for every run."""
+    if as_json:
+        print(json.dumps([status.as_json() for status in found], indent=2))
+    elif not found:
+        print(f"no runs in {runs_dir.absolute()}")
+    else:
+        console().print(runs_table(found))
+
+
+def show_run(found: RunStatus, *, as_json: bool) -> None:
+    """Everything about one run; asks sacct what it used once it has ended."""
+    pending = found.state is RunState.QUEUED
+    goodput = read_goodput(Path(found.folder), ended=found.state.ended, pending=pending)
+    efficiency = None
+    if found.state.ended and found.cluster == "slurm" and found.job_ids:
+        efficiency = read_efficiency(found.job_ids)
+    if as_json:
+        values = {**found.as_json(), "goodput": goodput.as_json()}
+        values["efficiency"] = efficiency.as_json() if efficiency else None
+        print(json.dumps(values, indent=2))
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = [*status_rows(found), *efficiency_rows(efficiency)]
+    for label, text in [*rows, *time_rows(goodput, whole=found.state.ended)]:
+        table.add_row(label, Text(text))
+    console().print(table, markup=False)
+
+
+def console() -> Console:
+    """Standard output; where it is no terminal nothing is folded at 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)

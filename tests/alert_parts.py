@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from monitor.alerts.model import Entry, Event, Message, RunAlerts
-from monitor.alerts.settings import Settings
-from monitor.alerts.store import AlertFiles
-from monitor.rules import Limits, Rule, Severity
-from train.config.alerts import AlertsConfig
-from train.events import append_line
-from train.rundir import RunDir, write_json_atomically
+from submitrain.config.alerts import AlertsConfig
+from submitrain.events import append_line
+from submitrain.monitor.alerts.settings import Settings
+from submitrain.monitor.alerts.state import Entry, Event, Message, RunAlerts
+from submitrain.monitor.alerts.store import AlertFiles
+from submitrain.monitor.watch.snapshot import Limits, Rule, Severity
+from submitrain.run_folder import RunDir, write_json_atomically
 
 RUN_ID = "toy-20260101T000000-0a1b2c3d"
 

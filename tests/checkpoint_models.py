@@ -11,10 +11,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from submitrain.config.sections import CheckpointConfig
+from submitrain.train.checkpoint.checkpointer import Checkpointer
+from submitrain.train.checkpoint.hf_weights import Pretrained
 from tests.checkpoint_ranks import Rank
-from train.checkpoint.checkpointer import Checkpointer
-from train.checkpoint.hf_weights import Pretrained
-from train.config.sections import CheckpointConfig
 
 VOCABULARY = 91
 """Divides by none of the world sizes, so that shards are uneven."""

@@ -7,8 +7,8 @@ import torch.distributed.checkpoint.hf_storage
 import torch.distributed.fsdp
 import torch.distributed.tensor
 
-import train.checkpoint.checkpointer
-import train.export  # noqa: F401
+import submitrain.train.checkpoint.checkpointer
+import submitrain.train.export  # noqa: F401
 from tests.checkpoint_models import llama
 
 torch.set_num_threads(1)

@@ -21,8 +21,8 @@ from typing import Any
 
 import structlog
 
-from train.context import RankContext
-from train.rundir import RunDir
+from submitrain.run_folder import RunDir
+from submitrain.train.context import RankContext
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.checkpoint_preload"])

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from submitrain.events import Kind, read_events
+from submitrain.run_folder import RunDir
+from submitrain.train.checkpoint.checkpointer import Checkpointer
+from submitrain.train.checkpoint.manifest import TrainState, list_checkpoints, step_of
 from tests.checkpoint_models import (
     adamw,
     checkpointer,
@@ -17,11 +21,6 @@ from tests.checkpoint_models import (
     whole_state,
 )
 from tests.checkpoint_ranks import Rank
-from train.checkpoint.checkpointer import Checkpointer
-from train.checkpoint.manifest import list_checkpoints, step_of
-from train.checkpoint.state import TrainState
-from train.events import Kind, read_events
-from train.rundir import RunDir
 
 
 def numbered(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

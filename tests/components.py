@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from train.rundir import ATTEMPT_VARIABLE
+from submitrain.run_folder import ATTEMPT_VARIABLE
 
 
 class PacedAdamW(torch.optim.AdamW):

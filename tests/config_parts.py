@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.config import LoadedConfig, load_config
-from launcher.machine import Machine
-from launcher.plan import Plan, make_plan
+from submitrain.launcher.plan.config import LoadedConfig, load_config
+from submitrain.launcher.plan.memory import Machine
+from submitrain.launcher.plan.plan import Plan, make_plan
 
 SMALL: dict[str, Any] = {
     "model": {"config": {"model_type": "llama"}, "train_tokenizer_vocab_size": 500},

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from launcher.cli import build_parser as launcher_parser
-from launcher.keydocs import explain_key
-from monitor.cli import build_parser as monitor_parser
-from train.config.schema import sections
-from train.errors import UserError
+from submitrain.config.schema import sections
+from submitrain.errors import UserError
+from submitrain.launcher.cli.explain import explain_key
+from submitrain.launcher.cli.main import build_parser as launcher_parser
+from submitrain.monitor.cli import build_parser as monitor_parser
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

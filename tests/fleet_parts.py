@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from monitor.alerts.model import Alert, RunAlerts, Stage
-from monitor.alerts.store import AlertFiles
-from monitor.process import ProcessRef
-from monitor.rules import Finding, Rule, Severity
+from submitrain.monitor.alerts.state import Alert, RunAlerts, Stage
+from submitrain.monitor.alerts.store import AlertFiles
+from submitrain.monitor.watch.snapshot import Finding, Rule, Severity
+from submitrain.processes import ProcessRef
+from submitrain.run_folder import write_json_atomically
 from tests.alert_parts import FakeRun
-from train.rundir import write_json_atomically
 
 WAIT_S = 60.0
 

@@ -2,7 +2,8 @@
 
 ``run_forked(world_size, work, folder, ...)`` runs ``work(context, *arguments)`` on every rank of
 the next attempt in ``folder`` and returns their results. Each rank is a process of its own,
-warnings are errors in it, and it meets the others as in production (``train.dist.join``).
+warnings are errors in it, and it meets the others as in production
+(``train.distributed.groups.join``).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any
 
 import structlog
 
-from train.config import RunConfig
-from train.context import RankContext
-from train.rundir import RunDir
-from train.stop import StopFlag, StopReason
+from submitrain.config import RunConfig
+from submitrain.processes import StopFlag, StopReason
+from submitrain.run_folder import RunDir
+from submitrain.train.context import RankContext
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.forked_imports"])
@@ -78,7 +79,7 @@ def run_forked(
 
 def train(context: RankContext, config: dict[str, Any], stop_at: int | None = None) -> int:
     """Work of a rank: the whole recipe; with ``stop_at`` the last rank asks for a stop then."""
-    from train.recipe import main
+    from submitrain.train.recipe import main
 
     if stop_at is not None and context.rank == context.world_size - 1:
         context.stop = StopAt(stop_at)

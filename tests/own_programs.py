@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from examples import hf_trainer, torch_loop
-from train import RunContext
+from submitrain.train.user_function.context import RunContext
 
 HOLDS = {1: 13, 2: 17}
 """By attempt, the finished steps at which every rank waits for what happens to it."""

@@ -1,4 +1,4 @@
-"""Real ranks without a supervisor: processes of ``launcher.rank`` on one run folder."""
+"""Real ranks without a supervisor: processes of ``launcher.worker.rank`` on one run folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from train.events import Kind, read_events
-from train.rundir import RunDir
+from submitrain.events import Kind, read_events
+from submitrain.run_folder import RunDir
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-RANK = ("-m", "launcher.rank")
+RANK = ("-m", "submitrain.launcher.worker.rank")
 
 
 @dataclass

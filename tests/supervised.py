@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from train.events import Kind, read_events
-from train.rundir import RunDir
+from submitrain.events import Kind, read_events
+from submitrain.run_folder import RunDir
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RUN_JOB = (
-    "import json, sys; from launcher.job import TrainingJob; "
+    "import json, sys; from submitrain.launcher.supervisor.job import TrainingJob; "
     "print('RESULT', json.dumps(TrainingJob(sys.argv[1])()))"
 )
 

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launcher.sbatch import job_shape
-from launcher.submissions import note_submission
-from launcher.submit import submit_slurm
+from submitrain.config.job import SlurmConfig
+from submitrain.events import Kind, read_events
+from submitrain.launcher.plan.sbatch import job_shape
+from submitrain.launcher.submit.claims import note_submission
+from submitrain.launcher.submit.submit import submit_slurm
+from submitrain.run_folder import write_json_atomically
 from tests.slurm import SlurmCluster
 from tests.supervised import CountingRun, make_run, rank_environment
-from train.config.job import SlurmConfig
-from train.events import Kind, read_events
-from train.rundir import write_json_atomically
 
 
 class SlurmCountingRun(CountingRun):

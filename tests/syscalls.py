@@ -19,12 +19,11 @@ from typing import Any
 
 import pytest
 
+from submitrain.run_folder import RunDir
+from submitrain.train.checkpoint.manifest import TrainState, list_checkpoints, step_of, verify
+from submitrain.train.context import RankContext
 from tests.checkpoint_ranks import Rank, World, run_ranks, start_ranks
 from tests.checkpoint_saves import build, found_values, numbered, save_steps
-from train.checkpoint.manifest import list_checkpoints, step_of, verify
-from train.checkpoint.state import TrainState
-from train.context import RankContext
-from train.rundir import RunDir
 
 METADATA_CALLS = (
     "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir",

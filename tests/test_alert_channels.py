@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from monitor.alerts.channels import CHANNELS, DeliveryError
-from monitor.alerts.channels.webhook import SIGNATURE, TIMESTAMP
-from monitor.alerts.model import Event
-from monitor.alerts.settings import NotSetError
-from monitor.rules import Rule
+from submitrain.monitor.alerts.channels import CHANNELS, SIGNATURE, TIMESTAMP, DeliveryError
+from submitrain.monitor.alerts.settings import NotSetError
+from submitrain.monitor.alerts.state import Event
+from submitrain.monitor.watch.snapshot import Rule
 from tests.alert_parts import RUN_ID, entry, message, settings
 from tests.documents import block_of
 from tests.receivers import HttpReceiver, SmtpReceiver, http_receiver, smtp_receiver

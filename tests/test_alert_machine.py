@@ -10,12 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.alerts.machine import Timing, advance
-from monitor.alerts.model import Entry, Event, RunAlerts
-from monitor.alerts.routing import routes, seal
-from monitor.rules import MUTED_BY, Finding, Rule, Severity, Verdicts
-from monitor.snapshot import Samples
-from train.config.alerts import AlertsConfig
+from submitrain.config.alerts import AlertsConfig
+from submitrain.monitor.alerts.routing import routes, seal
+from submitrain.monitor.alerts.state import Entry, Event, RunAlerts, Timing, advance
+from submitrain.monitor.watch.snapshot import MUTED_BY, Finding, Rule, Samples, Severity, Verdicts
 
 TIMING = Timing(remind_s=1000.0, resolve_after_s=60.0)
 HANG = Finding(Rule.HANG, "run", Severity.CRITICAL, "no progress", "look")

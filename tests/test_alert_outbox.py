@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
-from monitor.alerts.channels import CHANNELS, DeliveryError, Send
-from monitor.alerts.model import Event, Message
-from monitor.alerts.outbox import LONGEST_BACKOFF_S, Tries, backoff_s, deliver, due, tries_of
-from monitor.alerts.settings import Settings
-from monitor.alerts.store import AlertFiles
-from monitor.rules import Rule
+from submitrain.monitor.alerts.channels import CHANNELS, DeliveryError, Send
+from submitrain.monitor.alerts.delivery import (
+    LONGEST_BACKOFF_S,
+    Tries,
+    backoff_s,
+    deliver,
+    due,
+    tries_of,
+)
+from submitrain.monitor.alerts.settings import Settings
+from submitrain.monitor.alerts.state import Event, Message
+from submitrain.monitor.alerts.store import AlertFiles
+from submitrain.monitor.watch.snapshot import Rule
 from tests.alert_parts import entry, lines, message, outbox, settings
 from tests.receivers import http_receiver
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor.cli import main
+from submitrain.monitor.cli import main
 from tests.receivers import http_receiver
 
 

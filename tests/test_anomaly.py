@@ -9,8 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.anomaly import Judgement, Memory, Observed, Place, Verdict, judge, remembered, robust_z
-from train.config.job import ResilienceConfig
+from submitrain.config.job import ResilienceConfig
+from submitrain.train.callbacks.anomaly import (
+    Judgement,
+    Memory,
+    Observed,
+    Place,
+    Verdict,
+    judge,
+    remembered,
+    robust_z,
+)
 
 NAN, INF = math.nan, math.inf
 CALM = (2.0, 2.1, 1.9, 2.05, 1.95, 2.0, 2.02, 1.98)

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from launcher import Run, launch
+from submitrain.config import RunConfig
+from submitrain.events import Kind, read_events
+from submitrain.launcher import Run, launch
+from submitrain.rollbacks import read_rollbacks
+from submitrain.run_folder import RunDir
+from submitrain.train.data.prepare import Place, prepare_tokenizer
 from tests.test_survive_local import last_step, rank_pids, wait_for
 from tests.tiny import assert_same_run, attempts, consumed, losses, tiny_config, write_samples
-from train.config import RunConfig
-from train.data.prepare import Place, prepare_tokenizer
-from train.events import Kind, read_events
-from train.rollback import read_rollbacks
-from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 WAIT_S = 240.0

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from launcher.assess.checks_config import judge_verdict, look_at_config
-from launcher.assess.checks_folders import (
+from submitrain.config.document import dump_yaml
+from submitrain.launcher.checks.assess_cli import assess_page
+from submitrain.launcher.checks.finding import Finding, Level, ok, worst
+from submitrain.launcher.checks.folders import (
     Folder,
     FolderFacts,
     Mount,
@@ -20,38 +22,47 @@ from launcher.assess.checks_folders import (
     parse_mounts,
     read_folder,
 )
-from launcher.assess.checks_host import (
+from submitrain.launcher.checks.host import (
+    Endpoint,
     Port,
+    endpoints,
     judge_clock,
     judge_containers,
     judge_modules,
     judge_python,
     judge_rdma,
+    look_at_endpoint,
     missing_modules,
     read_ports,
     read_versions,
 )
-from launcher.assess.checks_net import Endpoint, endpoints, look_at_endpoint
-from launcher.assess.checks_nodes import judge_gpus, judge_partition, judge_partitions, kind_of
-from launcher.assess.checks_slurm import (
+from submitrain.launcher.checks.schedulability import Outcome, Verdict
+from submitrain.launcher.checks.slurm import (
     SlurmReading,
     judge_accounting,
     judge_accounts,
     judge_controller,
+    judge_gpus,
     judge_kill_wait,
     judge_limits,
+    judge_partition,
+    judge_partitions,
     judge_preemption,
     judge_requeue,
+    judge_verdict,
+    kind_of,
+    look_at_config,
 )
-from launcher.assess.finding import Finding, Level, ok, worst
-from launcher.assess.show import assess_page
-from launcher.cli import main
-from launcher.verdict.facts import Association, ClusterFacts, Limits
-from launcher.verdict.judge import Outcome, Verdict
-from launcher.verdict.parse import parse_nodes, parse_partitions
-from monitor.slurm import Answer
+from submitrain.launcher.cli.main import main
+from submitrain.slurm.client import Answer
+from submitrain.slurm.cluster import (
+    Association,
+    ClusterFacts,
+    Limits,
+    parse_nodes,
+    parse_partitions,
+)
 from tests.tiny import tiny_config
-from train.config.document import dump_yaml
 
 NODES = parse_nodes(
     "NodeName=n1 State=IDLE CPUTot=8 RealMemory=100 Gres=gpu:h100:8 Partitions=gpu\n"

@@ -17,15 +17,14 @@ from typing import Any
 
 import pytest
 
-from launcher.assess.catalogue import TOTAL_S
-from launcher.assess.checks_folders import Folder, judge_folder, read_folder
-from launcher.assess.checks_slurm import PatientAsk
-from launcher.assess.finding import Finding, Level, ok
-from launcher.assess.run import Check, run_checks
-from launcher.cli import main
-from monitor.slurm import Answer
+from submitrain.config.document import dump_yaml
+from submitrain.launcher.checks.assess import TOTAL_S, Check, run_checks
+from submitrain.launcher.checks.finding import Finding, Level, ok
+from submitrain.launcher.checks.folders import Folder, judge_folder, read_folder
+from submitrain.launcher.checks.slurm import PatientAsk
+from submitrain.launcher.cli.main import main
+from submitrain.slurm.client import Answer
 from tests.tiny import tiny_config
-from train.config.document import dump_yaml
 
 RUNS = Folder("folder.runs", Path("/shared/runs"), "runs_dir")
 

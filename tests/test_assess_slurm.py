@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from launcher.cli import main
+from submitrain.config.document import dump_yaml
+from submitrain.launcher.cli.main import main
 from tests.slurm import ClusterOptions, SlurmCluster
 from tests.slurm.client import wait_until
 from tests.slurm.fixtures import require_slurm
 from tests.tiny import tiny_config
-from train.config.document import dump_yaml
 
 pytestmark = pytest.mark.slurm
 

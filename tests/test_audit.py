@@ -14,16 +14,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.acts import facts_of, submission_facts
-from monitor.audit.chain import Anchor, Damage, Verdict, check, genesis, seal
-from monitor.audit.entry import Act, make_entry
-from monitor.audit.ledger import AuditLedger, read_anchors
-from monitor.audit.published import new_publications, transcribe
-from monitor.audit.read import Trail, read_trail
-from monitor.cli import main
+from submitrain.events import Kind
+from submitrain.launcher.submit.audit_events import facts_of, submission_facts
+from submitrain.monitor.audit.chain import (
+    Act,
+    Anchor,
+    Damage,
+    Verdict,
+    check,
+    genesis,
+    make_entry,
+    seal,
+)
+from submitrain.monitor.audit.ledger import AuditLedger, Trail, read_anchors, read_trail
+from submitrain.monitor.audit.transcribe import new_publications, transcribe
+from submitrain.monitor.cli import main
+from submitrain.run_folder import RunDir, write_json_atomically
 from tests.supervised import counting_run
-from train.events import Kind
-from train.rundir import RunDir, write_json_atomically
 
 NAME = "ledger.jsonl"
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from monitor.audit.read import read_trail
-from monitor.cli import main
-from monitor.look import Looker
-from monitor.process import ProcessRef
-from monitor.watch import Watcher
+from submitrain.monitor.audit.ledger import read_trail
+from submitrain.monitor.cli import main
+from submitrain.monitor.watch.poll import Looker
+from submitrain.monitor.watch.watch import Watcher
+from submitrain.processes import ProcessRef
 from tests.alert_parts import FakeRun
 from tests.receivers import http_receiver
 

@@ -12,16 +12,21 @@ from typing import Any
 
 import pytest
 
-from launcher import launch
+from submitrain.config import RunConfig
+from submitrain.events import EXIT_FINISHED, Kind, append_line, read_events
+from submitrain.launcher import launch
+from submitrain.run_folder import RunDir
+from submitrain.train.callbacks.autosave import AutoSave
+from submitrain.train.callbacks.history import (
+    FIRST_STEPS,
+    SaveCost,
+    lost_work,
+    read_history,
+    read_save_cost,
+)
+from submitrain.train.context import RankContext
 from tests.forked import run_forked, train
 from tests.tiny import assert_same_run, attempts, curve, tiny_config
-from train.autosave import AutoSave
-from train.cadence import FIRST_STEPS, SaveCost
-from train.config import RunConfig
-from train.context import RankContext
-from train.events import EXIT_FINISHED, Kind, append_line, read_events
-from train.history import lost_work, read_history, read_save_cost
-from train.rundir import RunDir
 
 DAY = 86_400.0
 WAIT_S = 240.0
@@ -178,7 +183,7 @@ class Wishes(AutoSave):
 
 def train_by_wish(context: RankContext, config: dict[str, Any]) -> int:
     """The whole recipe, with a scripted rank 0."""
-    from train import recipe
+    from submitrain.train import recipe
 
     def scripted(context: RankContext, _config: RunConfig, saver: Any) -> AutoSave | None:
         return Wishes(context, saver, DAY, 1) if context.rank == 0 else None

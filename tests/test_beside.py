@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-from launcher.plan import make_plan
-from launcher.watcher_job import ensure_watcher_job
-from launcher.watcher_plan import watcher_cautions, watcher_sbatch
-from monitor.audit.read import read_trail
-from monitor.beside import Companion
-from monitor.process import ProcessRef
-from monitor.slurm import query_jobs
+from submitrain.config.resolve import load_resolved
+from submitrain.events import Kind, append_line
+from submitrain.launcher.plan.plan import make_plan
+from submitrain.launcher.plan.watcher import watcher_cautions, watcher_sbatch
+from submitrain.launcher.supervisor.watcher import ensure_watcher_job
+from submitrain.monitor.audit.ledger import read_trail
+from submitrain.monitor.watch.sidecar import Companion
+from submitrain.processes import ProcessRef
+from submitrain.run_folder import RunDir, write_json_atomically
+from submitrain.slurm.client import query_jobs
 from tests.config_parts import load
 from tests.receivers import HttpReceiver, http_receiver
 from tests.slurm import SlurmCluster
 from tests.supervised import CountingRun, counting_run
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
-from train.config.load import load_resolved
-from train.events import Kind, append_line
-from train.rundir import RunDir, write_json_atomically
 
 
 def watched(web: HttpReceiver, how: str = "beside") -> dict[str, Any]:
@@ -50,7 +50,7 @@ def watchers(run_dir: RunDir) -> list[int]:
             command = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"monitor.beside" in command and str(run_dir.root).encode() in command:
+        if b"submitrain.monitor.watch.sidecar" in command and str(run_dir.root).encode() in command:
             found.append(int(folder.name))
     return found
 

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from launcher.blame import class_name, is_victim, where
-from train.errors import CheckpointError, ConfigError
+from submitrain.errors import CheckpointError, ConfigError
+from submitrain.launcher.worker.stacks import class_name, is_victim, where
 
 
 @pytest.mark.parametrize(
@@ -72,5 +72,5 @@ def test_an_exception_without_a_frame_of_ours_names_the_innermost_one() -> None:
 
 
 def test_classes_are_named_with_their_module() -> None:
-    assert class_name(ConfigError("x")) == "train.errors.ConfigError"
+    assert class_name(ConfigError("x")) == "submitrain.errors.ConfigError"
     assert class_name(ValueError()) == "ValueError"

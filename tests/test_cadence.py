@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from train.cadence import (
+from submitrain.train.callbacks.history import (
     FIRST_S,
     FIRST_STEPS,
     LEAST_INTERFERENCE,

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher import Run, launch
-from launcher.after import ended_while_waiting
-from launcher.outcome import Action, Cause
-from launcher.prepare import prepare
-from monitor.slurm import JobInfo
-from monitor.status import RunState
+from submitrain.attempts import Action, Cause
+from submitrain.config.job import ResilienceConfig
+from submitrain.errors import UserError
+from submitrain.events import read_events
+from submitrain.launcher import Run, launch
+from submitrain.launcher.plan.prepare import prepare
+from submitrain.launcher.submit.dependency import ended_while_waiting
+from submitrain.slurm.client import JobInfo
+from submitrain.status import RunState
 from tests.tiny import tiny_config
-from train.config.sections import ResilienceConfig
-from train.errors import UserError
-from train.events import read_events
 
 WAIT_S = 120.0
 

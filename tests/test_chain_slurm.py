@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from launcher import Run, launch
-from monitor.status import RunState
+from submitrain.errors import UserError
+from submitrain.events import Kind, read_events
+from submitrain.launcher import Run, launch
+from submitrain.status import RunState
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import tiny_config
-from train.errors import UserError
-from train.events import Kind, read_events
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 WAIT_S = 240.0

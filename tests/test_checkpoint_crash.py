@@ -16,6 +16,16 @@ from typing import Any
 
 import pytest
 
+from submitrain.errors import CheckpointError
+from submitrain.events import Kind
+from submitrain.processes import StopReason, install_handlers
+from submitrain.run_folder import RunDir, write_json_atomically
+from submitrain.train.checkpoint.manifest import (
+    TrainState,
+    list_checkpoints,
+    newest_verified,
+    step_of,
+)
 from tests.checkpoint_ranks import Rank, run_ranks, start_ranks
 from tests.checkpoint_saves import (
     build,
@@ -27,12 +37,6 @@ from tests.checkpoint_saves import (
     save_steps,
     truncate,
 )
-from train.checkpoint.manifest import list_checkpoints, newest_verified, step_of
-from train.checkpoint.state import TrainState
-from train.errors import CheckpointError
-from train.events import Kind
-from train.rundir import RunDir, write_json_atomically
-from train.stop import StopReason, install_handlers
 
 pytestmark = pytest.mark.ranks
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from submitrain.train.checkpoint.manifest import TrainState
 from tests.checkpoint_models import (
     adamw,
     checkpointer,
@@ -22,7 +23,6 @@ from tests.checkpoint_models import (
     whole_state,
 )
 from tests.checkpoint_ranks import Rank, run_ranks
-from train.checkpoint.state import TrainState
 
 pytestmark = pytest.mark.ranks
 

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.checkpoint.folders import CheckpointFolders
-from train.checkpoint.manifest import (
+from submitrain.events import Fence
+from submitrain.train.checkpoint.folders import CheckpointFolders
+from submitrain.train.checkpoint.manifest import (
     MANIFEST,
     Manifest,
+    TrainState,
     digest_file,
     list_checkpoints,
     newest_verified,
     verify,
 )
-from train.checkpoint.state import TrainState
-from train.fence import Fence
 
 
 def manifest(folder: Path, step: int = 5) -> Manifest:
@@ -141,7 +141,8 @@ def test_the_newest_verified_is_not_the_newest_when_that_is_damaged(tmp_path: Pa
 
 def test_reading_manifests_does_not_import_torch() -> None:
     code = (
-        "import sys; import train.checkpoint.manifest, train.checkpoint.folders; "
+        "import sys; import submitrain.train.checkpoint.manifest; "
+        "import submitrain.train.checkpoint.folders; "
         "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

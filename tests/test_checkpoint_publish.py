@@ -10,6 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from submitrain.errors import CheckpointError, FencedError
+from submitrain.events import Fence
+from submitrain.run_folder import RunDir
+from submitrain.train.checkpoint.folders import CheckpointFolders
+from submitrain.train.checkpoint.manifest import TrainState, step_of, verify
+from submitrain.train.context import RankContext
 from tests.checkpoint_models import (
     adamw,
     checkpointer,
@@ -29,13 +35,6 @@ from tests.checkpoint_saves import (
     save_steps,
     truncate,
 )
-from train.checkpoint.folders import CheckpointFolders
-from train.checkpoint.manifest import step_of, verify
-from train.checkpoint.state import TrainState
-from train.context import RankContext
-from train.errors import CheckpointError, FencedError
-from train.fence import Fence
-from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from submitrain.events import Kind
+from submitrain.run_folder import RunDir
 from tests.checkpoint_ranks import run_ranks, start_ranks
 from tests.checkpoint_saves import events, load_values
 from tests.syscalls import (
@@ -33,8 +35,6 @@ from tests.syscalls import (
     steps_there,
     traced,
 )
-from train.events import Kind
-from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 BULK_SAMPLE = 12

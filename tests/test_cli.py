@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.cli import COMMANDS, build_parser
-from launcher.run import Run
-from monitor.runs import list_runs
+from submitrain.launcher.cli.main import COMMANDS, build_parser
+from submitrain.launcher.run import Run
+from submitrain.run_folder import list_runs
 from tests.test_launch import REPOSITORY, end_processes
 from tests.tiny import tiny_config
 
@@ -258,7 +258,7 @@ def test_help_answers_without_torch_and_names_every_command(shell: Shell) -> Non
     assert done.returncode == 0
     assert all(f"    {name} " in done.stdout for name in COMMANDS)
     code = (
-        "import sys, contextlib, io\nfrom launcher.cli import main\n"
+        "import sys, contextlib, io\nfrom submitrain.launcher.cli.main import main\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
         "    main(['--help'])\n"
         "print(sorted({'torch', 'numpy', 'pydantic', 'submitit', 'rich'} & set(sys.modules)))"

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.run import Run
-from monitor.runs import list_runs
-from monitor.status import RunState
+from submitrain.launcher.run import Run
+from submitrain.run_folder import list_runs
+from submitrain.status import RunState
 from tests.test_launch import REPOSITORY, end_processes
 from tests.tiny import tiny_config
 

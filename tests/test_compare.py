@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from monitor.compare import Comparison, compare_runs, read_curve
-from train.events import EventWriter, Kind
-from train.rundir import RunDir
+from submitrain.events import EventWriter, Kind
+from submitrain.launcher.drill.compare import Comparison, compare_runs, read_curve
+from submitrain.run_folder import RunDir
 
 Steps = Iterable[tuple[int, int, float]]
 """(attempt, step, loss)"""

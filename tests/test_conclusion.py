@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher.conclusion import Hook, follow_up, hook_for, hook_variables, run_hook
+from submitrain.config import RunConfig
+from submitrain.events import read_events
+from submitrain.launcher.supervisor.after_run import (
+    Hook,
+    follow_up,
+    hook_for,
+    hook_variables,
+    run_hook,
+)
+from submitrain.run_folder import RunDir
 from tests.supervised import counting_run
-from train.config import RunConfig
-from train.events import read_events
-from train.rundir import RunDir
 
 SUMMARY = {"state": "failed", "cause": "program_error", "explanation": "x; $(y)", "step": 3}
 WITH_HOOKS = RunConfig(on_success="echo yes", on_failure="echo no", hook_timeout_s=7)

@@ -12,14 +12,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.config import LoadedConfig, load_config
+from submitrain.config import RunConfig
+from submitrain.config.document import dump_yaml, parse_value
+from submitrain.config.resolve import load_resolved, secret_environment
+from submitrain.config.sections import DatasetConfig
+from submitrain.config.types import format_duration, parse_duration_s
+from submitrain.errors import ConfigError
+from submitrain.launcher.plan.config import LoadedConfig, load_config
 from tests.config_parts import BASE, SMALL, load, write
-from train.config import RunConfig
-from train.config.document import dump_yaml, parse_value
-from train.config.load import load_resolved, secret_environment
-from train.config.sections import DatasetConfig
-from train.config.types import format_duration, parse_duration_s
-from train.errors import ConfigError
 
 HERE = Path(__file__).parent
 FAMILY = HERE / "data" / "automodel_4x8.yaml"
@@ -388,7 +388,8 @@ def test_what_is_no_duration_is_refused(word: str) -> None:
 
 def test_loading_a_configuration_imports_no_torch() -> None:
     code = (
-        "import sys; from launcher.config import load_config; from launcher.plan import make_plan;"
+        "import sys; from submitrain.launcher.plan.config import load_config;"
+        "from submitrain.launcher.plan.plan import make_plan;"
         f"loaded = load_config({str(FAMILY)!r}, environ={SECRETS!r});"
         "make_plan(loaded, cluster='slurm', gpus_available=True);"
         "heavy = {'torch', 'transformers', 'numpy', 'submitit'} & set(sys.modules);"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from monitor.alerts.settings import NotSetError, interval_of, read_settings
+from submitrain.config.resolve import load_resolved
+from submitrain.errors import ConfigError
+from submitrain.monitor.alerts.settings import NotSetError, interval_of, read_settings
 from tests.config_parts import load
-from train.config.load import load_resolved
-from train.errors import ConfigError
 
 SECRETS: dict[str, Any] = {
     "slack_webhook": "${SLACK_WEBHOOK_URL}",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import load_config
+from submitrain.errors import ConfigError
+from submitrain.launcher.plan.config import load_config
 from tests.config_parts import BASE, write
-from train.errors import ConfigError
 
 TOKEN = "hf_" + "a1B2" * 8
 WANDB = "0123456789abcdef" * 2 + "01234567"

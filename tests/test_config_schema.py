@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.config import json_schema
-from train.config.schema import aliases, expected, sections
+from submitrain.config.schema import aliases, expected, sections
+from submitrain.launcher.plan.config import json_schema
 
 HERE = Path(__file__).parent
 FILES = [HERE / "data" / "automodel_4x8.yaml", *sorted((HERE.parent / "configs").glob("*.yaml"))]

@@ -7,17 +7,23 @@ from typing import Any
 
 import pytest
 
-from launcher.container import Runtime, choose_runtime, container_mounts, normalise_image
-from launcher.container.image import ImageForm, form_of
-from launcher.container.paths import outside_path, path_problems
-from launcher.inputs import check_inputs
-from launcher.spawn import package_root
-from launcher.srun import StepShape, srun_command, step_container
-from launcher.step_text import srun_text
+from submitrain.config import RunConfig
+from submitrain.errors import ConfigError, UserError
+from submitrain.launcher.container import Runtime, choose_runtime
+from submitrain.launcher.container_paths import (
+    ImageForm,
+    container_mounts,
+    form_of,
+    normalise_image,
+    outside_path,
+    path_problems,
+)
+from submitrain.launcher.plan.inputs import check_inputs
+from submitrain.launcher.plan.step_text import srun_text
+from submitrain.launcher.supervisor.processes import package_root
+from submitrain.launcher.supervisor.srun import StepShape, srun_command, step_container
+from submitrain.run_folder import RunDir
 from tests.config_parts import load, plan
-from train.config import RunConfig
-from train.errors import ConfigError, UserError
-from train.rundir import RunDir
 
 RUN = RunDir(Path("/shared/runs/demo"))
 RUNS = Path("/shared/runs")
@@ -50,7 +56,8 @@ GOLDEN = {
         "--container-image=nvcr.io#nvidia/nemo:25.07 --container-mounts=/lustre/data:/data:ro,"
         "/shared/runs/demo:/shared/runs/demo,/shared/runs/.cache:/shared/runs/.cache,{root}:ro "
         "--no-container-mount-home --container-workdir=/work "
-        "--container-env=HF_TOKEN,SUBMITRAIN_RUN_DIR --mpi=none python3 -m launcher.rank",
+        "--container-env=HF_TOKEN,SUBMITRAIN_RUN_DIR --mpi=none "
+        "python3 -m submitrain.launcher.worker.rank",
     ),
     "apptainer": (
         {"container_image": "/images/a.sif", "srun_args": ["--mpi=none"]},
@@ -58,7 +65,7 @@ GOLDEN = {
         "--mpi=none apptainer exec --nv --no-home --bind /lustre/data:/data:ro "
         "--bind /shared/runs/demo:/shared/runs/demo "
         "--bind /shared/runs/.cache:/shared/runs/.cache --bind {root}:ro --pwd /shared/runs/demo "
-        "/images/a.sif python3 -m launcher.rank",
+        "/images/a.sif python3 -m submitrain.launcher.worker.rank",
     ),
     "singularity on AMD": (
         {"container_image": "rocm/pytorch:latest", "gpu_type": "mi300x"},
@@ -66,7 +73,7 @@ GOLDEN = {
         "singularity exec --rocm --no-home --bind /lustre/data:/data:ro "
         "--bind /shared/runs/demo:/shared/runs/demo "
         "--bind /shared/runs/.cache:/shared/runs/.cache --bind {root}:ro --pwd /shared/runs/demo "
-        "docker://rocm/pytorch:latest python3 -m launcher.rank",
+        "docker://rocm/pytorch:latest python3 -m submitrain.launcher.worker.rank",
     ),
 }
 
@@ -368,13 +375,13 @@ def test_the_plan_shows_the_ranks_step() -> None:
     text = srun_text(plan({"slurm": slurm}), loaded.config, RUN)
     assert "--nodes=4 --ntasks=4" in text
     assert "--cpus-per-task=1 --gpu-bind=none apptainer exec --nv --no-home" in text
-    assert text.endswith("/a.sif python3 -m launcher.rank")
+    assert text.endswith("/a.sif python3 -m submitrain.launcher.worker.rank")
     image = {**slurm, "container_image": "/a.sqsh"}
     text = srun_text(plan({"slurm": image}), load({"slurm": image}).config, RUN)
     assert "--container-env=A,OMP_NUM_THREADS,PYTHONPATH,PYTHONSAFEPATH" in text
     bare = srun_text(plan({"slurm": {}}), load({"slurm": {}}).config, RUN)
     assert "container" not in bare
-    assert bare.endswith("-m launcher.rank")
+    assert bare.endswith("-m submitrain.launcher.worker.rank")
 
 
 def test_data_are_looked_for_where_the_host_has_them(tmp_path: Path) -> None:

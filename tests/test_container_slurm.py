@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from launcher import Run, launch
-from monitor.diagnose.run import diagnose_run
-from monitor.status import RunState
+from submitrain.events import Kind, read_events
+from submitrain.launcher import Run, launch
+from submitrain.monitor.diagnose.run import diagnose_run
+from submitrain.status import RunState
 from tests.images import BIN, make_image
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import attempts, curve, launch_faulty, tiny_config, write_samples
-from train.events import Kind, read_events
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 WAIT_S = 300.0

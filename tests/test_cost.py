@@ -14,17 +14,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.allocations import Span
-from monitor.cli import main
-from monitor.cost.bill import HOUR_US, Bill, By, make_bill
-from monitor.cost.charges import JobFacts, Labels, RunFacts, charges_of
-from monitor.cost.prices import PriceTable, parse_prices
-from monitor.cost.read import accounting, job_facts
-from monitor.cost.text import as_csv, as_json, as_table
-from monitor.cost.tres import Holding, Unit, holdings_of, requested_type
-from monitor.goodput import GoodputRecords, account
-from monitor.ledger import Category
-from monitor.slurm import Answer
+from submitrain.errors import UserError
+from submitrain.monitor.accounting.bill import (
+    HOUR_US,
+    Bill,
+    By,
+    PriceTable,
+    make_bill,
+    parse_prices,
+)
+from submitrain.monitor.accounting.charges import (
+    Holding,
+    JobFacts,
+    Labels,
+    RunFacts,
+    Unit,
+    charges_of,
+    holdings_of,
+    requested_type,
+)
+from submitrain.monitor.accounting.cli import accounting, as_csv, as_json, as_table, job_facts
+from submitrain.monitor.accounting.goodput import GoodputRecords, account
+from submitrain.monitor.accounting.time import Category, Span
+from submitrain.monitor.cli import main
+from submitrain.slurm.client import Answer
 from tests.test_goodput import (
     RANKS,
     SPANS,
@@ -35,7 +48,6 @@ from tests.test_goodput import (
     killed_and_restarted,
     over,
 )
-from train.errors import UserError
 
 ME = Labels("run-1", user="me", account="physics", partition="gpu", qos="normal")
 TABLE = """

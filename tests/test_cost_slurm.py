@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from monitor.audit.read import read_trail
-from monitor.cost.bill import By, make_bill
-from monitor.cost.charges import charges_of
-from monitor.cost.prices import PriceTable
-from monitor.cost.read import read_runs
-from monitor.cost.tres import Unit
+from submitrain.monitor.accounting.bill import By, PriceTable, make_bill
+from submitrain.monitor.accounting.charges import Unit, charges_of
+from submitrain.monitor.accounting.cli import read_runs
+from submitrain.monitor.audit.ledger import read_trail
 from tests.slurm import SlurmCluster
 from tests.supervised_slurm import slurm_run
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from submitrain.train.data.batch import MicroBatch, Padding, collate, empty_batch
+from submitrain.train.data.store import TokenStore
 from tests.data_parts import make_store
-from train.data.batch import MicroBatch, Padding, collate, empty_batch
-from train.data.store import TokenStore
 
 
 @pytest.fixture(scope="module")

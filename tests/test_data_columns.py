@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.columns import find_columns
-from train.data.samples import Chat, Message, Pair, Sample, Text, Tokens
-from train.data.split import Split, parse_split
-from train.errors import DataError
+from submitrain.errors import DataError
+from submitrain.train.data.columns import Chat, Message, Pair, Sample, Text, Tokens, find_columns
+from submitrain.train.data.sources import Split, parse_split
 
 
 @pytest.mark.parametrize(

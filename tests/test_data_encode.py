@@ -11,20 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data_parts import CHATML, CHATML_MARKED, LAST_TURN_DIFFERS, TEXTS, make_tokenizer
-from train.config.sections import ModelConfig
-from train.data.encode import Encoder, _token_at
-from train.data.render import Renderer, read_template
-from train.data.samples import Chat, Message, Pair, Sample, Text, Tokens
-from train.data.tokenize import tokenize
-from train.data.tokenizer import (
+from submitrain.config.sections import ModelConfig
+from submitrain.errors import DataError
+from submitrain.train.data.columns import Chat, Message, Pair, Sample, Text, Tokens
+from submitrain.train.data.encode import Encoder, _token_at, tokenize
+from submitrain.train.data.render import Renderer, read_template
+from submitrain.train.data.tokenizer import (
     END_OF_TEXT,
     _spread,
     fingerprint,
     load_tokenizer,
     train_tokenizer,
 )
-from train.errors import DataError
+from tests.data_parts import CHATML, CHATML_MARKED, LAST_TURN_DIFFERS, TEXTS, make_tokenizer
 
 CHAT = Chat(
     (

@@ -16,13 +16,19 @@ from typing import Any
 import pytest
 import torch
 
+from submitrain.config.sections import DataLoaderConfig
+from submitrain.train.data.batch import MicroBatch, one_per_unit, pack
+from submitrain.train.data.loader import (
+    OnePass,
+    RankBatches,
+    StepParts,
+    open_loader,
+    start,
+    step_batches,
+)
+from submitrain.train.data.order import UnitOrder
+from submitrain.train.data.store import TokenStore
 from tests.data_parts import make_store
-from train.config.sections import DataLoaderConfig
-from train.data.batch import MicroBatch
-from train.data.loader import OnePass, RankBatches, StepParts, open_loader, start, step_batches
-from train.data.packing import one_per_unit, pack
-from train.data.store import TokenStore
-from train.order import UnitOrder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 """Small machines have fewer cores than some of these tests have loader processes."""
@@ -175,8 +181,8 @@ PROGRAM = """
 import multiprocessing, sys, time
 from pathlib import Path
 from tests.test_data_loader import loader_config, rank_batches
-from train.data.loader import StepParts, step_batches
-from train.data.store import TokenStore
+from submitrain.train.data.loader import StepParts, step_batches
+from submitrain.train.data.store import TokenStore
 store = TokenStore(Path(sys.argv[1]))
 stream = step_batches(rank_batches(store), StepParts(0, None, 4, 2), loader_config(2))
 next(stream)
@@ -212,8 +218,8 @@ FORKSERVER_PROGRAM = """
 import multiprocessing, os, sys
 from pathlib import Path
 from tests.test_data_loader import loader_config, rank_batches
-from train.data.loader import StepParts, step_batches
-from train.data.store import TokenStore
+from submitrain.train.data.loader import StepParts, step_batches
+from submitrain.train.data.store import TokenStore
 multiprocessing.set_start_method("forkserver")
 store = TokenStore(Path(sys.argv[1]))
 stream = step_batches(rank_batches(store), StepParts(0, None, 4, 2), loader_config(2))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.packing import one_per_unit, pack
-from train.errors import DataError
+from submitrain.errors import DataError
+from submitrain.train.data.batch import one_per_unit, pack
 
 lengths = st.lists(st.integers(1, 64), max_size=120).map(lambda items: np.array(items, dtype=int))
 

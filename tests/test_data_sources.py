@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from submitrain.errors import ConfigError, DataError, RunError
+from submitrain.train.data import stdlib
+from submitrain.train.data.columns import Pair
+from submitrain.train.data.functions import functions
+from submitrain.train.data.sources import read_samples, source_key
 from tests.data_parts import section, write_rows
-from train.data import stdlib
-from train.data.functions import functions
-from train.data.samples import Pair
-from train.data.sources import read_samples, source_key
-from train.errors import ConfigError, DataError, RunError
 
 ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(20)]
 
@@ -267,8 +267,8 @@ def test_hub_loader_reads_through_datasets(tmp_path: Path) -> None:
 def test_hub_without_network_says_what_to_do(tmp_path: Path) -> None:
     program = (
         "from tests.data_parts import section\n"
-        "from train.data.sources import read_samples\n"
-        "from train.errors import DataError\n"
+        "from submitrain.train.data.sources import read_samples\n"
+        "from submitrain.errors import DataError\n"
         "try:\n    read_samples(section(dataset_name='tatsu-lab/alpaca'))\n"
         "except DataError as error:\n    print(error)\n"
     )

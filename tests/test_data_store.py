@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from submitrain.errors import DataError
+from submitrain.train.data.encode import Document
+from submitrain.train.data.store import META, TokenStore, build_once, open_store, write_store
 from tests.data_parts import make_store
-from train.data.encode import Document
-from train.data.publish import build_once
-from train.data.store import META, TokenStore, open_store, write_store
-from train.errors import DataError
 
 documents = st.lists(
     st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=40),

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import structlog
 
+from submitrain.config import RunConfig
+from submitrain.errors import DataError
+from submitrain.train.data.prepare import Place, prepare_tokenizer
+from submitrain.train.data.training import TrainingData, prepare_data
 from tests.data_parts import write_rows
-from train.config import RunConfig
-from train.data.prepare import Place, prepare_tokenizer
-from train.data.training import TrainingData, prepare_data
-from train.errors import DataError
 
 ROWS = [
     {

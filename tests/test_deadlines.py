@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.deadlines import (
+from submitrain.config import RunConfig
+from submitrain.launcher.plan.deadlines import (
     LAST_CALL_S,
     Fit,
     deadline_cautions,
@@ -16,7 +17,6 @@ from launcher.deadlines import (
     lead_of,
     least_lead_s,
 )
-from train.config import RunConfig
 
 GB = 10**9
 SECONDS = st.floats(min_value=0.01, max_value=5000)

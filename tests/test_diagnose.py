@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.diagnose import FailureClass, diagnose_files, diagnose_text
-from monitor.diagnose.index import RuleIndex, anchor_of
-from monitor.diagnose.match import meaning_of
-from monitor.diagnose.patterns import RULES
-from monitor.diagnose.prefilter import template_of
+from submitrain.monitor.diagnose import FailureClass, diagnose_files, diagnose_text
+from submitrain.monitor.diagnose.match import RuleIndex, anchor_of, meaning_of
+from submitrain.monitor.diagnose.patterns import RULES
+from submitrain.monitor.diagnose.scan import template_of
 
 LOGS = sorted((Path(__file__).parent / "data" / "logs").glob("*.log"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monitor.diagnose import Diagnosis, diagnose_files, diagnose_text
+from submitrain.monitor.diagnose import Diagnosis, diagnose_files, diagnose_text
 
 WATCHDOG = (
     "[rank{rank}]:[E918 03:00:0{rank}.1 ProcessGroupNCCL.cpp:632] [Rank {rank}] Watchdog caught "

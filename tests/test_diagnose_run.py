@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from monitor.cli import main
-from monitor.diagnose import Diagnosis, diagnose_run
-from monitor.slurm import JobInfo
-from train.errors import UserError
-from train.events import EventWriter, Kind
-from train.rundir import RunDir
+from submitrain.errors import UserError
+from submitrain.events import EventWriter, Kind
+from submitrain.monitor.cli import main
+from submitrain.monitor.diagnose import Diagnosis, diagnose_run
+from submitrain.run_folder import RunDir
+from submitrain.slurm.client import JobInfo
 
 
 class Folder:
@@ -194,7 +194,7 @@ def test_the_jobs_log_counts_only_for_the_attempt_of_its_time(folder: Folder) ->
 
 
 def test_a_user_error_is_a_configuration_error(folder: Folder) -> None:
-    folder.fail(0, "train.errors.DataError", "data/x.jsonl: expected a file, got none")
+    folder.fail(0, "submitrain.errors.DataError", "data/x.jsonl: expected a file, got none")
     folder.end("user_error", explanation="rank 0 raised DataError")
     assert folder.diagnose().kind == "config_error"
 

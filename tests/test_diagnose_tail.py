@@ -10,11 +10,10 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.diagnose import diagnose_files, scan_file, scan_text
-from monitor.diagnose.match import rule_index
-from monitor.diagnose.prefilter import PATIENCE
-from monitor.diagnose.scan import BLOCK_BYTES, LogScan
-from monitor.diagnose.tail import Tail, dump_positions, load_positions
+from submitrain.monitor.diagnose import diagnose_files, scan_file, scan_text
+from submitrain.monitor.diagnose.match import rule_index
+from submitrain.monitor.diagnose.scan import BLOCK_BYTES, PATIENCE, LogScan
+from submitrain.monitor.diagnose.tail import Tail, dump_positions, load_positions
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory."
 

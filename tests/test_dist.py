@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from submitrain.config.sections import DistributedConfig
+from submitrain.errors import ConfigError, RunError
+from submitrain.run_folder import RunDir
+from submitrain.train.context import RankContext
+from submitrain.train.distributed import groups as rendezvous
+from submitrain.train.distributed.groups import choose_device, replica_count
 from tests.forked import run_forked
-from train import rendezvous
-from train.config.sections import DistributedConfig
-from train.context import RankContext
-from train.dist import choose_device, replica_count
-from train.errors import ConfigError, RunError
-from train.rundir import RunDir
 
 CLONE_NEWUTS = 0x04000000
 
@@ -27,7 +27,7 @@ def sum_of_ranks(context: RankContext, several_hosts: bool = False, name: str = 
     """Work of a rank: join and sum all ranks, also over the checkpoints' own group."""
     import torch.distributed as dist
 
-    from train.dist import join
+    from submitrain.train.distributed.groups import join
 
     if name:
         assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUTS) == 0, "needs root"
@@ -58,7 +58,7 @@ def marked_sum(context: RankContext, mark: int) -> int:
     """Work of a rank: a sum that only ranks of the same job can have."""
     import torch.distributed as dist
 
-    from train.dist import join
+    from submitrain.train.distributed.groups import join
 
     context.local_world_size = 1
     join(context, DistributedConfig.model_validate({"timeout_s": 120}))

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher import Run
-from monitor.cost.prices import parse_prices
+from submitrain.config import RunConfig
+from submitrain.config.document import parse_document
+from submitrain.config.resolve import resolve
+from submitrain.launcher import Run
+from submitrain.monitor.accounting.bill import parse_prices
 from tests.documents import (
     DOCUMENTS,
     ROOT,
@@ -22,9 +25,6 @@ from tests.documents import (
     key_problem,
     message_problem,
 )
-from train.config import RunConfig
-from train.config.document import parse_document
-from train.config.resolve import resolve
 
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
 LANGUAGES = {"", "console", "bash", "yaml", "python", "text"}

@@ -21,14 +21,14 @@ from typing import Any
 
 import pytest
 
-from launcher import Run
-from monitor.runs import list_runs
+from submitrain.config.document import dump_yaml
+from submitrain.launcher import Run
+from submitrain.run_folder import list_runs
 from tests.documents import ROOT, Block, Runs, block_of, blocks
 from tests.slurm import ClusterOptions, SlurmCluster
 from tests.slurm.fixtures import ClusterFactory, require_slurm
 from tests.test_launch import end_processes
 from tests.tiny import tiny_config
-from train.config.document import dump_yaml
 
 EXECUTABLE = {"console", "bash", "python"}
 SCENES = {"local", "site"}

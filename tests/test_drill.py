@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.cli import main
-from launcher.drill.report import sentence
-from launcher.drill.scenarios import CATALOGUE, Expected, Place, Scenario, Steps, choose
-from launcher.drill.settings import (
+from submitrain.attempts import Cause
+from submitrain.config import RunConfig
+from submitrain.errors import UserError
+from submitrain.launcher.cli.main import main
+from submitrain.launcher.drill.compare import AttemptStory, Comparison
+from submitrain.launcher.drill.judge import CONTROL, UNDISTURBED, Injection, Outcome, judged
+from submitrain.launcher.drill.report import sentence
+from submitrain.launcher.drill.scenarios import CATALOGUE, Expected, Place, Scenario, Steps, choose
+from submitrain.launcher.drill.settings import (
     Measured,
     pace_of,
     paced,
@@ -21,13 +26,7 @@ from launcher.drill.settings import (
     shrunk,
     time_limit_overrides,
 )
-from launcher.drill.verdict import CONTROL, UNDISTURBED, Injection, Outcome, judged
-from launcher.outcome import Cause
-from monitor.compare import Comparison
-from monitor.recovery import AttemptStory
 from tests.tiny import tiny_config
-from train.config import RunConfig
-from train.errors import UserError
 
 BY_ID = {one.id: one for one in CATALOGUE}
 

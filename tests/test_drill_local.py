@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.drill.conduct import conduct
-from launcher.drill.scenarios import Steps
-from launcher.run import Run
+from submitrain.launcher.drill.conduct import conduct
+from submitrain.launcher.drill.scenarios import Steps
+from submitrain.launcher.run import Run
+from submitrain.run_folder import RunDir
 from tests.tiny import launch_faulty, tiny_config
-from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 WAIT_S = 400.0

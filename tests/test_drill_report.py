@@ -8,16 +8,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launcher.drill.page import drill_page
-from launcher.drill.plan import DrillPlan, Request
-from launcher.drill.report import HTML_NAME, JSON_NAME, Report, write_report
-from launcher.drill.scenarios import CATALOGUE, Place, Steps
-from launcher.drill.settings import Settings
-from launcher.drill.text import report_parts
-from launcher.drill.verdict import UNDISTURBED, Injection, Outcome, judged
-from monitor.compare import Comparison
-from monitor.recovery import AttemptStory, Recovery
-from train.config import RunConfig
+from submitrain.config import RunConfig
+from submitrain.launcher.drill.compare import AttemptStory, Comparison, Recovery
+from submitrain.launcher.drill.judge import UNDISTURBED, Injection, Outcome, judged
+from submitrain.launcher.drill.report import (
+    HTML_NAME,
+    JSON_NAME,
+    Report,
+    drill_page,
+    report_parts,
+    write_report,
+)
+from submitrain.launcher.drill.scenarios import CATALOGUE, Place, Steps
+from submitrain.launcher.drill.settings import DrillPlan, Request, Settings
 
 KILL = next(one for one in CATALOGUE if one.id == "kill")
 HIT = Injection("kill at step", 102.0, 3, 1, 1, "node2")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.drill.plan import Request, plan_drill
-from launcher.drill.session import hold
+from submitrain.launcher.drill.session import hold
+from submitrain.launcher.drill.settings import Request, plan_drill
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.fixtures import require_slurm
 from tests.slurm.options import ClusterOptions

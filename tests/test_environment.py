@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 
-from launcher.environment.lint import SHELL, lint
-from launcher.environment.modules import module_lines
-from launcher.environment.provenance import Origin, ranks_environment
-from launcher.environment.rules import CONFIGURED_RULES, RULES, Setting
-from launcher.environment.show import in_short, listing
-from launcher.prepare import prepare
-from train.config import RunConfig
-from train.errors import UserError
+from submitrain.config import RunConfig
+from submitrain.errors import UserError
+from submitrain.launcher.checks.environment import (
+    SHELL,
+    Origin,
+    in_short,
+    lint,
+    listing,
+    ranks_environment,
+)
+from submitrain.launcher.checks.environment_rules import CONFIGURED_RULES, RULES, Setting
+from submitrain.launcher.plan.prepare import prepare
+from submitrain.launcher.plan.sbatch import module_lines
 
 GPUS = Setting(on_gpu=True, nodes=4, ranks_per_node=8, cpus_per_rank=8, interface="ib0")
 HARMFUL = {

@@ -13,6 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from submitrain.errors import CheckpointError
+from submitrain.train.checkpoint.hf_weights import Pretrained
+from submitrain.train.checkpoint.manifest import TrainState, verify
+from submitrain.train.export import export_pretrained, generate_sample
 from tests.checkpoint_models import (
     VOCABULARY,
     adamw,
@@ -23,11 +27,6 @@ from tests.checkpoint_models import (
     whole,
 )
 from tests.checkpoint_ranks import Rank, run_ranks
-from train.checkpoint.hf_weights import Pretrained
-from train.checkpoint.manifest import verify
-from train.checkpoint.state import TrainState
-from train.errors import CheckpointError
-from train.export import export_pretrained, generate_sample
 
 pytestmark = pytest.mark.ranks
 

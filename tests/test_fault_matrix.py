@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher import Run
+from submitrain.launcher import Run
 from tests.faults.drive import Played
 from tests.faults.judge import Judge, Verdict
 from tests.faults.rows import Course, Outside

@@ -14,11 +14,20 @@ from typing import Any
 
 import pytest
 
-from train import faults
-from train.context import RankContext
-from train.errors import ConfigError
-from train.faults import FaultKind, Moment, arm, at, plan_of, read_faults, read_fired, write_faults
-from train.rundir import RunDir
+from submitrain.errors import ConfigError
+from submitrain.run_folder import RunDir
+from submitrain.train import faults
+from submitrain.train.context import RankContext
+from submitrain.train.faults import (
+    FaultKind,
+    Moment,
+    arm,
+    at,
+    plan_of,
+    read_faults,
+    read_fired,
+    write_faults,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -145,8 +154,8 @@ STRIKE = """
 import sys
 from pathlib import Path
 from tests.test_faults import context
-from train.faults import Moment, arm, at
-from train.rundir import RunDir
+from submitrain.train.faults import Moment, arm, at
+from submitrain.run_folder import RunDir
 arm(context(RunDir(Path(sys.argv[1]))))
 at(Moment.SAVE, step=1)
 print("survived", flush=True)
@@ -203,8 +212,8 @@ HOLD = """
 import sys, threading, time
 from pathlib import Path
 from tests.test_faults import context
-from train.faults import Moment, arm, at
-from train.rundir import RunDir
+from submitrain.train.faults import Moment, arm, at
+from submitrain.run_folder import RunDir
 root = Path(sys.argv[1])
 arm(context(RunDir(root)))
 threading.Thread(target=at, args=(Moment.SAVE,), kwargs={"step": 1}, daemon=True).start()
@@ -269,8 +278,8 @@ WORKER = """
 import multiprocessing, signal, sys, time
 from pathlib import Path
 from tests.test_faults import context
-from train.faults import Moment, arm, at
-from train.rundir import RunDir
+from submitrain.train.faults import Moment, arm, at
+from submitrain.run_folder import RunDir
 arm(context(RunDir(Path(sys.argv[1]))))
 at(Moment.STEP, step=1)
 worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
@@ -295,5 +304,5 @@ def test_a_loader_process_is_killed_once_there_is_one(run_dir: RunDir) -> None:
 
 
 def test_planning_and_firing_import_no_torch() -> None:
-    program = "import sys, train.faults, train.fault_kinds; sys.exit('torch' in sys.modules)"
+    program = "import sys, submitrain.train.faults; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from launcher import launch
+from submitrain.events import Kind, read_events
+from submitrain.launcher import launch
+from submitrain.run_folder import RunDir
+from submitrain.train.faults import read_fired
 from tests.tiny import assert_same_run, attempts, launch_faulty, losses, tiny_config
-from train.events import Kind, read_events
-from train.faults import read_fired
-from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 WAIT_S = 240.0

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from submitrain.events import read_events
+from submitrain.run_folder import RunDir
+from submitrain.train.checkpoint.manifest import TrainState
 from tests.checkpoint_ranks import Rank, World, run_ranks
 from tests.checkpoint_saves import build, found_values, load_values, numbered
 from tests.syscalls import (
@@ -27,9 +30,6 @@ from tests.syscalls import (
     steps_there,
     traced,
 )
-from train.checkpoint.state import TrainState
-from train.events import read_events
-from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 CHECKS = "getdents64"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from monitor.process import ProcessRef
+from submitrain.events import Kind
+from submitrain.processes import ProcessRef
 from tests.slurm import ClusterOptions
 from tests.slurm.fixtures import ClusterFactory
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
 from tests.test_fencing_supervisors import LONG, finish_soon, visible
-from train.events import Kind
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from launcher.claims import (
+from submitrain.errors import FencedError, UserError
+from submitrain.events import EXIT_FENCED, Kind, append_line, read_events
+from submitrain.launcher.submit.claims import (
     DEAD_AFTER_S,
     ClaimState,
     claim_submission,
@@ -21,13 +23,11 @@ from launcher.claims import (
     read_claims,
     superseded,
 )
-from launcher.ownership import Ownership
-from monitor.process import ProcessRef
+from submitrain.launcher.supervisor.ownership import Ownership
+from submitrain.processes import ProcessRef
+from submitrain.run_folder import RunDir, write_json_atomically
 from tests.supervised import CountingRun, counting_run
 from tests.test_fencing_saves import tree
-from train.errors import FencedError, UserError
-from train.events import EXIT_FENCED, Kind, append_line, read_events
-from train.rundir import RunDir, write_json_atomically
 
 LONG = {"steps": 10_000, "step_s": 0.05, "save_every": 5, "save_s": 0.05}
 
@@ -123,8 +123,8 @@ def test_which_supervisor_is_superseded(
 HOLD = """
 import sys, time
 from pathlib import Path
-from launcher.claims import claim_submission
-from train.rundir import RunDir
+from submitrain.launcher.submit.claims import claim_submission
+from submitrain.run_folder import RunDir
 with claim_submission(RunDir(Path(sys.argv[1])), "resume") as claim:
     print("held", flush=True)
     sys.stdin.readline()

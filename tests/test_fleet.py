@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from monitor.fleet import Fleet
-from monitor.runs import list_runs
-from monitor.status import RunState
+from submitrain.monitor.watch.fleet import Fleet
+from submitrain.run_folder import list_runs, write_json_atomically
+from submitrain.status import RunState
 from tests.fleet_parts import living, process, run_named
-from train.rundir import write_json_atomically
 
 SQUEUE = r"""#!/bin/bash
 for word in "$@"; do case $word in --jobs=*) jobs=${word#--jobs=} ;; esac; done

@@ -12,13 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.allocations import Span, allocations, attempt_times
-from monitor.goodput import Goodput, GoodputRecords, account
-from monitor.goodput_read import job_spans, rank_events, read_goodput
-from monitor.goodput_text import headline, rows
-from monitor.ledger import Category
-from monitor.slurm import Answer
-from train.events import Kind, Phase
+from submitrain.events import Kind, Phase
+from submitrain.monitor.accounting.goodput import (
+    Goodput,
+    GoodputRecords,
+    account,
+    headline,
+    job_spans,
+    rank_events,
+    read_goodput,
+    rows,
+)
+from submitrain.monitor.accounting.time import Category, Span, allocations, attempt_times
+from submitrain.slurm.client import Answer
 
 Event = dict[str, Any]
 MICRO = 1_000_000

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.guard import Watched, judge
-from monitor.slurm import NOT_FOUND, UNKNOWN, JobInfo
+from submitrain.events import Kind
+from submitrain.launcher.supervisor.guard import Watched, judge
+from submitrain.slurm.client import NOT_FOUND, UNKNOWN, JobInfo
 from tests.slurm import ClusterOptions
 from tests.slurm.fixtures import ClusterFactory
 from tests.supervised_slurm import slurm_run
-from train.events import Kind
 
 SEEN = {
     "whole": (JobInfo("7", "RUNNING", nodes=("a", "b")), Watched.FINE),

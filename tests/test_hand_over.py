@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import structlog
 
-from launcher.allocation import LocalAllocation, allocation_of
-from launcher.outcome import Action, Cause, Decision
-from launcher.signals import SignalNotes
-from launcher.supervise import Resubmit, Supervisor
-from monitor.audit.read import read_trail
-from monitor.slurm import JobInfo
+from submitrain.attempts import Action, Cause, Decision
+from submitrain.config.resolve import load_resolved
+from submitrain.errors import ClusterError
+from submitrain.events import Kind, read_events
+from submitrain.launcher.supervisor.allocation import LocalAllocation, allocation_of
+from submitrain.launcher.supervisor.requeue import SignalNotes
+from submitrain.launcher.supervisor.supervise import Resubmit, Supervisor
+from submitrain.monitor.audit.ledger import read_trail
+from submitrain.run_folder import RunDir
+from submitrain.slurm.client import JobInfo
 from tests.supervised import make_run, rank_environment
-from train.config.load import load_resolved
-from train.errors import ClusterError
-from train.events import Kind, read_events
-from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 

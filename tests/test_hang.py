@@ -7,16 +7,24 @@ from typing import Any
 
 import pytest
 
-from launcher.folderwatch import FolderWatch
-from launcher.hang import Hang, RankState, find_hang, name_by_stacks, straggler
-from launcher.outcome import Action, Cause
-from launcher.pace import Pace, budget_s, read_pace
-from launcher.policy import decide
-from launcher.stacks import Frame, Stack, ended_by_timer, parse_dump
-from launcher.watched import LONGEST_LOOK_S, Stall, WatchedClock
+from submitrain.attempts import Action, Cause
+from submitrain.config.job import HangConfig
+from submitrain.events import Kind
+from submitrain.launcher.supervisor.decide import decide
+from submitrain.launcher.supervisor.hang import (
+    LONGEST_LOOK_S,
+    Hang,
+    RankState,
+    Stall,
+    WatchedClock,
+    find_hang,
+    name_by_stacks,
+    straggler,
+)
+from submitrain.launcher.supervisor.hang_watch import FolderWatch
+from submitrain.launcher.supervisor.rank_events import Pace, budget_s, read_pace
+from submitrain.launcher.worker.stacks import Frame, Stack, ended_by_timer, parse_dump
 from tests.test_policy import LIMITS, evidence
-from train.config.hang import HangConfig
-from train.events import Kind
 
 HANG = HangConfig()
 COLLECTIVE_S = 1800.0
@@ -111,7 +119,7 @@ def test_the_pace_of_a_long_run_is_read_from_its_end(
 ) -> None:
     import json
 
-    monkeypatch.setattr("launcher.pace.READ_BYTES", 4000)
+    monkeypatch.setattr("submitrain.launcher.supervisor.rank_events.READ_BYTES", 4000)
     path = tmp_path / "rank00000.jsonl"
     lines = [json.dumps({**one, "v": 1}) for one in [*steps(50.0, 100), *steps(0.1, 100, 2)]]
     path.write_text("\n".join(lines) + "\n")

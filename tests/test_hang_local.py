@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from launcher.stacks import ended_by_timer, parse_dump
+from submitrain.events import EXIT_HUNG, Kind
+from submitrain.launcher.worker.stacks import ended_by_timer, parse_dump
 from tests.supervised import CountingRun, counting_run
 from tests.test_supervise_local import alive, causes
-from train.events import EXIT_HUNG, Kind
 
 pytestmark = pytest.mark.ranks
 
@@ -128,7 +128,7 @@ def test_a_rank_ends_itself_when_its_supervisor_does_nothing(tmp_path: Path) -> 
         assert run.wait() == 0, run.log
     assert causes(run) == RESTARTED
     failure = run.events(Kind.FAILURE, 1)[0]
-    assert failure["exception"] == "train.errors.HungError"
+    assert failure["exception"] == "submitrain.errors.HungError"
     assert failure["where"].endswith(line_of("time.sleep(3600)"))
     assert run.ends()[0]["exit_codes"]["1"] == EXIT_HUNG
     assert hang_of(run)["rank"] == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launcher.stacks import parse_dump
+from submitrain.launcher.worker.stacks import parse_dump
 from tests.slurm import SlurmCluster
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
 

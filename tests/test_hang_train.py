@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher import launch
+from submitrain.launcher import launch
 from tests.test_survive_local import WAIT_S, last_step, rank_pids, wait_for
 from tests.tiny import assert_same_run, attempts, tiny_config
 

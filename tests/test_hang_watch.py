@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.hang import Hang
-from launcher.hangwatch import LOOK_EVERY_S, HangWatch
-from launcher.records import RankRecords
-from train.config import RunConfig
-from train.context import RankContext
-from train.events import Kind, Phase, append_line, read_events
-from train.rundir import RunDir
+from submitrain.config import RunConfig
+from submitrain.events import Kind, Phase, append_line, read_events
+from submitrain.launcher.supervisor.hang import Hang
+from submitrain.launcher.supervisor.hang_watch import LOOK_EVERY_S, HangWatch
+from submitrain.launcher.supervisor.rank_events import RankRecords
+from submitrain.run_folder import RunDir
+from submitrain.train.context import RankContext
 
 
 class Ranks:
@@ -27,7 +27,9 @@ class Ranks:
         config = RunConfig.model_validate({"resilience": {"hang": {"silence_s": 60}}})
         self.watch = HangWatch(self.run_dir, config, attempt, self.records, self.records.pace)
         self.now = 1000.0
-        monkeypatch.setattr("launcher.hangwatch.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(
+            "submitrain.launcher.supervisor.hang_watch.time.monotonic", lambda: self.now
+        )
         self.ranks = [
             RankContext(self.run_dir, attempt, "1", rank, 2, rank, 2) for rank in range(2)
         ]
@@ -129,10 +131,12 @@ def test_a_phase_is_known_from_its_beginning_on(ranks: Ranks) -> None:
 def stopped_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A file system that finishes no write until the event is set."""
     going = threading.Event()
-    monkeypatch.setattr("launcher.folderwatch.os.fsync", lambda _: going.wait(60))
+    monkeypatch.setattr(
+        "submitrain.launcher.supervisor.hang_watch.os.fsync", lambda _: going.wait(60)
+    )
     for name in ("folderwatch", "hangwatch"):
         monkeypatch.setattr(f"launcher.{name}.STOPPED_S", 0.05)
-    monkeypatch.setattr("launcher.hangwatch.PROBE_S", 0.01)
+    monkeypatch.setattr("submitrain.launcher.supervisor.hang_watch.PROBE_S", 0.01)
     yield going
     going.set()
 
@@ -163,7 +167,9 @@ def test_a_rank_that_was_writing_its_record_may_move_on(ranks: Ranks) -> None:
     for _ in range(3):
         assert ranks.pass_time(100, 0) is not None
         hang = ranks.look_again()
-        if ranks.watch.examine(hang, lambda: ranks.dump(1, "/srv/train/events.py", "append_line")):
+        if ranks.watch.examine(
+            hang, lambda: ranks.dump(1, "/srv/submitrain/events.py", "append_line")
+        ):
             pytest.fail("it waited for the file system")
         assert ranks.pass_time(50, 0) is None
     assert ranks.pass_time(100, 0) is not None

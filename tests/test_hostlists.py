@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from monitor.hostlist import expand_nodes
+from submitrain.slurm.parse import expand_nodes
 
 LISTS_A_CALL = 25
 MARK = "=next="

@@ -10,10 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.html.axis import tick_text, ticks
-from monitor.html.line_chart import HEIGHT, WIDTH, Series, line_chart
-from monitor.html.page import badge, details, page, scoped, section, table
-from monitor.html.stacked_bars import Bar, stacked_bars
+from submitrain.html.charts import (
+    HEIGHT,
+    WIDTH,
+    Bar,
+    Series,
+    line_chart,
+    stacked_bars,
+    tick_text,
+    ticks,
+)
+from submitrain.html.page import badge, details, page, scoped, section, table
 
 HOSTILE = "<script>alert('&')</script>"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from train.imports import uncollected
+from submitrain.imports import uncollected
 
 
 @pytest.fixture(autouse=True)

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from launcher.cli import main
-from launcher.config import load_config
-from launcher.keys import Fate, KeyFate, account
-from launcher.prepare import prepare
-from train.config.document import parse_document
-from train.config.family import translate
-from train.data.columns import find_columns
-from train.data.samples import Pair
-from train.errors import DataError
+from submitrain.config.automodel import translate
+from submitrain.config.document import parse_document
+from submitrain.errors import DataError
+from submitrain.launcher.cli.main import main
+from submitrain.launcher.plan.config import load_config
+from submitrain.launcher.plan.keys import Fate, KeyFate, account
+from submitrain.launcher.plan.prepare import prepare
+from submitrain.train.data.columns import Pair, find_columns
 
 OLD = Path(__file__).parent / "data" / "automodel_4x8.yaml"
 PRESENT = """\
@@ -161,7 +160,9 @@ def test_the_command_tells_by_its_exit_code(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("launcher.commands.log_to_stderr", lambda: None)  # it outlives the test
+    monkeypatch.setattr(
+        "submitrain.launcher.cli.commands.log_to_stderr", lambda: None
+    )  # it outlives the test
     assert main(["plan", str(present), "--keys", *change]) == code
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith("1 refused" if change else "0 refused")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.evidence import AttemptEvidence
+from submitrain.events import EventWriter, Kind, read_events
+from submitrain.launcher.supervisor.evidence import AttemptEvidence
+from submitrain.run_folder import RunDir
 from tests.forked import run_forked, train
 from tests.tiny import tiny_config
-from train.events import EventWriter, Kind, read_events
-from train.rundir import RunDir
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_the_final_word_names_what_was_lost() -> None:
 
 CHATTER = """
 import structlog
-from train.context import leave
-from train.lossy import lose_lines_rather_than_the_run
+from submitrain.train.context import leave
+from submitrain.processes import lose_lines_rather_than_the_run
 lose_lines_rather_than_the_run()
 structlog.get_logger().info("step", step=1)
 print("more")

@@ -22,15 +22,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher import Run, launch
-from launcher.progress import follow_on
-from monitor.audit.read import read_trail
-from monitor.process import ProcessRef
-from monitor.runs import list_runs
-from monitor.status import RunState
+from submitrain.errors import ClusterError, RunError, UserError
+from submitrain.events import read_events
+from submitrain.launcher import Run, launch
+from submitrain.launcher.cli.progress import follow_on
+from submitrain.monitor.audit.ledger import read_trail
+from submitrain.processes import ProcessRef
+from submitrain.run_folder import list_runs
+from submitrain.status import RunState
 from tests.tiny import tiny_config
-from train.errors import ClusterError, RunError, UserError
-from train.events import read_events
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WAIT_S = 120.0
@@ -101,15 +101,15 @@ def test_whoever_waits_learns_of_the_end_from_the_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scheduler is asked rarely: the end must not wait for the next time."""
-    monkeypatch.setattr("launcher.run.WAIT_POLL_S", {"local": 3600.0})
-    monkeypatch.setattr("launcher.progress.STATUS_EVERY_S", {"local": 3600.0})
+    monkeypatch.setattr("submitrain.launcher.run.WAIT_POLL_S", {"local": 3600.0})
+    monkeypatch.setattr("submitrain.launcher.cli.progress.STATUS_EVERY_S", {"local": 3600.0})
     assert launch(config(project)).wait().state is RunState.FINISHED
     followed = follow_on(launch(config(project, name="followed")), Console(file=StringIO()))
     assert followed.state is RunState.FINISHED
 
 
 def test_a_program_that_merely_imports_a_kernel_is_no_notebook() -> None:
-    code = "import ipykernel; from launcher.record import via; print(via())"
+    code = "import ipykernel; from submitrain.launcher.submit.record import via; print(via())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
@@ -233,7 +233,7 @@ def test_resume_goes_on_where_a_cancelled_run_stopped(
 def test_resume_with_other_resources_keeps_the_global_batch_size(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.config.load import load_resolved
+    from submitrain.config.resolve import load_resolved
 
     monkeypatch.setenv("TOY_STEP_S", SLOW)
     run = launch(config(project))
@@ -275,7 +275,7 @@ def test_what_fails_after_the_submission_does_not_undo_a_resume(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("launcher.start.note_submission", full)
+    monkeypatch.setattr("submitrain.launcher.submit.start.note_submission", full)
     with pytest.raises(OSError, match="No space left"):
         run.resume()
     assert not run.run_dir.cancel_request.exists()
@@ -308,7 +308,7 @@ def test_wait_gives_up_in_time_and_the_run_goes_on(
 
 
 def test_the_pickle_holds_the_run_folders_path_and_nothing_else(project: Path) -> None:
-    from launcher.job import TrainingJob
+    from submitrain.launcher.supervisor.job import TrainingJob
 
     run = launch(config(project), wait=True)
     [path] = run.run_dir.submitit.glob("*_submitted.pkl")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from launcher import Run, launch
-from launcher.submit import job_environment
-from monitor.status import RunState
+from submitrain.errors import ClusterError
+from submitrain.launcher import Run, launch
+from submitrain.launcher.submit.submit import job_environment
+from submitrain.status import RunState
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import tiny_config
-from train.errors import ClusterError
 
 pytestmark = pytest.mark.slurm
 WAIT_S = 180.0

@@ -14,20 +14,25 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from launcher.cli import build_parser as launcher_parser
-from launcher.config import json_schema, load_config
-from launcher.examples import EXAMPLES_OF
-from launcher.keydocs import every_section, explain_key, key_docs
-from launcher.keydocs_text import key_text, reference
-from launcher.offer import Offer, Partition, parse_sinfo
-from monitor.cli import build_parser as monitor_parser
-from monitor.examples import EXAMPLES_OF as MONITOR_EXAMPLES_OF
+from submitrain.config import RunConfig
+from submitrain.config.document import read_document
+from submitrain.config.schema import aliases, keys, section_class, sections
+from submitrain.errors import UserError
+from submitrain.launcher.cli.explain import (
+    every_section,
+    explain_key,
+    key_docs,
+    key_text,
+    reference,
+)
+from submitrain.launcher.cli.main import EXAMPLES_OF
+from submitrain.launcher.cli.main import build_parser as launcher_parser
+from submitrain.launcher.plan.config import json_schema, load_config
+from submitrain.monitor.cli import EXAMPLES_OF as MONITOR_EXAMPLES_OF
+from submitrain.monitor.cli import build_parser as monitor_parser
+from submitrain.slurm.inventory import Offer, Partition, parse_sinfo
 from tests.slurm.cluster import SlurmCluster
 from tests.test_cli import Shell, assert_one_line, shell
-from train.config import RunConfig
-from train.config.document import read_document
-from train.config.schema import aliases, keys, section_class, sections
-from train.errors import UserError
 
 __all__ = ["shell"]
 ROOT = Path(__file__).parents[1]
@@ -293,7 +298,7 @@ SHELLS = {
 
 @pytest.mark.parametrize("name", SHELLS)
 def test_other_shells_load_their_script(tmp_path: Path, name: str) -> None:
-    from launcher.completion import SCRIPTS
+    from submitrain.launcher.cli.completion import SCRIPTS
 
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not on this machine")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launcher.left_nodes import Left, last_left
+from submitrain.launcher.supervisor.nodes import Left, last_left
 
 
 def start(attempt: int, restarts: int, job: str = "7") -> dict[str, Any]:

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher import losses
-from launcher.evidence import RankExit, RankFailure
-from launcher.losses import NodeWatch, lost_in_words, refused_in_words, silent_nodes
-from launcher.probe_nodes import usable_nodes
-from launcher.records import Heartbeat, RankRecords
-from train.rundir import RunDir
+from submitrain.launcher.supervisor import node_failures as losses
+from submitrain.launcher.supervisor.evidence import RankExit, RankFailure
+from submitrain.launcher.supervisor.node_failures import (
+    NodeWatch,
+    lost_in_words,
+    refused_in_words,
+    silent_nodes,
+    usable_nodes,
+)
+from submitrain.launcher.supervisor.rank_events import Heartbeat, RankRecords
+from submitrain.run_folder import RunDir
 
 NODES = ("node1", "node2", "node3")
 LOST = (

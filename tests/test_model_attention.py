@@ -10,12 +10,19 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from train.attention import PER_DOCUMENT, VARLEN_MODELS, Layout, plan_attention, register
-from train.data.batch import MicroBatch, empty_batch
-from train.errors import ConfigError
-from train.fused import fuse_norms
-from train.loss import LanguageModel, chunked_head
-from train.short_attention import is_short, short_attention
+from submitrain.errors import ConfigError
+from submitrain.train.data.batch import MicroBatch, empty_batch
+from submitrain.train.model.attention import (
+    PER_DOCUMENT,
+    VARLEN_MODELS,
+    Layout,
+    is_short,
+    plan_attention,
+    register,
+    short_attention,
+)
+from submitrain.train.model.shard import fuse_norms
+from submitrain.train.step import LanguageModel, chunked_head
 
 VOCABULARY = 64
 SIZES: dict[str, Any] = {

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from submitrain.config import RunConfig
+from submitrain.train.context import RankContext
 from tests.forked import run_forked
-from train.config import RunConfig
-from train.context import RankContext
 
 pytestmark = pytest.mark.ranks
 
@@ -49,12 +49,12 @@ def build(
     """
     from torch.distributed.tensor import DTensor
 
-    import train.weights
-    from train.dist import join
-    from train.model import build_model, fill_weights
+    import submitrain.train.model.weights
+    from submitrain.train.distributed.groups import join
+    from submitrain.train.model.build import build_model, fill_weights
 
     if not whole:
-        train.weights._converted = None  # type: ignore[assignment]
+        submitrain.train.model.weights._converted = None  # type: ignore[assignment]
     values: dict[str, Any] = {"model": {"torch_dtype": "float32", **model}}
     if peft:
         values["peft"] = {"dim": 4}

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from monitor.audit.read import read_trail
+from submitrain.events import Kind
+from submitrain.monitor.audit.ledger import read_trail
+from submitrain.run_folder import write_json_atomically
 from tests.slurm import ClusterOptions, SlurmCluster
 from tests.slurm.fixtures import require_slurm
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
-from train.events import Kind
-from train.rundir import write_json_atomically
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 

@@ -19,16 +19,15 @@ from xml.etree import ElementTree
 import pytest
 from jupyter_client.manager import KernelManager
 
-from launcher import Run, launch
-from launcher.card import card
-from launcher.live import NO_LONGER
-from launcher.metrics import StepEvents
-from launcher.sight import Sight
-from monitor.html.fragment import SCOPE
-from monitor.status import RunState
+from submitrain.errors import UserError
+from submitrain.events import append_line
+from submitrain.html.page import SCOPE
+from submitrain.launcher import Run, launch
+from submitrain.launcher.notebook.card import NO_LONGER, card
+from submitrain.launcher.notebook.chart import Sight
+from submitrain.launcher.run import StepEvents
+from submitrain.status import RunState
 from tests.test_launch import SLOW, config, project, wait_for
-from train.errors import UserError
-from train.events import append_line
 
 __all__ = ["project"]
 KERNEL_S = 120.0
@@ -220,7 +219,7 @@ def test_metrics_are_a_list_and_a_table_with_real_numbers(project: Path) -> None
 
 
 def test_without_pandas_metrics_are_a_plain_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.metrics.find_spec", lambda _: None)
+    monkeypatch.setattr("submitrain.launcher.run.find_spec", lambda _: None)
     found = StepEvents([{"step": 1}])
     assert found._repr_html_() is None
     with pytest.raises(UserError, match="needs pandas, which is not installed"):

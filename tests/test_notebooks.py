@@ -10,8 +10,8 @@ from typing import Any
 import nbformat
 import pytest
 
-from launcher.run import Run
-from monitor.runs import list_runs
+from submitrain.launcher.run import Run
+from submitrain.run_folder import list_runs
 from tests.notebooks import NOTEBOOKS, copy_repository, execute, outputs_of
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.options import ClusterOptions, missing_packages

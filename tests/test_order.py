@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.order import UnitOrder, epoch_order, rank_share
+from submitrain.train.data.order import UnitOrder, epoch_order, rank_share
 
 sizes = st.integers(1, 9)
 

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-from launcher import launch
-from launcher.config import load_config
-from launcher.prepare import prepare
+from submitrain.config import RunConfig
+from submitrain.config.resolve import load_resolved
+from submitrain.errors import ConfigError, UserError
+from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, read_events
+from submitrain.launcher import launch
+from submitrain.launcher.plan.config import load_config
+from submitrain.launcher.plan.prepare import prepare
+from submitrain.run_folder import RunDir
+from submitrain.train.checkpoint.manifest import MANIFEST, list_checkpoints, verify
+from submitrain.train.context import RankContext
+from submitrain.train.user_function import trainer as automodel
+from submitrain.train.user_function.context import RunContext
 from tests.forked import StopAt, run_forked
-from train.checkpoint.manifest import MANIFEST, list_checkpoints, verify
-from train.config import RunConfig
-from train.config.load import load_resolved
-from train.context import RankContext
-from train.errors import ConfigError, UserError
-from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, read_events
-from train.own import automodel
-from train.own.context import RunContext
-from train.rundir import RunDir
 
 HERE = "tests.test_own_code"
 
@@ -90,7 +90,7 @@ def test_the_plan_names_the_function_and_promises_no_batch() -> None:
 
 
 def test_a_function_object_is_launched_by_its_path() -> None:
-    from launcher.functions import as_config
+    from submitrain.launcher.plan.config import as_config
 
     source, changes = as_config(works, {"entry": {"steps": 5}})
     assert (
@@ -134,7 +134,12 @@ def test_a_function_of_the_main_module_is_refused_with_the_way_out(
 
 @pytest.mark.skipif(find_spec("nemo_automodel") is not None, reason="nemo-automodel is installed")
 def test_automodels_own_recipe_says_what_to_install() -> None:
-    config = {"entry": {"_target_": "train.own.automodel.train", "config": "theirs.yaml"}}
+    config = {
+        "entry": {
+            "_target_": "submitrain.train.user_function.trainer.train",
+            "config": "theirs.yaml",
+        }
+    }
     assert load_config(config).config.entry is not None
     with pytest.raises(ConfigError, match="pip install nemo-automodel"):
         automodel.read_settings("theirs.yaml")
@@ -175,7 +180,7 @@ def save(ctx: RunContext, step: int, wrong: str) -> None:
 def rank_main(
     context: RankContext, config: dict[str, Any], stop_at: int | None = None, path: str = ""
 ) -> int:
-    from train.own.main import main
+    from submitrain.train.user_function.main import main
 
     sys.path.insert(0, path)
     if stop_at is not None and context.rank == context.world_size - 1:
@@ -292,8 +297,8 @@ def test_the_function_in_the_document_trains_and_goes_on(tmp_path: Path) -> None
 
 
 def test_the_shares_of_a_step_are_its_samples_at_any_number_of_ranks() -> None:
-    from train.order import UnitOrder
-    from train.own.order import DataOrder
+    from submitrain.train.data.order import UnitOrder
+    from submitrain.train.user_function.context import DataOrder
 
     def consumed(world_size: int) -> list[list[int]]:
         ranks = [DataOrder(UnitOrder(10, 7, True), r, world_size) for r in range(world_size)]

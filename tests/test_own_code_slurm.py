@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from launcher import Run, launch
+from submitrain.events import Kind, read_events
+from submitrain.launcher import Run, launch
+from submitrain.run_folder import RunDir
+from submitrain.train.checkpoint.manifest import newest_verified
 from tests.own_programs import HOLDS
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import attempts, curve
-from train.checkpoint.manifest import newest_verified
-from train.events import Kind, read_events
-from train.rundir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.ownership import Ownership
-from launcher.patience import patiently
+from submitrain.launcher.supervisor.ownership import Ownership, patiently
+from submitrain.run_folder import RunDir, write_json_atomically
 from tests.supervised import counting_run
-from train.rundir import RunDir, write_json_atomically
 
 
 @pytest.fixture

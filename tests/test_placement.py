@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.placement import (
+from submitrain.config.job import SlurmConfig
+from submitrain.launcher.supervisor.placement import (
     NodeRule,
     Outlook,
     Standing,
@@ -17,7 +18,6 @@ from launcher.placement import (
     in_words,
     outlook,
 )
-from train.config.job import SlurmConfig
 
 FOUR = ("n1", "n2", "n3", "n4")
 POOL = frozenset({*FOUR, "n5", "n6", "n7"})

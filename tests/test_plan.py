@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from launcher.config import load_config
-from launcher.plan import make_plan, sbatch_text
-from launcher.sbatch import job_python
+from submitrain.launcher.plan.config import load_config
+from submitrain.launcher.plan.plan import make_plan, sbatch_text
+from submitrain.launcher.plan.sbatch import job_python
 from tests.config_parts import MACHINE, SMALL, load, plan
 
 HERE = Path(__file__).parent

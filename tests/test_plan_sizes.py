@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
-from launcher.memory import checkpoint_bytes, gpu_memory_bytes, rank_memory
-from launcher.parameters import model_size
-from launcher.targets import OPTIMIZERS, check_targets
+from submitrain.launcher.plan.memory import (
+    checkpoint_bytes,
+    gpu_memory_bytes,
+    model_size,
+    rank_memory,
+)
+from submitrain.launcher.plan.targets import OPTIMIZERS, check_targets
 from tests.config_parts import load
 
 _SIZES = {
@@ -165,7 +169,7 @@ def test_the_table_of_optimizer_arguments_is_torchs(path: str) -> None:
 def test_other_optimizers_are_looked_at_in_a_process_of_their_own(
     optimizer: dict[str, Any], says: str | None
 ) -> None:
-    from train.config import RunConfig
+    from submitrain.config import RunConfig
 
     report = check_targets(RunConfig.model_validate({"optimizer": optimizer}))
     if says is None:

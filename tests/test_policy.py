@@ -10,18 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.attempts import AttemptRecord
-from launcher.budgets import attempts_without_progress, vanished_in_a_row
-from launcher.deadlines import stop_lead_s
-from launcher.evidence import AttemptEvidence, NodeSign, RankExit, RankFailure, StopCause
-from launcher.outcome import Action, Cause, Decision
-from launcher.policy import decide
-from launcher.rollback import note_rollback
-from monitor.diagnose import diagnose_text
-from monitor.slurm import UNKNOWN, JobInfo
-from train.config.sections import ResilienceConfig
-from train.rollback import Rollback, read_rollbacks
-from train.rundir import RunDir
+from submitrain.attempts import Action, AttemptRecord, Cause, Decision
+from submitrain.config.job import ResilienceConfig
+from submitrain.launcher.plan.deadlines import stop_lead_s
+from submitrain.launcher.supervisor.decide import (
+    attempts_without_progress,
+    decide,
+    note_rollback,
+    vanished_in_a_row,
+)
+from submitrain.launcher.supervisor.evidence import (
+    AttemptEvidence,
+    NodeSign,
+    RankExit,
+    RankFailure,
+    StopCause,
+)
+from submitrain.monitor.diagnose import diagnose_text
+from submitrain.rollbacks import Rollback, read_rollbacks
+from submitrain.run_folder import RunDir
+from submitrain.slurm.client import UNKNOWN, JobInfo
 
 ALL = frozenset({0, 1})
 LIMITS = ResilienceConfig()
@@ -177,19 +185,19 @@ def test_the_first_failure_that_is_no_victim_is_the_cause() -> None:
 @pytest.mark.parametrize(
     ("exception", "cause"),
     [
-        ("train.errors.ConfigError", Cause.USER_ERROR),
-        ("train.errors.DataError", Cause.USER_ERROR),
-        ("train.errors.CheckpointError", Cause.CHECKPOINT_ERROR),
-        ("train.errors.NotFiniteError", Cause.NOT_FINITE),
-        ("train.errors.LossSpikeError", Cause.LOSS_SPIKE),
-        ("train.errors.FencedError", Cause.FENCED),
+        ("submitrain.errors.ConfigError", Cause.USER_ERROR),
+        ("submitrain.errors.DataError", Cause.USER_ERROR),
+        ("submitrain.errors.CheckpointError", Cause.CHECKPOINT_ERROR),
+        ("submitrain.errors.NotFiniteError", Cause.NOT_FINITE),
+        ("submitrain.errors.LossSpikeError", Cause.LOSS_SPIKE),
+        ("submitrain.errors.FencedError", Cause.FENCED),
     ],
 )
 def test_our_own_exceptions_have_causes_of_their_own(exception: str, cause: Cause) -> None:
     assert outcome(evidence(failures=(failure(exception),))) == (cause, Action.STOP)
 
 
-BAD = failure("train.errors.NotFiniteError", message="step 8: loss nan", step=7)
+BAD = failure("submitrain.errors.NotFiniteError", message="step 8: loss nan", step=7)
 BACK = evidence(failures=(BAD,), rollback=Rollback(1, "not_finite", 7, 8, ((48, 64),), (5, 6)))
 
 

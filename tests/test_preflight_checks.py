@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from launcher.assess.finding import Finding, Level, fail, ok
-from launcher.nodes import NodeKeeper
-from launcher.outcome import Action
-from launcher.preflight.ask import Asked, skew, time_limit
-from launcher.preflight.facts import (
+from submitrain.attempts import Action
+from submitrain.config import RunConfig
+from submitrain.launcher.checks.finding import Finding, Level, fail, ok
+from submitrain.launcher.checks.node_facts import (
     UNLIMITED,
     Gpu,
     Limits,
@@ -31,10 +30,11 @@ from launcher.preflight.facts import (
     as_line,
     parse_answer,
 )
-from launcher.preflight.gpu import parse_gpus, parse_nvlinks, parse_xids, ports_in
-from launcher.preflight.judge import CHECKS, GIB, MIB, Expected, judge_node
-from launcher.preflight.peers import software
-from launcher.preflight.ranks import (
+from submitrain.launcher.checks.node_gpu import parse_gpus, parse_nvlinks, parse_xids, ports_in
+from submitrain.launcher.checks.node_judge import CHECKS, GIB, MIB, Expected, judge_node, software
+from submitrain.launcher.checks.node_query import Asked, skew, time_limit
+from submitrain.launcher.checks.preflight import Verdict, judge, unfit_nodes
+from submitrain.launcher.checks.rank_trial import (
     Pair,
     RankSeen,
     judge_compute,
@@ -42,11 +42,10 @@ from launcher.preflight.ranks import (
     judge_ranks,
     ring,
 )
-from launcher.preflight.verdict import Verdict, judge, unfit_nodes
-from monitor.preflight import in_words
+from submitrain.launcher.supervisor.nodes import NodeKeeper
+from submitrain.preflight_results import in_words
+from submitrain.run_folder import RunDir
 from tests.tiny import tiny_config
-from train.config import RunConfig
-from train.rundir import RunDir
 
 EXPECTED = Expected(asker="node1", world_size=16, gpus_per_node=2, checkpoint_bytes=10 * GIB)
 SOFTWARE = Software("3.11.7", "abc", "1234", "nvidia 550", "6.1", {"torch": "2.13.0"})

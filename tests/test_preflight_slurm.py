@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from launcher.cli import main
+from submitrain.config.document import dump_yaml
+from submitrain.launcher.cli.main import main
 from tests.broken_nodes import full, instead_of, read_only, unnamed
 from tests.slurm import ClusterOptions, SlurmCluster
 from tests.slurm.fixtures import require_slurm
 from tests.supervised import REPOSITORY
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
 from tests.tiny import tiny_config
-from train.config.document import dump_yaml
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 
@@ -27,7 +27,7 @@ WRONG_SUMS = """
 import sys
 class Find:
     def find_spec(self, name, path, target=None):
-        if name == "train.trial":
+        if name == "submitrain.train.distributed.trial":
             import torch.distributed as dist
             right = dist.all_reduce
             def wrong(values, *args, **more):
@@ -40,7 +40,7 @@ SLOW = """
 import sys
 class Find:
     def find_spec(self, name, path, target=None):
-        if name == "train.trial":
+        if name == "submitrain.train.distributed.trial":
             import torch
             right = torch.mm
             torch.mm = lambda a, b: [right(a, b) for _ in range(4)][-1]

@@ -10,10 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from launcher import snapshot as snapshot_module
-from launcher.record import REDACTED, Redactor, make_record, package_versions, read_git
-from launcher.snapshot import Snapshot, python_path, take_snapshot
-from train.rundir import RunDir
+from submitrain.launcher.submit import snapshot as snapshot_module
+from submitrain.launcher.submit.record import (
+    REDACTED,
+    Redactor,
+    make_record,
+    package_versions,
+    read_git,
+)
+from submitrain.launcher.submit.snapshot import Snapshot, python_path, take_snapshot
+from submitrain.run_folder import RunDir
 
 TOKEN = "tok-4711-0815-abcdef"
 
@@ -117,7 +123,8 @@ def test_record_says_who_when_and_with_what(tmp_path: Path) -> None:
 
 def test_versions_come_without_importing_the_packages() -> None:
     code = (
-        "import sys; from launcher.record import package_versions; package_versions(); "
+        "import sys; from submitrain.launcher.submit.record import package_versions; "
+        "package_versions(); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -193,7 +200,9 @@ def test_a_users_train_py_does_not_shadow_our_package(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     (work / "train.py").write_text("raise SystemExit('shadowed')\n")
-    (work / "mine.py").write_text("import train.rundir\nprint(train.rundir.__file__)\n")
+    (work / "mine.py").write_text(
+        "import submitrain.run_folder\nprint(submitrain.run_folder.__file__)\n"
+    )
     taken, run_dir = snap(work)
     path = python_path(run_dir, pinned=taken.pinned, workdir=work, inherited="")
     done = subprocess.run(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from monitor.recovery import PARTS, read_attempts, read_recoveries
-from train.rundir import RunDir
+from submitrain.launcher.drill.compare import PARTS, read_attempts, read_recoveries
+from submitrain.run_folder import RunDir
 
 
 def write(path: Path, *events: tuple[float, str, int, dict[str, Any]]) -> None:

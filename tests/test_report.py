@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from monitor.cli import main
-from monitor.html.timeline import Stretch, timeline
-from monitor.report.model import attempt_rows
-from monitor.report.page import report_page
-from monitor.report.read import read_report
-from monitor.report.text import render
-from monitor.report.thin import thin
-from train.events import EventWriter, Kind
-from train.rundir import RunDir, write_json_atomically
+from submitrain.events import EventWriter, Kind
+from submitrain.html.charts import Stretch, timeline
+from submitrain.monitor.cli import main
+from submitrain.monitor.report.cli import read_report
+from submitrain.monitor.report.model import attempt_rows, thin
+from submitrain.monitor.report.page import render, report_page
+from submitrain.run_folder import RunDir, write_json_atomically
 
 HOSTILE = "<script>alert('&')</script>"
 VOID = {"meta", "br"}

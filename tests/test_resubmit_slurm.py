@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from launcher.resubmit import resubmit
-from launcher.run import Run
-from launcher.submissions import read_submissions
-from monitor.status import RunState
+from submitrain.events import Kind
+from submitrain.launcher.run import Run
+from submitrain.launcher.submit.claims import read_submissions
+from submitrain.launcher.supervisor.requeue import resubmit
+from submitrain.run_folder import write_json_atomically
+from submitrain.status import RunState
 from tests.slurm import ClusterOptions, PreemptMode, SlurmCluster
 from tests.slurm.fixtures import ClusterFactory
 from tests.supervised import rank_environment
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
-from train.events import Kind
-from train.rundir import write_json_atomically
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 
@@ -133,7 +133,9 @@ def test_a_new_job_whose_submitter_died_first_enters_itself(
         for name, value in rank_environment().items():
             monkeypatch.setenv(name, value)
         run.wait_for_step(3)
-        monkeypatch.setattr("launcher.resubmit.note_submission", lambda *_: None)
+        monkeypatch.setattr(
+            "submitrain.launcher.supervisor.requeue.note_submission", lambda *_: None
+        )
         new = resubmit(run.run_dir, str(run.job_id), ())
         run.wait_for(lambda: len(run.starts()) == 2, timeout_s=60)
         assert run.starts()[1]["job_id"] == new

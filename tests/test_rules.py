@@ -7,18 +7,23 @@ from typing import Any
 
 import pytest
 
-from monitor.rules import MUTED_BY, RULES, Finding, Limits, Rule, Severity, Unknown, judge
-from monitor.rules.training import full_in_s
-from monitor.snapshot import (
+from submitrain.monitor.alerts.rules import RULES, full_in_s, judge
+from submitrain.monitor.watch.snapshot import (
+    MUTED_BY,
     AttemptPoint,
     CheckpointFacts,
     DiskFacts,
+    Finding,
+    Limits,
     RankPoint,
+    Rule,
     Samples,
+    Severity,
     Snapshot,
     StepPoint,
+    Unknown,
 )
-from monitor.status import JobState, RunState
+from submitrain.status import JobState, RunState
 
 NOW = 1_000_000.0
 LIMITS = Limits()

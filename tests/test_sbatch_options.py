@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from launcher.plan import sbatch_text
-from launcher.sbatch_options import KEYS, PASSED_ON, REFUSED
+from submitrain.config.job import SlurmConfig
+from submitrain.errors import ConfigError
+from submitrain.launcher.plan.plan import sbatch_text
+from submitrain.launcher.plan.sbatch import KEYS, PASSED_ON, REFUSED
 from tests.config_parts import load, plan
-from train.config.job import SlurmConfig
-from train.errors import ConfigError
 
 MANUAL = Path("/usr/share/man/man1/sbatch.1.gz")
 _CONF = "ClusterName=x\nSlurmctldHost=localhost\nNodeName=n1\nPartitionName=p Nodes=n1\n"

@@ -12,20 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.scaling.arithmetic import (
+from submitrain.launcher.sweep.scaling import (
+    Curve,
+    Goal,
+    Repeat,
+    Terms,
+    curve_of,
     fit_step_time,
     marginal_gain,
+    mean_of,
     price_per_million_tokens,
     strong_efficiency,
+    t_quantile,
     time_to_result_s,
     weak_efficiency,
 )
-from monitor.scaling.curve import Curve, Goal, Repeat, Terms, curve_of
-from monitor.scaling.estimate import mean_of, t_quantile
-from monitor.scaling.read import read_sharing, read_waits
-from monitor.scaling.timing import Timing, Wanted, timing_of
-from monitor.slurm import Answer
-from train.rundir import RunDir
+from submitrain.launcher.sweep.timing import Timing, Wanted, read_sharing, read_waits, timing_of
+from submitrain.run_folder import RunDir
+from submitrain.slurm.client import Answer
 
 TOKENS = 8192
 HOUR_S = 3600.0

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cli as launcher_cli
-from monitor import cli as monitor_cli
+from submitrain.launcher.cli import main as launcher_cli
+from submitrain.monitor import cli as monitor_cli
 from tests.alert_parts import FakeRun
 from tests.slurm import SlurmCluster
 

@@ -22,10 +22,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitor.fleet import Fleet
-from monitor.runs import list_runs
-from monitor.serve.service import Service
-from monitor.status import RunState
+from submitrain.monitor.serve.app import Service
+from submitrain.monitor.watch.fleet import Fleet
+from submitrain.run_folder import list_runs
+from submitrain.status import RunState
 from tests.fleet_parts import fire, living, process, run_named, slurm_shim, wait_for
 from tests.slurm.ports import free_ports
 from tests.supervised import REPOSITORY
@@ -236,7 +236,7 @@ def test_health_fails_without_a_good_look(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_refused_with_the_way_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    from monitor.cli import main
+    from submitrain.monitor.cli import main
 
     assert main(["serve", "--runs-dir", str(tmp_path), "--port", "0", *arguments]) == 2
     assert said in capsys.readouterr().err
@@ -245,9 +245,9 @@ def test_what_makes_no_sense_is_refused_with_the_way_out(
 def test_the_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from monitor.cli import main
+    from submitrain.monitor.cli import main
 
-    for name in [name for name in sys.modules if name.startswith("monitor.serve.")]:
+    for name in [name for name in sys.modules if name.startswith("submitrain.monitor.serve.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)  # "not there"
     assert main(["serve"]) == 2

@@ -9,17 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.checkpoint.folders import CheckpointFolders
-from train.checkpoint.manifest import Manifest
-from train.checkpoint.state import TrainState
-from train.checkpoint.undo import find_undone
-from train.data.loader import StepParts
-from train.errors import DataError
-from train.fence import Fence
-from train.order import UnitOrder, rank_share
-from train.rollback import Rollback, read_rollbacks, record_rollback, skips_of, with_skips
-from train.rundir import RunDir
-from train.skips import Skips
+from submitrain.errors import DataError
+from submitrain.events import Fence
+from submitrain.rollbacks import (
+    Rollback,
+    Skips,
+    read_rollbacks,
+    record_rollback,
+    skips_of,
+    with_skips,
+)
+from submitrain.run_folder import RunDir
+from submitrain.train.checkpoint.folders import CheckpointFolders
+from submitrain.train.checkpoint.loading import find_undone
+from submitrain.train.checkpoint.manifest import Manifest, TrainState
+from submitrain.train.data.loader import StepParts
+from submitrain.train.data.order import UnitOrder, rank_share
 
 windows = st.lists(
     st.tuples(st.integers(0, 120), st.integers(0, 30)).map(lambda w: (w[0], w[0] + w[1])),

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.requeue import Requeued, read_answer
-from monitor.hostlist import expand_nodes
-from monitor.slurm import (
+from submitrain.launcher.supervisor.requeue import Requeued, read_answer
+from submitrain.slurm.client import (
     NOT_FOUND,
     UNKNOWN,
     Answer,
@@ -28,6 +27,7 @@ from monitor.slurm import (
     query_jobs,
     show_job,
 )
+from submitrain.slurm.parse import expand_nodes
 from tests.slurm import ClusterOptions, SlurmCluster
 from tests.slurm.fixtures import ClusterFactory
 

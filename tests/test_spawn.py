@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.evidence import RankExit
-from launcher.spawn import LocalSpawner, rank_environment
-from launcher.srun import (
+from submitrain.config import RunConfig
+from submitrain.launcher.supervisor.evidence import RankExit
+from submitrain.launcher.supervisor.processes import LocalSpawner, rank_environment
+from submitrain.launcher.supervisor.srun import (
     StepShape,
     parse_exits,
     srun_command,
     srun_environment,
     step_ended_for,
 )
-from train.config import RunConfig
-from train.rundir import RunDir
+from submitrain.run_folder import RunDir
 
 RUN = RunDir(Path("/shared/runs/demo"))
 SHAPE = StepShape(num_nodes=4, tasks_per_node=8, cpus_per_task=16, has_gpus=True)
@@ -49,7 +49,7 @@ def test_the_command_line_of_a_step() -> None:
         "--mpi=none",
         sys.executable,
         "-m",
-        "launcher.rank",
+        "submitrain.launcher.worker.rank",
     ]
 
 

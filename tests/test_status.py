@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from monitor.evidence import list_checkpoint_steps, read_evidence, read_tail
-from monitor.process import ProcessRef
-from monitor.status import JobState, JobView, RunState, RunStatus, status_of
-from train.events import append_line
-from train.rollback import Rollback, record_rollback
-from train.rundir import RunDir, write_json_atomically
+from submitrain.events import append_line
+from submitrain.processes import ProcessRef
+from submitrain.rollbacks import Rollback, record_rollback
+from submitrain.run_facts import list_checkpoint_steps, read_evidence, read_tail
+from submitrain.run_folder import RunDir, write_json_atomically
+from submitrain.status import JobState, JobView, RunState, RunStatus, status_of
 
 RUNNING, PENDING = JobView(JobState.RUNNING), JobView(JobState.PENDING, "Priority")
 ENDED, UNKNOWN = JobView(JobState.ENDED, "CANCELLED"), JobView(JobState.UNKNOWN, "no answer")
@@ -155,7 +155,7 @@ def test_a_data_error_of_a_rank_is_the_users_error_even_if_a_victim_spoke_first(
 ) -> None:
     begin_attempt(run_dir)
     say(run_dir.events(1), "failure", attempt=1, rank=1, exception="RuntimeError", victim=True)
-    say(run_dir.events(0), "failure", attempt=1, t=2000.0, exception="train.errors.DataError")
+    say(run_dir.events(0), "failure", attempt=1, t=2000.0, exception="submitrain.errors.DataError")
     write_json_atomically(run_dir.summary, {"state": "failed", "cause": "program_error"})
     assert status(run_dir, ENDED).user_error
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from monitor.efficiency import Efficiency, read_efficiency
-from monitor.fleet import Fleet
-from monitor.runs import list_runs
-from monitor.status import RunState
+from submitrain.monitor.status import Efficiency, read_efficiency
+from submitrain.monitor.watch.fleet import Fleet
+from submitrain.run_folder import list_runs
+from submitrain.status import RunState
 from tests.fleet_parts import run_named, wait_for
 from tests.slurm import SlurmCluster
 

@@ -12,16 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from launcher.cli import main as launcher
-from monitor.cli import main as monitor
-from monitor.efficiency import cpu_seconds, efficiency_of, read_efficiency, size_bytes
-from monitor.evidence import read_evidence, read_tail
-from monitor.queue_reasons import explained, in_words
-from monitor.rules.losses import MAD_TO_SIGMA, UsualLosses
-from monitor.sights import see
-from monitor.slurm import Answer
-from monitor.status import JobState, JobView, status_of
-from monitor.status_text import bytes_text, efficiency_rows, status_rows
+from submitrain.launcher.cli.main import main as launcher
+from submitrain.monitor.alerts.rules import MAD_TO_SIGMA, UsualLosses
+from submitrain.monitor.cli import main as monitor
+from submitrain.monitor.status import (
+    bytes_text,
+    cpu_seconds,
+    efficiency_of,
+    efficiency_rows,
+    read_efficiency,
+    size_bytes,
+    status_rows,
+)
+from submitrain.run_facts import read_evidence, read_tail
+from submitrain.slurm.client import Answer
+from submitrain.slurm.parse import explained, in_words
+from submitrain.status import JobState, JobView, see, status_of
 from tests.alert_parts import FakeRun
 from tests.fleet_parts import living, process, run_named
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from launcher.evidence import AttemptEvidence, NodeSign, RankExit, RankFailure
-from launcher.outcome import Action, Cause, Decision
-from launcher.strikes import Strike, blame, strikes_in, struck_out
+from submitrain.attempts import Action, Cause, Decision
+from submitrain.launcher.supervisor.evidence import AttemptEvidence, NodeSign, RankExit, RankFailure
+from submitrain.launcher.supervisor.placement import Strike, blame, strikes_in, struck_out
 
 DAY = 86400.0
 

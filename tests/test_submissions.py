@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from launcher.resubmit import with_exclusion, without_once
-from launcher.submissions import (
+from submitrain.launcher.submit.claims import (
     adopt,
     chain_of,
     note_submission,
     read_submissions,
     recorded_parameters,
 )
-from train.rundir import RunDir
+from submitrain.launcher.supervisor.requeue import with_exclusion, without_once
+from submitrain.run_folder import RunDir
 
 
 def line(job_id: str, via: str = "cli", **more: Any) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from monitor.process import ProcessRef
+from submitrain.events import EXIT_FENCED, Kind
+from submitrain.processes import ProcessRef
+from submitrain.run_folder import write_json_atomically
 from tests.supervised import CountingRun, counting_run
-from train.events import EXIT_FENCED, Kind
-from train.rundir import write_json_atomically
 
 pytestmark = pytest.mark.ranks
 

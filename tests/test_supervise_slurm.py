@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from monitor.process import ProcessRef
+from submitrain.events import Kind
+from submitrain.processes import ProcessRef, StopReason
+from submitrain.run_folder import write_json_atomically
 from tests.slurm import ClusterOptions, PreemptMode, SlurmCluster
 from tests.slurm.fixtures import ClusterFactory
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
-from train.events import Kind
-from train.rundir import write_json_atomically
-from train.stop import StopReason
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 

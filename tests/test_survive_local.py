@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from launcher import Run, launch
+from submitrain.events import Kind, read_events
+from submitrain.launcher import Run, launch
+from submitrain.run_folder import RunDir
 from tests.tiny import assert_same_run, attempts, consumed, curve, losses, tiny_config
-from train.events import Kind, read_events
-from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 WAIT_S = 240.0

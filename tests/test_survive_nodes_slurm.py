@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from launcher import Run, launch
+from submitrain.events import Kind, curve, read_events
+from submitrain.launcher import Run, launch
+from submitrain.run_folder import RunDir
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.fixtures import require_slurm
 from tests.slurm.options import ClusterOptions
 from tests.tiny import assert_same_run, attempts, consumed, losses, tiny_config
-from train.events import Kind, curve, read_events
-from train.rundir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from launcher import Run, launch
+from submitrain.events import Kind, read_events
+from submitrain.launcher import Run, launch
+from submitrain.run_folder import RunDir
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.fixtures import require_slurm
 from tests.slurm.options import ClusterOptions
 from tests.tiny import assert_same_run, attempts, curve, tiny_config
-from train.events import Kind, read_events
-from train.rundir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 WAIT_S = 400.0

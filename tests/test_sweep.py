@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher import Run, Sweep, launch, sweep
-from launcher.cli import main
-from launcher.sweeps.folder import make_sweep
-from launcher.sweeps.grid import Point, in_blocks
-from launcher.sweeps.handle import request_of
-from launcher.sweeps.plan import SweepPlan, plan_sweep
-from launcher.sweeps.request import parse_grid, split_values
+from submitrain.errors import UserError
+from submitrain.launcher import Run, Sweep, launch, sweep
+from submitrain.launcher.cli.main import main
+from submitrain.launcher.sweep.folder import make_sweep
+from submitrain.launcher.sweep.handle import request_of
+from submitrain.launcher.sweep.plan import SweepPlan, plan_sweep
+from submitrain.launcher.sweep.request import Point, in_blocks, parse_grid, split_values
 from tests.tiny import tiny_config
-from train.errors import UserError
 
 
 @pytest.fixture
@@ -216,7 +215,7 @@ def test_the_folder_holds_all_that_a_later_resume_needs(project: Path) -> None:
     opened = Sweep.open("latest")
     assert opened.folder == made.root
     assert repr(opened).endswith("incomplete, 0 of 6 finished, 6 not started")
-    from launcher.prepare import prepare
+    from submitrain.launcher.plan.prepare import prepare
 
     point = made.points[0]
     again = prepare(made.config, overrides=[*point.overrides, "name=x"], cluster="local")

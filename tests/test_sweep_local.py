@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher import Sweep, sweep
-from launcher.cli import main
-from launcher.run import Run
-from monitor.status import RunState
+from submitrain.errors import UserError
+from submitrain.launcher import Sweep, sweep
+from submitrain.launcher.cli.main import main
+from submitrain.launcher.run import Run
+from submitrain.status import RunState
 from tests.test_launch import REPOSITORY, end_processes
 from tests.tiny import tiny_config
-from train.errors import UserError
 
 pytestmark = pytest.mark.ranks
 WAIT_S = 300.0

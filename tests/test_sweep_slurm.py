@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from launcher import Sweep, launch
-from launcher.sweeps.report import EMULATED
-from launcher.sweeps.state import PointState
-from monitor.status import RunState
+from submitrain.errors import ConfigError
+from submitrain.launcher import Sweep, launch
+from submitrain.launcher.sweep.folder import PointState
+from submitrain.launcher.sweep.report import EMULATED
+from submitrain.status import RunState
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import tiny_config
-from train.errors import ConfigError
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 WAIT_S = 300.0

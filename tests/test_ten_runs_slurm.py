@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from launcher.jobs import look
-from launcher.run import Run
-from monitor.cli import main
-from monitor.diagnose import diagnose_run
-from monitor.status import RunState, RunStatus
+from submitrain.launcher.run import Run
+from submitrain.launcher.submit.dependency import look
+from submitrain.monitor.cli import main
+from submitrain.monitor.diagnose import diagnose_run
+from submitrain.status import RunState, RunStatus
 from tests.receivers import HttpReceiver, http_receiver
 from tests.slurm import SlurmCluster
 from tests.supervised import REPOSITORY

@@ -20,11 +20,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from monitor.fleet import Fleet, FleetView, RunView
-from monitor.runs import list_runs
-from monitor.top.keys import Key, keys_of
-from monitor.top.log_lines import log_files, newest_lines
-from monitor.top.screen import Choice, Log, frame, short_name
+from submitrain.monitor.top.screen import (
+    Choice,
+    Key,
+    Log,
+    frame,
+    keys_of,
+    log_files,
+    newest_lines,
+    short_name,
+)
+from submitrain.monitor.watch.fleet import Fleet, FleetView, RunView
+from submitrain.run_folder import list_runs
 from tests.fleet_parts import WAIT_S, fire, living, process, run_named
 from tests.supervised import REPOSITORY
 

@@ -15,11 +15,16 @@ from typing import Any
 
 import pytest
 
-from train import tracking
-from train.config import RunConfig
-from train.errors import ConfigError
-from train.trackers import Place
-from train.tracking import NoTracker, QueuedTracker, Trackers, open_tracker
+from submitrain.config import RunConfig
+from submitrain.errors import ConfigError
+from submitrain.train.callbacks import trackers as tracking
+from submitrain.train.callbacks.trackers import (
+    NoTracker,
+    Place,
+    QueuedTracker,
+    Trackers,
+    open_tracker,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +45,7 @@ def test_only_rank_0_tracks_and_only_where_asked(tmp_path: Path) -> None:
 def test_a_missing_package_is_refused_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("train.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("submitrain.train.callbacks.trackers.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"pip install 'submitrain\[{name}\]'"):
         opened(tmp_path, **{name: {}})
 
@@ -72,8 +77,8 @@ def test_tensorboard_goes_on_in_the_same_curve(tmp_path: Path) -> None:
 TRACKIO_ATTEMPT = """
 import sys
 from pathlib import Path
-from train.config import RunConfig
-from train.tracking import open_tracker
+from submitrain.config import RunConfig
+from submitrain.train.callbacks.trackers import open_tracker
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
 config = RunConfig(trackio={"project": "p", "dir": str(folder)}, seed=5)
 tracker = open_tracker(config, rank=0, run_id="r:1", folder=folder)

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from train.component import load_component
-from train.config.sections import OptimizerConfig
-from train.errors import ConfigError
-from train.fused import fuse_norms, use_liger
-from train.hardware import memory_bytes, peak_flops, peak_of, work_of
-from train.optim import build_optimizer
-from train.step import reseed
-from train.weights import seed_of
+from submitrain.config.sections import OptimizerConfig
+from submitrain.errors import ConfigError
+from submitrain.imports import load_component
+from submitrain.train.distributed.hardware import memory_bytes, peak_flops, peak_of, work_of
+from submitrain.train.model.shard import fuse_norms, use_liger
+from submitrain.train.model.weights import seed_of
+from submitrain.train.optim import build_optimizer
+from submitrain.train.step import reseed
 
 
 def tiny(model_type: str = "llama") -> nn.Module:
@@ -130,7 +130,7 @@ def test_missing_liger_is_refused_with_what_to_install() -> None:
 
 
 def test_clipping_keeps_the_direction() -> None:
-    from train.optim import scale, sum_of_squares
+    from submitrain.train.optim import scale, sum_of_squares
 
     gradients = [torch.tensor([3.0]), torch.tensor([[4.0]])]
     norm = math.sqrt(float(sum_of_squares(gradients, torch.device("cpu"))))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, read_events
+from submitrain.run_folder import RunDir
 from tests.forked import run_forked, train
 from tests.tiny import assert_same_run, consumed, losses, tiny_config
-from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, read_events
-from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 

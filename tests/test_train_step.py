@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from submitrain.config import RunConfig
+from submitrain.events import Kind, read_events
+from submitrain.run_folder import RunDir
+from submitrain.train.context import RankContext
+from submitrain.train.data.batch import MicroBatch, empty_batch
+from submitrain.train.optim import LearningRate
 from tests import ranks
 from tests.forked import run_forked, train
 from tests.test_model_build import Vocabulary, saved_model
 from tests.tiny import losses, tiny_config
-from train.config import RunConfig
-from train.context import RankContext
-from train.data.batch import MicroBatch, empty_batch
-from train.events import Kind, read_events
-from train.optim import LearningRate
-from train.rundir import RunDir
 
 pytestmark = pytest.mark.ranks
 
@@ -50,10 +50,10 @@ def micro_batch(docs: list[np.ndarray]) -> MicroBatch:
 
 def make_stepper(context: RankContext, folder: str, **sections: Any) -> Any:
     """A stepper for the pretrained model in ``folder``."""
-    from train.dist import join
-    from train.model import build_model, fill_weights
-    from train.optim import build_optimizer
-    from train.step import Stepper
+    from submitrain.train.distributed.groups import join
+    from submitrain.train.model.build import build_model, fill_weights
+    from submitrain.train.optim import build_optimizer
+    from submitrain.train.step import Stepper
 
     config = RunConfig.model_validate(
         {
@@ -78,7 +78,7 @@ def make_stepper(context: RankContext, folder: str, **sections: Any) -> Any:
 
 def one_step(context: RankContext, folder: str, sections: dict[str, Any]) -> dict[str, Any]:
     """Work of a rank: one optimizer step on its share of DOCS, in two micro-batches."""
-    from train.step import agree
+    from submitrain.train.step import agree
 
     stepper = make_stepper(context, folder, **sections)
     mine = DOCS[context.rank :: context.world_size]
@@ -226,7 +226,7 @@ def plain_validation(export: Path, config: dict[str, Any]) -> tuple[float, int]:
     """Mean loss of the exported model, document by document, through transformers alone."""
     from transformers import AutoTokenizer
 
-    from train.data.prepare import Place, prepare_store
+    from submitrain.train.data.prepare import Place, prepare_store
 
     settings = RunConfig.model_validate(config).validation_dataset
     assert settings is not None

@@ -9,10 +9,22 @@ from typing import Any
 
 import pytest
 
-from launcher.verdict.backfill import backfilled, gap_s
-from launcher.verdict.facts import ClusterFacts
-from launcher.verdict.judge import Outcome, Verdict, judge
-from launcher.verdict.parse import (
+from submitrain.errors import ClusterError, UserError
+from submitrain.launcher.checks.limits import request_of
+from submitrain.launcher.checks.queue import parse_test_only, work_ahead
+from submitrain.launcher.checks.schedulability import (
+    Outcome,
+    Verdict,
+    backfilled,
+    gap_s,
+    judge,
+    max_wait_s,
+    permit,
+    verdict_lines,
+)
+from submitrain.slurm.client import Answer
+from submitrain.slurm.cluster import (
+    ClusterFacts,
     megabytes,
     parse_gres,
     parse_nodes,
@@ -21,11 +33,6 @@ from launcher.verdict.parse import (
     parse_tres,
     read_cluster,
 )
-from launcher.verdict.permit import max_wait_s, permit, verdict_lines
-from launcher.verdict.queue import parse_test_only, work_ahead
-from launcher.verdict.request import request_of
-from monitor.slurm import Answer
-from train.errors import ClusterError, UserError
 
 NODE = (
     "NodeName={name} Arch=x86_64 CoresPerSocket=8  CPUAlloc=0 CPUEfctv=8 CPUTot=8 CPULoad=8.54"

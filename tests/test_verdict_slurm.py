@@ -10,24 +10,23 @@ from typing import Any
 
 import pytest
 
-from launcher import launch
-from launcher.cli import main
-from launcher.sbatch import sbatch_parameters, script_text
-from launcher.verdict.judge import Outcome, Verdict, judge
-from launcher.verdict.parse import read_cluster
-from launcher.verdict.permit import permit
-from launcher.verdict.queue import expect
-from launcher.verdict.request import request_of
-from monitor.slurm import Answer, ask
+from submitrain.config import RunConfig
+from submitrain.config.document import dump_yaml
+from submitrain.config.job import SlurmConfig
+from submitrain.errors import ClusterError
+from submitrain.launcher import launch
+from submitrain.launcher.checks.limits import request_of
+from submitrain.launcher.checks.queue import expect
+from submitrain.launcher.checks.schedulability import Outcome, Verdict, judge, permit
+from submitrain.launcher.cli.main import main
+from submitrain.launcher.plan.sbatch import sbatch_parameters, script_text
+from submitrain.slurm.client import Answer, ask
+from submitrain.slurm.cluster import read_cluster
 from tests.slurm import ClusterOptions, SlurmCluster
 from tests.slurm.client import wait_until
 from tests.slurm.daemon import SlurmClusterError
 from tests.slurm.fixtures import require_slurm
 from tests.tiny import tiny_config
-from train.config import RunConfig
-from train.config.document import dump_yaml
-from train.config.job import SlurmConfig
-from train.errors import ClusterError
 
 pytestmark = pytest.mark.slurm
 

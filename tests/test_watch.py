@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from monitor.disk import look_at_disk
-from monitor.observe import lag_of
-from monitor.process import ProcessRef
-from monitor.snapshot import RankPoint
+from submitrain.events import append_line
+from submitrain.monitor.watch.observe import lag_of
+from submitrain.monitor.watch.poll import look_at_disk
+from submitrain.monitor.watch.snapshot import RankPoint
+from submitrain.processes import ProcessRef
+from submitrain.run_folder import write_json_atomically
+from submitrain.train.context import busy_s
 from tests.alert_parts import RUN_ID, FakeRun, lines
 from tests.receivers import HttpReceiver, SmtpReceiver, http_receiver, smtp_receiver
 from tests.slurm.ports import free_ports
 from tests.supervised import REPOSITORY, CountingRun, counting_run
-from train.busy import busy_s
-from train.events import append_line
-from train.rundir import write_json_atomically
 
 QUICK = {"alerts": {"webhook_url": "${HOOK}", "group_s": 0}}
 

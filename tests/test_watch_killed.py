@@ -13,8 +13,8 @@ from collections import Counter
 from email.message import Message as Mail
 from pathlib import Path
 
-from monitor.alerts.store import AlertFiles
-from monitor.audit.read import read_trail
+from submitrain.monitor.alerts.store import AlertFiles
+from submitrain.monitor.audit.ledger import read_trail
 from tests.alert_parts import FakeRun, lines
 from tests.receivers import HttpReceiver, SmtpReceiver, http_receiver, smtp_receiver
 from tests.supervised import REPOSITORY

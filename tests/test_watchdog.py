@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.watchdog import Watchdog
-from train.config import RunConfig
-from train.context import RankContext
-from train.events import Kind, Phase
-from train.rundir import RunDir
+from submitrain.config import RunConfig
+from submitrain.events import Kind, Phase
+from submitrain.launcher.worker.watchdog import Watchdog
+from submitrain.run_folder import RunDir
+from submitrain.train.context import RankContext
 
 
 class Ended(Exception):  # noqa: N818 - the end of a process
@@ -70,8 +70,8 @@ def test_nobody_ends_itself_while_its_record_waits_for_the_file_system(
     watchdog: EagerWatchdog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     going = threading.Event()
-    monkeypatch.setattr("train.events.append_line", lambda *_: going.wait(60))
-    monkeypatch.setattr("launcher.watchdog.STALLED_S", 0.0)
+    monkeypatch.setattr("submitrain.events.append_line", lambda *_: going.wait(60))
+    monkeypatch.setattr("submitrain.launcher.worker.watchdog.STALLED_S", 0.0)
     writer = threading.Thread(target=watchdog.context.events.write, args=(Kind.STEP,))
     writer.start()
     while not watchdog.context.events.stalled_s():

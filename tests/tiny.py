@@ -9,14 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from launcher import Run
-from launcher.prepare import prepare
-from launcher.start import start
-from monitor.compare import compare_runs, read_curve
-from monitor.compare import read_consumed as consumed
-from train.events import Kind, read_events
-from train.faults import plan_of
-from train.rundir import RunDir
+from submitrain.events import Kind, read_events
+from submitrain.launcher import Run
+from submitrain.launcher.drill.compare import compare_runs, read_curve
+from submitrain.launcher.drill.compare import read_consumed as consumed
+from submitrain.launcher.plan.prepare import prepare
+from submitrain.launcher.submit.start import start
+from submitrain.run_folder import RunDir
+from submitrain.train.faults import plan_of
 
 __all__ = [
     "assert_same_run", "attempts", "consumed", "curve", "launch_faulty", "losses", "tiny_config",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import time
 
-from train.config import RunConfig
-from train.context import RankContext
-from train.errors import DataError
-from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase, curve
+from submitrain.config import RunConfig
+from submitrain.errors import DataError
+from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase, curve
+from submitrain.train.context import RankContext
 
 
 def main(context: RankContext, config: RunConfig) -> int:

@@ -1,4 +1,10 @@
-"""What a rank knows of itself, and its means to speak: events, phase, stop flag. No torch."""
+"""What a rank knows of itself, and its means to speak: events, phase, stop flag. No torch.
+
+How much this process has worked so far: what tells a slow rank from those that wait for it.
+
+Every rank of a step ends at the same moment, so its wall time shows nobody. Imports nothing of
+this project.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +17,33 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train.busy import busy_s
-from train.events import EXIT_FENCED, EventWriter, Kind, Phase
-from train.fence import Fence
-from train.rundir import RunDir
-from train.stop import StopFlag, StopReason
+from submitrain.events import EXIT_FENCED, EventWriter, Fence, Kind, Phase
+from submitrain.processes import StopFlag, StopReason
+from submitrain.run_folder import RunDir
+
+_TASKS = Path("/proc/self/task")
+_NS = 1e-9
+
+
+def busy_s() -> float:
+    """Seconds that this process's threads computed, or waited for a core to compute on.
+
+    Waiting for a peer, a disk or a GPU does not count, a core shared with strangers does
+    (proc(5), schedstat: time on the CPU, time on a run queue). Where the kernel keeps no
+    schedstat it is the CPU time.
+    """
+    threads = [one for task in os.scandir(_TASKS) if (one := _of_thread(Path(task.path)))]
+    return sum(threads) * _NS if threads else time.process_time()
+
+
+def _of_thread(task: Path) -> int | None:
+    """Nanoseconds of one thread; None if it has just ended, or the kernel does not count."""
+    try:
+        fields = (task / "schedstat").read_text().split()
+        return int(fields[0]) + int(fields[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
 
 STOP_POLL_S = 0.5
 FENCE_POLL_S = 2.0

@@ -19,19 +19,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from train.checkpoint.agreement import AgreedError, Agreement
-from train.checkpoint.folders import fsync_file
-from train.checkpoint.hf_weights import (
+from submitrain.errors import CheckpointError, RunError
+from submitrain.events import Fence
+from submitrain.run_folder import fsync_dir
+from submitrain.train.checkpoint.folders import fsync_file
+from submitrain.train.checkpoint.hf_weights import (
     Layout,
     Pretrained,
     WeightFile,
     write_index,
     write_tensor,
 )
-from train.checkpoint.tensors import model_tensors
-from train.errors import CheckpointError, RunError
-from train.fence import Fence
-from train.rundir import fsync_dir
+from submitrain.train.checkpoint.storage import AgreedError, Agreement
+from submitrain.train.checkpoint.tensors import model_tensors
 
 
 def export_pretrained(

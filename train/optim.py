@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from train.component import load_component
-from train.config import RunConfig
-from train.config.sections import OptimizerConfig
-from train.errors import ConfigError
+from submitrain.config import RunConfig
+from submitrain.config.sections import OptimizerConfig
+from submitrain.errors import ConfigError
+from submitrain.imports import load_component
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The built-in recipe: supervised fine-tuning or pre-training of a Hugging Face causal LM.
 
-``main`` is what ``launcher.rank`` calls once signal handlers and heartbeat are in place.
+``main`` is what ``launcher.worker.rank`` calls once signal handlers and heartbeat are in place.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import structlog
 import torch
 import torch.distributed as dist
 
-from train import faults
-from train.anomaly import remembered
-from train.autosave import auto_save
-from train.checkpoint.checkpointer import Checkpointer
-from train.checkpoint.hf_weights import Pretrained
-from train.checkpoint.state import TrainState
-from train.config import RunConfig
-from train.context import RankContext
-from train.data.prepare import Place, prepare_tokenizer
-from train.data.training import TrainingData, prepare_data
-from train.dist import World, join, set_threads
-from train.errors import DataError
-from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
-from train.hardware import describe, peak_flops, work_of
-from train.journal import Journal
-from train.loop import Training, record_stop, run
-from train.model import Built, build_model, fill_weights
-from train.optim import LearningRate, build_optimizer
-from train.rollback import read_rollbacks, skips_of, with_skips
-from train.skips import Skips
-from train.step import Stepper
-from train.tracking import Tracker, open_tracker
+from submitrain.config import RunConfig
+from submitrain.errors import DataError
+from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
+from submitrain.rollbacks import Skips, read_rollbacks, skips_of, with_skips
+from submitrain.train import faults
+from submitrain.train.callbacks.anomaly import remembered
+from submitrain.train.callbacks.autosave import auto_save
+from submitrain.train.callbacks.journal import Journal
+from submitrain.train.callbacks.trackers import Tracker, open_tracker
+from submitrain.train.checkpoint.checkpointer import Checkpointer
+from submitrain.train.checkpoint.hf_weights import Pretrained
+from submitrain.train.checkpoint.manifest import TrainState
+from submitrain.train.context import RankContext
+from submitrain.train.data.prepare import Place, prepare_tokenizer
+from submitrain.train.data.training import TrainingData, prepare_data
+from submitrain.train.distributed.groups import World, join, set_threads
+from submitrain.train.distributed.hardware import describe, peak_flops, work_of
+from submitrain.train.model.build import Built, build_model, fill_weights
+from submitrain.train.optim import LearningRate, build_optimizer
+from submitrain.train.step import Stepper
+from submitrain.train.trainer import Training, record_stop, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 log = structlog.get_logger(__name__)
 
@@ -282,7 +282,7 @@ def _train(training: Training, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _export(training: Training, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the trained model for ``from_pretrained``, and let it write a sample (rank 0)."""
-    from train.export import export_pretrained, generate_sample
+    from submitrain.train.export import export_pretrained, generate_sample
 
     config, context = training.config, training.context
     folder: Path = context.run_dir.export

@@ -4,3 +4,5 @@ scenarios (what may be done where) and settings (how the configuration is shorte
 puts them together; conduct runs one scenario, session all of them; verdict judges run folders;
 report, text and page tell.
 """
+
+from __future__ import annotations

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from launcher.drill.scenarios import Hand, Scenario, Steps
-from launcher.drill.verdict import Injection
-from launcher.records import EventTail
-from launcher.run import Run
-from launcher.screen import Screen
-from monitor.slurm import ask
-from monitor.status import RunState, RunStatus
-from train.errors import SubmitrainError, UserError
-from train.events import Kind, read_events
+from submitrain.command_line import Screen
+from submitrain.errors import SubmitrainError, UserError
+from submitrain.events import Kind, read_events
+from submitrain.launcher.drill.judge import Injection
+from submitrain.launcher.drill.scenarios import Hand, Scenario, Steps
+from submitrain.launcher.run import Run
+from submitrain.launcher.supervisor.rank_events import EventTail
+from submitrain.slurm.client import ask
+from submitrain.status import RunState, RunStatus
 
 POLL_S = 0.1
 STATUS_EVERY_S = {"local": 1.0, "slurm": 10.0}

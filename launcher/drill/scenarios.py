@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from launcher.outcome import Cause
-from train.config import RunConfig
-from train.errors import UserError
-from train.faults import Fault, FaultKind, Moment
+from submitrain.attempts import Cause
+from submitrain.config import RunConfig
+from submitrain.errors import UserError
+from submitrain.train.faults import Fault, FaultKind, Moment
 
 
 class Hand(StrEnum):

@@ -1,29 +1,55 @@
-"""Holds a whole drill, run by run, and keeps its report up to date."""
+"""Holds a whole drill, run by run, and keeps its report up to date.
+
+``python -m launcher drill``: holds a drill and shows what came of it.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
 import statistics
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from launcher.drill.conduct import Conducted, abort, conduct
-from launcher.drill.plan import DrillPlan
-from launcher.drill.report import Report, write_report
-from launcher.drill.scenarios import REQUEUE_WAIT_S, Expected, Scenario
-from launcher.drill.settings import Measured, pace_of, paced, time_limit_overrides
-from launcher.drill.verdict import CONTROL, INTERRUPTED, UNDISTURBED, Outcome, judged, read_outcome
-from launcher.prepare import prepare
-from launcher.run import Run
-from launcher.screen import Screen
-from launcher.start import start
-from monitor.compare import Comparison
-from monitor.runs import list_runs
-from train.errors import SubmitrainError, UserError
-from train.events import Kind, read_events
-from train.faults import Fault
-from train.rundir import RunDir
+from submitrain.command_line import Screen, make_screen
+from submitrain.errors import SubmitrainError, UserError
+from submitrain.events import Kind, read_events
+from submitrain.launcher.cli.commands import log_to_stderr
+from submitrain.launcher.drill.compare import Comparison
+from submitrain.launcher.drill.conduct import Conducted, abort, conduct
+from submitrain.launcher.drill.judge import (
+    CONTROL,
+    INTERRUPTED,
+    UNDISTURBED,
+    Outcome,
+    judged,
+    read_outcome,
+)
+from submitrain.launcher.drill.report import (
+    HTML_NAME,
+    Report,
+    catalogue_table,
+    report_parts,
+    write_report,
+)
+from submitrain.launcher.drill.scenarios import CATALOGUE, REQUEUE_WAIT_S, Expected, Place, Scenario
+from submitrain.launcher.drill.settings import (
+    DrillPlan,
+    Measured,
+    Request,
+    pace_of,
+    paced,
+    plan_drill,
+    time_limit_overrides,
+)
+from submitrain.launcher.plan.prepare import prepare
+from submitrain.launcher.run import Run
+from submitrain.launcher.submit.start import start
+from submitrain.monitor.status import console
+from submitrain.run_folder import RunDir, list_runs
+from submitrain.train.faults import Fault
 
 FIRST_PATIENCE_S = 3600.0
 """Seconds without a new step before the undisturbed run is given up: a first start may download."""
@@ -229,3 +255,72 @@ def _free_checkpoints(folder: Path) -> None:
     """Delete the checkpoints of a run that needs no further look: they may be large."""
     for path in RunDir(folder).checkpoints.resolve().glob("step-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+# ruff: noqa: T201 - printing is what a command line does
+
+
+def main(options: argparse.Namespace) -> int:
+    """Hold a drill; 0 when every run ended as it should, 1 otherwise.
+
+    Raises:
+        UserError: the input is wrong; nothing was started.
+    """
+    log_to_stderr()
+    plan = plan_drill(
+        Request(
+            config=options.config,
+            overrides=tuple(options.overrides),
+            cluster=options.cluster,
+            steps=options.steps,
+            shrink=options.shrink,
+            faults=options.faults,
+        )
+    )
+    if options.list:
+        return _show_list(plan.place, as_json=options.json)
+    with ExitStack() as stack:
+        screen = make_screen(stack)
+        _introduce(plan, screen)
+        report = hold(plan, screen)
+    _show(report, as_json=options.json)
+    return 0 if report.ok else 1
+
+
+def _show_list(place: Place, *, as_json: bool) -> int:
+    if as_json:
+        rows = [
+            {
+                "id": one.id,
+                "what": one.what,
+                "needs": one.needs,
+                "default": one.default(place),
+                "why_not": one.why_not(place),
+            }
+            for one in CATALOGUE
+        ]
+        print(json.dumps(rows, indent=1))
+    else:
+        console().print(catalogue_table(CATALOGUE, place))
+    return 0
+
+
+def _introduce(plan: DrillPlan, screen: Screen) -> None:
+    config = plan.place.config
+    screen.say(
+        f"drill of {plan.request.config} on {plan.place.cluster} ({plan.cluster_reason}): "
+        f"{config.world_size} rank{'s' if config.world_size > 1 else ''}, "
+        f"{plan.steps.total} steps; faults: {', '.join(one.id for one in plan.scenarios)}"
+    )
+    for warning in plan.settings.warnings:
+        screen.say(f"warning: {warning}")
+
+
+def _show(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.as_json(), indent=1))
+        return
+    out = console()
+    for part in report_parts(report):
+        out.print(part, markup=False, highlight=False)
+    out.print(f"report: {report.folder / HTML_NAME}", markup=False, highlight=False, soft_wrap=True)

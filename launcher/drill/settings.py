@@ -1,6 +1,8 @@
 """How the user's configuration becomes a short one for drills: overrides on top of theirs. Pure.
 
 What is trained stays what it was, apart from its length; with ``shrink`` the model gets smaller.
+
+What a drill will do, worked out before anything is started.
 """
 
 from __future__ import annotations
@@ -8,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from launcher.drill.scenarios import FEWEST_STEPS, Scenario, Steps
-from train.config import RunConfig
-from train.errors import UserError
-from train.faults import Fault, FaultKind, Moment
+from submitrain.config import RunConfig
+from submitrain.errors import UserError
+from submitrain.launcher.checks.schedulability import permit
+from submitrain.launcher.drill.scenarios import FEWEST_STEPS, Place, Scenario, Steps, choose
+from submitrain.launcher.plan.prepare import prepare
+from submitrain.train.faults import Fault, FaultKind, Moment
 
 LONGEST_JOB_S = 3600
 """Most that a drill's jobs ask for as time limit: short jobs start sooner."""
@@ -208,3 +213,59 @@ def paced(scenario: Scenario, pace_s: float, steps: Steps) -> tuple[Fault, ...]:
         seconds=pace_s,
     )
     return (fault,)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    config: str
+    overrides: tuple[str, ...] = ()
+    cluster: str | None = None
+    steps: int = 20
+    shrink: bool = False
+    faults: str | None = None
+
+
+@dataclass(frozen=True)
+class DrillPlan:
+    """A drill that can be held."""
+
+    request: Request
+    place: Place
+    steps: Steps
+    settings: Settings
+    scenarios: tuple[Scenario, ...]
+    runs_dir: Path
+    cluster_reason: str
+
+    @property
+    def overrides(self) -> list[str]:
+        """The user's, then the drill's."""
+        return [*self.request.overrides, *self.settings.overrides]
+
+
+def plan_drill(request: Request) -> DrillPlan:
+    """Work out a drill; nothing is started.
+
+    Raises:
+        UserError: the configuration, the faults or the number of steps are wrong.
+    """
+    theirs = prepare(request.config, overrides=request.overrides, cluster=request.cluster)
+    settings = settings_of(theirs.loaded.config, steps=request.steps, shrink=request.shrink)
+    ours = prepare(
+        request.config,
+        overrides=[*request.overrides, *settings.overrides],
+        cluster=theirs.cluster.name,
+    )
+    permit(ours.verdict(), way_out="ask for what it has")
+    place = Place(theirs.cluster.name, ours.loaded.config)
+    return DrillPlan(
+        request=request,
+        place=place,
+        steps=Steps.of(request.steps),
+        settings=settings,
+        scenarios=tuple(choose(request.faults, place)),
+        runs_dir=theirs.runs_dir,
+        cluster_reason=theirs.cluster.reason,
+    )

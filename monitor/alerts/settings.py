@@ -10,12 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from train.config.alerts import AlertsConfig, MonitorConfig
-from train.config.base import Section
-from train.config.document import read_document
-from train.config.placeholders import PlaceholderError, expand, names_secret
-from train.config.redact import hidden
-from train.errors import ConfigError
+from submitrain.config.alerts import AlertsConfig, MonitorConfig
+from submitrain.config.document import read_document
+from submitrain.config.placeholders import PlaceholderError, expand, hidden, names_secret
+from submitrain.config.types import Section
+from submitrain.errors import ConfigError
 
 NOT_SHOWN = "[not shown]"
 _SHORTEST_SECRET = 8

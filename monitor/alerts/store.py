@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from monitor.alerts.model import Entry, RunAlerts
-from monitor.evidence import read_tail
-from train.errors import UserError
-from train.events import VERSION, append_line, read_events
-from train.rundir import RunDir, write_json_atomically
+from submitrain.errors import UserError
+from submitrain.events import VERSION, append_line, read_events
+from submitrain.monitor.alerts.state import Entry, RunAlerts
+from submitrain.run_facts import read_tail
+from submitrain.run_folder import RunDir, write_json_atomically
 
 ALERT, DELIVERY, LOOK = "alert", "delivery", "look"
 """Kinds of lines in alerts.jsonl, deliveries.jsonl and history.jsonl."""

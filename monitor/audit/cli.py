@@ -1,7 +1,5 @@
 """``python -m monitor audit``: show, verify or export the trail of runs."""
 
-# ruff: noqa: T201 - printing is what a command line does
-
 from __future__ import annotations
 
 import argparse
@@ -14,12 +12,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from monitor.audit.entry import Act
-from monitor.audit.ledger import AuditLedger
-from monitor.audit.read import Trail, read_trail
-from monitor.chosen import chosen_runs
-from train.errors import RunError, UserError
-from train.rundir import RunDir, write_text_atomically
+from submitrain.errors import RunError, UserError
+from submitrain.monitor.audit.chain import Act
+from submitrain.monitor.audit.ledger import AuditLedger, Trail, read_trail
+from submitrain.run_folder import RunDir, chosen_runs, write_text_atomically
+
+# ruff: noqa: T201 - printing is what a command line does
+
 
 _COLUMNS = ("time", "run", "act", "outcome", "user", "uid", "host", "via", "job_id", "attempt")
 

@@ -8,10 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from monitor.diagnose.cause import diagnose
-from monitor.diagnose.model import Diagnosis, FailureClass, Finding, Moment, Remedy, Trust
-from monitor.diagnose.run import diagnose_run, kind_of_exception
-from monitor.diagnose.tail import scan_file, scan_text
+from submitrain.monitor.diagnose.cause import diagnose
+from submitrain.monitor.diagnose.model import (
+    Diagnosis,
+    FailureClass,
+    Finding,
+    Moment,
+    Remedy,
+    Trust,
+)
+from submitrain.monitor.diagnose.run import diagnose_run, kind_of_exception
+from submitrain.monitor.diagnose.tail import scan_file, scan_text
 
 __all__ = [
     "Diagnosis",

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from monitor.diagnose.collective import Straggler, find_straggler
-from monitor.diagnose.model import Diagnosis, FailureClass, Finding, Trust
-from monitor.diagnose.remedy import remedy_for, summary_of
+from submitrain.monitor.diagnose.model import Diagnosis, FailureClass, Finding, Trust
+from submitrain.monitor.diagnose.remedy import Straggler, find_straggler, remedy_for, summary_of
 
 F = FailureClass
 MAX_EVIDENCE = 5

@@ -1,4 +1,7 @@
-"""``python -m monitor diagnose``: read logs or a run folder, conclude, print."""
+"""``python -m monitor diagnose``: read logs or a run folder, conclude, print.
+
+A diagnosis as text for people. Pure.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,38 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from monitor.diagnose.cause import diagnose
-from monitor.diagnose.model import Diagnosis, Finding
-from monitor.diagnose.report import render
-from monitor.diagnose.run import diagnose_run
-from monitor.diagnose.tail import scan_file
-from monitor.evidence import read_evidence
-from monitor.slurm import JobInfo, query_jobs
-from train.errors import UserError
+from submitrain.errors import UserError
+from submitrain.monitor.diagnose.cause import diagnose
+from submitrain.monitor.diagnose.model import Diagnosis, Finding
+from submitrain.monitor.diagnose.run import diagnose_run
+from submitrain.monitor.diagnose.tail import scan_file
+from submitrain.run_facts import read_evidence
+from submitrain.slurm.client import JobInfo, query_jobs
+
+
+def render(found: Diagnosis) -> str:
+    """Class, place, evidence, consequences and what to do, one fact a line."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Diagnosis) -> Iterator[str]:
+    yield f"{found.kind}  (confidence {found.confidence:.2f})"
+    yield f"  {found.summary}"
+    if found.rank is not None or found.node:
+        rank = "" if found.rank is None else f"rank {found.rank}"
+        yield "  where     " + ", ".join(part for part in (rank, found.node) if part)
+    yield f"  do        {found.remedy.step.replace('_', ' ')}: {found.remedy.text}"
+    for one in found.evidence:
+        yield f"  evidence  {one.place or 'text'}  {one.text}"
+    for one in found.victims:
+        label = "survived" if one.survived else "also"
+        yield f"  {label:<9} {one.place or 'text'}  {one.kind}: {one.text}"
+    for note in found.notes:
+        yield f"  note      {note}"
+
 
 _STDIN = "-"
 

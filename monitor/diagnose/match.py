@@ -1,17 +1,302 @@
-"""What one line means: benign lines and log levels first, then the rules. Pure."""
+"""Lines that sound like failures and are none, and the level that a logger gave a line.
+
+Healthy programs print these: torch's socket warnings, TensorFlow's plugin registration, NCCL's
+information, loss scalers, deprecations, environment dumps.
+
+What one line says besides its message: rank, node and time; and how to show it safely. Pure.
+
+Finds the few rules that a word can belong to, so that most rules never see a line.
+
+Every literal of a rule is represented by the longest run of letters in it, its anchor: ``no space
+left`` by ``space``. An anchor must be the beginning or the end of a word (``OutOfMemoryError`` ends
+with ``error``), one of up to three letters the whole of it.
+
+What one line means: benign lines and log levels first, then the rules. Pure.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import cache, cached_property
+from pathlib import PurePath
 
-from monitor.diagnose.benign import is_benign, is_only_warning
-from monitor.diagnose.index import RuleIndex
-from monitor.diagnose.lines import without_prefix
-from monitor.diagnose.model import FailureClass, Trust
-from monitor.diagnose.patterns import RULES
-from monitor.diagnose.patterns.process import EXCEPTION_LINE
+from submitrain.monitor.diagnose.model import FailureClass, Moment, Rule, Trust
+from submitrain.monitor.diagnose.patterns import RULES
+from submitrain.monitor.diagnose.patterns_cluster import EXCEPTION_LINE
+
+MAX_SHOWN = 400
+"""Characters of a line that are shown as evidence."""
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufffd]+")
+_TASK_PREFIX = re.compile(r"^\s*(\d{1,6}):\s")
+_RANK_PREFIX = re.compile(r"^\s*\[(?:rank\s*)?(\d{1,6})\]:\s?|^\s*\[rank[ :]*(\d{1,6})\]:?\s?")
+_RANK = re.compile(
+    r"\[(?:[^\]\[]{0,60}\s)?rank[ :]+(\d{1,6})\]|\brank\s*[:=]\s*(\d{1,6})\b(?! \(local)|"
+    r"\brank (\d{1,6})\b|\btasks? (\d{1,6})\b(?=[\d,-]*:)|\bglobal_rank[=: ]+(\d{1,6})",
+    re.IGNORECASE,
+)
+_NODE = re.compile(
+    r"^slurmstepd-([\w.-]+):|"
+    r"\bON ([\w.-]+) CANCELLED|DUE TO [A-Z ]+ on ([\w.-]+)|"
+    r"\bsrun: error: ([\w.-]+): tasks? |"
+    r"\bnode fail\w* on ([\w.-]+)|failed on node ([\w.-]+)|"
+    r"^(?:\[?\d+\]?: ?)?([A-Za-z][\w.-]*):\d+:\d+ \[\d+\] |"
+    r"^\w{3} [ \d]\d \d\d:\d\d:\d\d ([\w.-]+) kernel|"
+    r"^\d{4}-\d\d-\d\dT\S+ ([\w.-]+) kernel|"
+    r"\bon ([\w.-]+): this job is|"
+    r"\bnodes? ([\w.-]+\d[\w.-]*) (?:is |are |has |went |not )",
+    re.IGNORECASE,
+)
+_ISO = re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)[T _](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?")
+_GLOG = re.compile(r"\b[EWIF](\d{1,2})(\d\d) (\d\d):(\d\d):(\d\d)\.(\d{1,9})")
+_KERNEL = re.compile(r"^\[ *(\d{1,10}\.\d{3,6})\] ")
+_FILE_RANK = re.compile(r"(?:^|[._-])rank[_-]?(\d{1,6})(?=[._-]|$)|^\d+_(\d{1,6})_log\.")
+
+
+def clean(raw: bytes) -> str:
+    """The line as text, without terminal escapes; rubbish becomes blanks."""
+    text = raw.decode("utf-8", "replace")
+    if "\x1b" in text:
+        text = _ESCAPES.sub("", text)
+    return _CONTROL.sub(" ", text).rstrip()
+
+
+def shown(text: str) -> str:
+    """The line as evidence, cut to a length that people read."""
+    text = text.strip()
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 4] + " ..."
+
+
+def without_prefix(line: str) -> str:
+    """The message behind ``[rank3]: `` or srun's ``3: ``."""
+    line = _RANK_PREFIX.sub("", line, count=1)
+    return _TASK_PREFIX.sub("", line, count=1).lstrip()
+
+
+def rank_of(line: str) -> int | None:
+    """The rank that the line names, by its prefix or in its text."""
+    match = _RANK_PREFIX.match(line) or _TASK_PREFIX.match(line) or _RANK.search(line)
+    return _first_number(match)
+
+
+def rank_of_file(path: str) -> int | None:
+    """The rank in a log file's name: ``rank00003.err``, submitit's ``1234_3_log.err``."""
+    return _first_number(_FILE_RANK.search(PurePath(path).name))
+
+
+def node_of(line: str) -> str | None:
+    """The host that the line names."""
+    match = _NODE.search(line)
+    if match is None:
+        return None
+    return next((group for group in match.groups() if group), None)
+
+
+def moment_of(line: str) -> Moment | None:
+    """The time that the line carries. glog writes no year, the kernel seconds since its start."""
+    head = line[:160]
+    if match := _ISO.search(head):
+        year, month, day, hour, minute, second = (int(match[i]) for i in range(1, 7))
+        fraction = float(f"0.{match[7]}") if match[7] else 0.0
+        return _moment("wall", (year, month, day, hour, minute, second), fraction)
+    if match := _GLOG.search(head):
+        month, day, hour, minute, second = (int(match[i]) for i in range(1, 6))
+        return _moment("glog", (2000, month, day, hour, minute, second), float(f"0.{match[6]}"))
+    if match := _KERNEL.match(head):
+        return Moment("kernel", float(match[1]))
+    return None
+
+
+def _moment(
+    clock: str, parts: tuple[int, int, int, int, int, int], fraction: float
+) -> Moment | None:
+    try:
+        return Moment(clock, datetime(*parts).timestamp() + fraction)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _first_number(match: re.Match[str] | None) -> int | None:
+    if match is None:
+        return None
+    return next((int(group) for group in match.groups() if group), None)
+
+
+_BENIGN = re.compile(
+    r"""
+    process\ group\ has\ not\ been\ destroyed
+  | \bNCCL\ INFO\b
+  | \[W\S*\ .{0,80}socket\.cpp
+  | \[c10d\]\ the\ (?:client|server)\ socket\ (?:has\ failed\ to\ (?:connect|bind|listen)
+        |cannot\ be\ initialized).{0,80}errno:\ (?:97|99)
+  | hostname\ of\ the\ client\ socket\ cannot\ be\ retrieved
+  | unable\ to\ register\ cu(?:fft|dnn|blas)\ factory | computation\ placer\ already\ registered
+  | could\ not\ load\ dynamic\ library | cudart\ dlerror | dso_loader | tf-trt\ warning
+  | could\ not\ find\ cuda\ drivers | cannot\ dlopen\ some\ gpu\ libraries
+  | failed\ call\ to\ cuinit | unable\ to\ initialize\ backend
+  | overflow!.{0,80}(?:skipping|attempted) | gradient\ overflow | skipping\ step
+  | leaked\ (?:semaphore|shared_memory)\b | resource_tracker
+  | destroy_process_group | failed\ to\ send\ message_task_exit
+  | no\ (?:error|failure|exception|problem)s?\b | \b0\ (?:error|failure|exception|warning)s?\b
+  | \b(?:errors?|failures?|failed)\s*[:=]\s*(?:0|none|false|\[\]|\{\})(?![\d.]*[1-9])
+  | exit(?:ed\ with)?\ ?(?:code|status|_code)\s*[:=]?\s*0\b | exitcode\s*[:=]\s*0\b
+  | (?:fault|failure|error|exception)[-_ ](?:toleran|handl|handler|rate|bar|feedback|correction|
+        recover|inject)\w*
+  | \bhandl\w*\ (?:of\ )?(?:error|exception|failure|signal)s?\b | error_file:\ <n/a>
+  | mean\ ?(?:squared|absolute)\ ?(?:\w+\ )?error
+  | (?:mse|mae|rmse|prediction|reconstruction|quantization|validation|training|test|top-?\d|relative
+        |absolute|average|mean|standard|word|char\w*)[_ ]error\b\s*(?:rate)?\s*[:=(]
+  | ignore\ (?:above|this)\ | can\ be\ (?:safely\ )?ignored | safe(?:ly)?\ (?:to\ )?ignore
+  | (?:^|\s)(?:export|declare\ -x)\s+\w+=
+  | ^\s*\w*(?:timeout|retry|error|nccl)\w*=\S*(?:\s+\w+=\S*)*\s*$
+  | (?:auto[-_ ]?requeu\w+|requeue)\s+(?:is\ )?enabled | setting\ signal\ handlers?
+  | (?:install|register)\w*\ (?:a\ )?(?:signal|sig\w+)\ (?:handler|hook)
+  | (?:will|would|to)\ (?:be\ )?(?:retry|retried)\ (?:if|on|when)
+  | (?:if|when|in\ case)\ (?:you|the|a|an|any)\b
+        .{0,60}(?:out\ of\ memory|oom|timeout|fail\w*|error|crash\w*)(?!.{0,40}(?:killed|errno))
+  | (?:to|and)\ (?:avoid|prevent|reduce)\b.{0,60}(?:oom|out\ of\ memory|deadlock|error|timeout)s?\b
+        (?<!to\ avoid\ fragmentation)(?!.*tried\ to\ allocate)
+  | all\ processes\ (?:finished|exited)\ success | completed\ successfully | succeeded\ after
+  | (?:recovered|resum\w+)\ from\ (?:a\ |the\ )?(?:checkpoint|failure|error|preempt\w+)
+  | retry\ succeeded | (?:connection|network)\ (?:re-?established|restored|recovered)
+  | (?:entering|entered)\ retry\ loop | (?:\d+\ )?retries\ (?:left|remaining)
+  | (?:best|min(?:imum)?|lowest|initial)[_ ]?(?:\w+[_ ])?(?:loss|metric|score|ppl)\s*[:=]\s*[-+]?inf
+  | improved\ from\ [-+]?inf
+  | oom_score_adj(?!.*(?:invoked|killed)) | (?<!\d\ )oom\ protection
+  | ibv_fork_init | was\ (?:unable|not\ able)\ to\ find\ any\ (?:usable\ )?(?:openfabrics|fork)
+  | torch\.distributed\.elastic\.multiprocessing\.redirects
+  | failed\ to\ load\ image\ python\ extension
+  | (?:couldn't|could\ not|unable\ to)
+        \ (?:chown|set\ (?:affinity|memlock)|find\ apex|import\ (?:apex|xformers))
+  | srun:\ warning: | srun:\ job\ \d+\ (?:queued|has\ been)
+  """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_ERROR = re.compile(r"^\W*(?:rank\W?\d+\W+)?(?:ERROR|CRITICAL|FATAL)\b|\[(?:ERROR|CRITICAL)\]")
+"""A logger that says ERROR is believed."""
+_WARNING = re.compile(
+    r"""
+    ^\W*(?:rank\W?\d+\W+)?(?:
+        \[?W\d{3,4}\ \d\d:\d\d | W\d{4}\ \d\d:\d\d | W0000
+      | \[?(?:WARN(?:ING)?|INFO|DEBUG|NOTICE|NOTE|HINT|TIP)\b
+    )
+  | \d\d:\d\d:\d\d\S*\W{1,5}(?:\S{1,60}\W{1,5}){0,2}\[?(?:WARN(?:ING)?|INFO|DEBUG)\b
+  | \[(?:WARN(?:ING)?|INFO|DEBUG)(?:\]|\|)
+  | ^[\w.]{1,60}(?:\s\(\S+\s\S+\))?\s?[-:|]\s?(?:WARN(?:ING)?|INFO|DEBUG)\b
+  | -\ (?:WARN(?:ING)?|INFO|DEBUG)\ -
+  | \b\w*Warning:\ | ^\s*wandb:\ (?:WARNING|Currently|Syncing|Tracking|Run\ )
+  | ^\s*warnings\.warn\(
+  """,
+    re.VERBOSE,
+)
+
+
+def is_benign(line: str) -> bool:
+    """Whether healthy programs print this line."""
+    return _BENIGN.search(line) is not None and _ERROR.search(line) is None
+
+
+def is_only_warning(line: str) -> bool:
+    """Whether the line's own logger calls it less than an error."""
+    return _WARNING.search(line) is not None
+
+
+WHOLE_WORD_LETTERS = 3
+_EDGE = WHOLE_WORD_LETTERS + 1
+_RUN = re.compile(r"[a-z]+")
+_Anchors = dict[bytes, set[int]]
+
+
+def anchor_of(literal: str) -> str:
+    """The longest run of letters in a literal, the first of equals.
+
+    Raises:
+        ValueError: the literal has no letters, so no word could ever lead to it.
+    """
+    runs: list[str] = _RUN.findall(literal)
+    if not runs:
+        raise ValueError(f"literal {literal!r}: expected letters, got none")
+    return max(runs, key=len)
+
+
+def _tree(words: Iterable[bytes]) -> bytes:
+    """An expression for any of some words, which looks at each letter once."""
+    branches: dict[bytes, list[bytes]] = {}
+    for word in words:
+        branches.setdefault(word[:1], []).append(word[1:])
+    if b"" in branches:  # a shorter word ends here, and whatever goes on fits it, too
+        return b""
+    parts = [letter + _tree(rests) for letter, rests in sorted(branches.items())]
+    return b"(?:" + b"|".join(parts) + b")" if parts else b"(?!)"
+
+
+def _letters(words: Iterable[bytes]) -> bytes:
+    """An expression for the letters that may stand at each place: rejects sooner than the tree."""
+    known = list(words)
+    places = range(min(map(len, known), default=0))
+    return b"".join(b"[" + bytes(sorted({word[i] for word in known})) + b"]" for i in places)
+
+
+class RuleIndex:
+    """Maps a word of a log (lower-case letters) to the positions of the rules it may lead to."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._whole: _Anchors = {}
+        self._heads: dict[bytes, _Anchors] = {}
+        self._tails: dict[bytes, _Anchors] = {}
+        for position, one in enumerate(rules):
+            for literal in one.literals:
+                self._add(anchor_of(literal).encode(), position)
+
+    def _add(self, anchor: bytes, position: int) -> None:
+        if len(anchor) <= WHOLE_WORD_LETTERS:
+            self._whole.setdefault(anchor, set()).add(position)
+            return
+        for table, edge in ((self._heads, anchor[:_EDGE]), (self._tails, anchor[-_EDGE:])):
+            table.setdefault(edge, {}).setdefault(anchor, set()).add(position)
+
+    def suspicious(self, text: bytes) -> Iterator[tuple[int, bytes]]:
+        """Words of ``text`` that may lead to a rule, and where they begin; maybe twice.
+
+        Every word has to have a blank on both sides. Two searches that jump from blank to blank: no
+        word is made an object of before it is suspicious.
+        """
+        begins, ends = self._searches
+        for match in begins.finditer(text):
+            start = match.start() + 1
+            yield start, text[start : text.index(b" ", start)]
+        for match in ends.finditer(text):
+            start = text.rindex(b" ", 0, match.start()) + 1
+            yield start, text[start : match.start()]
+
+    @cached_property
+    def _searches(self) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+        """For blanks before a suspicious beginning (or a whole word), and behind such an end."""
+        begins = [*self._heads, *(word + b" " for word in self._whole)]
+        ends = [word + b" " for word in self._tails]
+        return (
+            re.compile(b" (?=" + _letters(begins) + b")(?=" + _tree(begins) + b")"),
+            re.compile(b" (?<=" + _letters(ends) + b")(?<=" + _tree(ends) + b")"),
+        )
+
+    def rules_of(self, word: bytes) -> frozenset[int]:
+        """Positions of the rules with an anchor in ``word``; none for a harmless word."""
+        heads, tails = self._heads.get(word[:_EDGE]), self._tails.get(word[-_EDGE:])
+        whole = self._whole.get(word)
+        if heads is None and tails is None and whole is None:
+            return frozenset()
+        found = set(whole or ())
+        for anchor, positions in (heads or {}).items():
+            if word.startswith(anchor):
+                found |= positions
+        for anchor, positions in (tails or {}).items():
+            if word.endswith(anchor):
+                found |= positions
+        return frozenset(found)
+
 
 Meaning = tuple[FailureClass, Trust]
 _NCCL_WARNING = "nccl warn"

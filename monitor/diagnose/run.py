@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from monitor.diagnose.cause import diagnose
-from monitor.diagnose.model import Diagnosis, FailureClass, Finding, Moment, Trust
-from monitor.diagnose.remedy import remedy_for
-from monitor.diagnose.tail import scan_file, scan_text
-from monitor.slurm import JobInfo
-from train.errors import UserError
-from train.events import Kind, read_events
-from train.rundir import RunDir
+from submitrain.errors import UserError
+from submitrain.events import Kind, read_events
+from submitrain.monitor.diagnose.cause import diagnose
+from submitrain.monitor.diagnose.model import Diagnosis, FailureClass, Finding, Moment, Trust
+from submitrain.monitor.diagnose.remedy import remedy_for
+from submitrain.monitor.diagnose.tail import scan_file, scan_text
+from submitrain.run_folder import RunDir
+from submitrain.slurm.client import JobInfo
 
 F = FailureClass
 EVENT_CLOCK = "event"
@@ -55,7 +55,7 @@ _CAUSES: dict[str, tuple[FailureClass, Trust]] = {
     "launch_failed": (F.CONFIG_ERROR, Trust.EXIT),
     "lost": (F.NODE_FAIL, Trust.EXIT),
 }
-"""What the supervisor's own verdict means (launcher.outcome.Cause)."""
+"""What the supervisor's own verdict means (submitrain.attempts.Cause)."""
 _EXCEPTIONS = {
     "UserError": F.CONFIG_ERROR,
     "ConfigError": F.CONFIG_ERROR,
@@ -64,7 +64,7 @@ _EXCEPTIONS = {
     "NotFiniteError": F.NAN_LOSS,
     "LossSpikeError": F.NAN_LOSS,
 }
-"""Our own exceptions (train.errors), whatever their message says."""
+"""Our own exceptions (submitrain.errors), whatever their message says."""
 _SIGNALS = {
     "SIGKILL": (F.HOST_OOM, Trust.EXIT),
     "SIGABRT": (F.SEGFAULT, Trust.EXIT),
@@ -77,7 +77,7 @@ _KILLED = re.compile(r"\brank \d+ (?:\([^)]*\) )?was killed by (?P<signal>SIG[A-
 _NAMED_RANK = re.compile(r"\brank (\d+) (?:\([^)]*\) )?(?:was killed|raised|exited|hung)")
 _SLURMS_WORD = re.compile(r"^\s*(?:slurm|srun)")
 _SUPERVISORS_WORD = re.compile(r"^\s*\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[[a-z]+ *\] ")
-"""A line of launcher.job's log; kernel and slurmstepd write none that begins like this."""
+"""A line of the supervisor's log; kernel and slurmstepd write none that begins like this."""
 
 
 @dataclass(frozen=True)

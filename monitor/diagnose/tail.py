@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from monitor.diagnose.model import Finding
-from monitor.diagnose.scan import BLOCK_BYTES, LogScan, with_survivals
+from submitrain.monitor.diagnose.model import Finding
+from submitrain.monitor.diagnose.scan import BLOCK_BYTES, LogScan, with_survivals
 
 Feed = Callable[[bytes, int], None]
 

@@ -1,4 +1,7 @@
-"""What a report says of a run. Pure."""
+"""What a report says of a run. Pure.
+
+Long curves with few points, no peak lost. Pure.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,42 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from monitor.diagnose.model import Diagnosis
-from monitor.evidence import Event, RunEvidence
-from monitor.goodput import Goodput
-from monitor.preflight import PreflightRow
-from monitor.report.thin import Point, thin
-from monitor.status import RunStatus
-from train.events import Kind
+from submitrain.events import Kind
+from submitrain.monitor.accounting.goodput import Goodput
+from submitrain.monitor.diagnose.model import Diagnosis
+from submitrain.preflight_results import PreflightRow
+from submitrain.run_facts import Event, RunEvidence
+from submitrain.status import RunStatus
+
+MOST_POINTS = 2000
+
+Point = tuple[float, float]
+
+
+def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most ``most`` points in order: of each stretch the lowest and the highest.
+
+    First and last point stay. Points that are not finite are left out of a curve that is thinned.
+    """
+    if len(points) <= most:
+        return list(points)
+    finite = [point for point in points if math.isfinite(point[1])]
+    if len(finite) <= most:
+        return finite
+    inner, stretches = finite[1:-1], max(1, (most - 2) // 2)
+    kept = [finite[0]]
+    for number in range(stretches):
+        start, end = (len(inner) * edge // stretches for edge in (number, number + 1))
+        indices = range(start, end)
+        if not indices:
+            continue
+        extremes = {
+            min(indices, key=lambda index: inner[index][1]),
+            max(indices, key=lambda index: inner[index][1]),
+        }
+        kept += [inner[index] for index in sorted(extremes)]
+    return [*kept, finite[-1]]
+
 
 GIB = 2**30
 MOST_ROWS = 200

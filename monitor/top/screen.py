@@ -1,20 +1,147 @@
-"""One frame of ``top``: a table of runs, and below it the chosen one. Pure."""
+"""One frame of ``top``: a table of runs, and below it the chosen one. Pure.
+
+What is typed on a terminal, as the names of keys.
+
+The newest lines of a run's logs, fit for a terminal. Reads the ends of files only.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import select
+import termios
+import tty
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from monitor.fleet import FleetView, RunView
-from monitor.status import RunState, RunStatus
-from monitor.status_text import bytes_text, status_rows
-from monitor.top.keys import Key
+from submitrain.monitor.status import bytes_text, status_rows
+from submitrain.monitor.watch.fleet import FleetView, RunView
+from submitrain.run_folder import RunDir
+from submitrain.status import RunState, RunStatus
+
+
+class Key(StrEnum):
+    """A key that means something here."""
+
+    UP = "up"
+    DOWN = "down"
+    LEFT = "left"
+    RIGHT = "right"
+    FIRST = "first"
+    LAST = "last"
+    OPEN = "open"
+    BACK = "back"
+    QUIT = "quit"
+
+
+_KEYS = {
+    "k": Key.UP,
+    "\x1b[A": Key.UP,
+    "\x1bOA": Key.UP,
+    "j": Key.DOWN,
+    "\x1b[B": Key.DOWN,
+    "\x1bOB": Key.DOWN,
+    "h": Key.LEFT,
+    "\x1b[D": Key.LEFT,
+    "\x1bOD": Key.LEFT,
+    "l": Key.RIGHT,
+    "\x1b[C": Key.RIGHT,
+    "\x1bOC": Key.RIGHT,
+    "g": Key.FIRST,
+    "\x1b[H": Key.FIRST,
+    "\x1bOH": Key.FIRST,
+    "\x1b[1~": Key.FIRST,
+    "G": Key.LAST,
+    "\x1b[F": Key.LAST,
+    "\x1bOF": Key.LAST,
+    "\x1b[4~": Key.LAST,
+    "\r": Key.OPEN,
+    "\n": Key.OPEN,
+    "\x1b": Key.BACK,
+    "\x7f": Key.BACK,
+    "q": Key.QUIT,
+    "Q": Key.QUIT,
+}
+_ONE = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Za-z]|.", re.S)
+
+
+def keys_of(data: bytes) -> list[Key]:
+    """The keys in what a terminal sent at once; others mean nothing."""
+    found = _ONE.findall(data.decode(errors="replace"))
+    return [_KEYS[one] for one in found if one in _KEYS]
+
+
+@contextmanager
+def key_by_key(descriptor: int) -> Iterator[None]:
+    """The terminal hands over each key at once and does not show it; as before at the end."""
+    before = termios.tcgetattr(descriptor)
+    tty.setcbreak(descriptor)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def read_keys(descriptor: int, timeout_s: float) -> list[Key]:
+    """Wait for keys; a terminal that is gone is the same as ``q``."""
+    ready, _, _ = select.select([descriptor], [], [], timeout_s)
+    if not ready:
+        return []
+    try:
+        data = os.read(descriptor, 256)
+    except OSError:
+        data = b""
+    return keys_of(data) if data else [Key.QUIT]
+
+
+TAIL_BYTES = 64 * 1024
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def log_files(folder: Path) -> list[Path]:
+    """Logs of the newest attempt that hold something, by rank; before it, those of the job."""
+    run_dir = RunDir(folder)
+    attempt = run_dir.newest_attempt()
+    ranks = sorted(run_dir.logs(attempt).glob("rank*.*")) if attempt else []
+    files = [path for path in ranks if _size(path)]
+    return files or [path for path in sorted(run_dir.submitit.glob("*_log.*")) if _size(path)]
+
+
+def newest_lines(path: Path, count: int) -> list[str]:
+    """The last lines; of a progress bar its last state, without escapes and control characters."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read(TAIL_BYTES).decode(errors="replace")
+    except OSError as error:
+        return [f"cannot be read: {error.strerror}"]
+    lines = [_clean(line) for line in text.split("\n")]
+    return [line for line in lines if line][-count:]
+
+
+def _clean(line: str) -> str:
+    states = [state for state in _ESCAPES.sub("", line).split("\r") if state.strip()]
+    return _CONTROL.sub("", states[-1]).expandtabs().rstrip() if states else ""
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
 
 STYLES = {
     RunState.RUNNING: "green",

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from submitrain.train.checkpoint.manifest import TrainState
 from tests.checkpoint_models import adamw, checkpointer, llama, shard
 from tests.checkpoint_ranks import Rank, run_ranks
-from train.checkpoint.state import TrainState
 
 REPEATS = 5
 

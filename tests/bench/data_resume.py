@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from train.config.sections import DataLoaderConfig
-from train.data.encode import Document
-from train.data.loader import RankBatches, StepParts, step_batches
-from train.data.packing import Units, pack
-from train.data.store import TokenStore, write_store
-from train.order import UnitOrder
+from submitrain.config.sections import DataLoaderConfig
+from submitrain.train.data.batch import Units, pack
+from submitrain.train.data.encode import Document
+from submitrain.train.data.loader import RankBatches, StepParts, step_batches
+from submitrain.train.data.order import UnitOrder
+from submitrain.train.data.store import TokenStore, write_store
 
 SIZE = 2048
 ROUNDS = 7

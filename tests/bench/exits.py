@@ -4,7 +4,8 @@
 
 torch 2.13 with gloo now and then aborts a process at its exit, after a good run ("terminate called
 without an active exception"); under Slurm that is a failed job. Every run here is a whole training
-of two steps with background checkpoints, in two fresh processes of ``launcher.rank``. The control
+of two steps with background checkpoints, in two fresh processes of ``launcher.worker.rank``. The
+control
 leaves by the interpreter's own exit instead: it shows what would happen otherwise.
 """
 
@@ -17,17 +18,18 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from submitrain.events import Kind, read_events
+from submitrain.run_folder import RunDir
 from tests import ranks
 from tests.bench.report import at_most, head, say
 from tests.tiny import tiny_config
-from train.events import Kind, read_events
-from train.rundir import RunDir
 
 WORLD_SIZE = 2
 FINISHED = "finished"
 INTERPRETERS_EXIT = (
-    "import sys; from train.stop import StopFlag, install_handlers; flag = StopFlag(); "
-    "install_handlers(flag); from launcher.rankrun import run_rank; sys.exit(run_rank(flag))"
+    "import sys; from submitrain.processes import StopFlag, install_handlers; flag = StopFlag(); "
+    "install_handlers(flag); from submitrain.launcher.worker.run import run_rank; "
+    "sys.exit(run_rank(flag))"
 )
 
 

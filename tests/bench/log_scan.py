@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from monitor.diagnose import diagnose_files
-from monitor.diagnose.scan import LogScan
-from monitor.diagnose.tail import Tail
+from submitrain.monitor.diagnose import diagnose_files
+from submitrain.monitor.diagnose.scan import LogScan
+from submitrain.monitor.diagnose.tail import Tail
 from tests.bench.report import at_least, at_most, head, say
 
 MB = 1_000_000

@@ -22,15 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from monitor.fleet import Fleet
-from monitor.look import Looker
-from monitor.process import ProcessRef
-from monitor.runs import list_runs
-from monitor.serve.service import Service
-from monitor.sights import see
-from monitor.watch import Watcher
+from submitrain.monitor.serve.app import Service
+from submitrain.monitor.watch.fleet import Fleet
+from submitrain.monitor.watch.poll import Looker
+from submitrain.monitor.watch.watch import Watcher
+from submitrain.processes import ProcessRef
+from submitrain.run_folder import RunDir, list_runs, write_json_atomically
+from submitrain.status import see
 from tests.bench.report import at_most, head, say
-from train.rundir import RunDir, write_json_atomically
 
 RANKS = 8
 BYTES_PER_S = 20_000

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.events import Kind, Phase, read_events
-from train.rundir import RunDir
+from submitrain.events import Kind, Phase, read_events
+from submitrain.run_folder import RunDir
 
 PARTS = ("spawn", "imports", "rendezvous", "data", "build", "load", "first step")
 """spawn: from the supervisor's record of the attempt to the rank's own first event."""

@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from launcher import Run, launch
+from submitrain.events import read_events
+from submitrain.launcher import Run, launch
+from submitrain.run_folder import RunDir
 from tests.bench.phases import PARTS, Start, rank_pid, start_of, steps
 from tests.bench.report import at_most, head, median_ratio, say, spread, table
 from tests.bench.small import small_config
 from tests.slurm import ClusterOptions, SlurmCluster, missing_packages
-from train.events import read_events
-from train.rundir import RunDir
 
 WAIT_S = 300.0
 KILL_AT_STEP = 6

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher import Run, launch
+from submitrain.launcher import Run, launch
 from tests.bench.phases import PARTS, rank_pid, start_of, steps
 from tests.bench.report import at_most, head, median_ratio, say, spread, table
 from tests.bench.small import small_config

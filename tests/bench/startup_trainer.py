@@ -20,9 +20,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from submitrain.train.data.store import TokenStore
 from tests.bench.small import model_sizes
 from tests.bench.trainer_data import documents
-from train.data.store import TokenStore
 
 
 class TellStep(TrainerCallback):  # type: ignore[misc]

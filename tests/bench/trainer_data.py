@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
-from train.data.packing import Units
-from train.data.store import TokenStore
+from submitrain.train.data.batch import Units
+from submitrain.train.data.store import TokenStore
 
 Feature = dict[str, list[int]]
 Batch = dict[str, Tensor]

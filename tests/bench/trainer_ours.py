@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from submitrain.config import RunConfig
+from submitrain.train.callbacks.journal import Journal
+from submitrain.train.callbacks.trackers import NoTracker
+from submitrain.train.checkpoint.manifest import TrainState
+from submitrain.train.context import RankContext
+from submitrain.train.data.batch import MicroBatch
+from submitrain.train.data.prepare import Place, prepare_tokenizer
+from submitrain.train.data.training import prepare_data
+from submitrain.train.distributed.groups import World
+from submitrain.train.distributed.hardware import work_of
+from submitrain.train.model.build import build_model, fill_weights
+from submitrain.train.optim import LearningRate, build_optimizer
+from submitrain.train.step import Stepper
+from submitrain.train.trainer import Training, run
 from tests.bench.stopwatch import Stopwatch
-from train.checkpoint.state import TrainState
-from train.config import RunConfig
-from train.context import RankContext
-from train.data.batch import MicroBatch
-from train.data.prepare import Place, prepare_tokenizer
-from train.data.training import prepare_data
-from train.dist import World
-from train.hardware import work_of
-from train.journal import Journal
-from train.loop import Training, run
-from train.model import build_model, fill_weights
-from train.optim import LearningRate, build_optimizer
-from train.step import Stepper
-from train.tracking import NoTracker
 
 
 @dataclass(frozen=True)

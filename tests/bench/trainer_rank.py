@@ -10,16 +10,16 @@ from typing import Any, Protocol
 
 import torch
 
+from submitrain.config import RunConfig
+from submitrain.events import EXIT_FINISHED
+from submitrain.train.context import RankContext
+from submitrain.train.data.prepare import Place, prepare_tokenizer
+from submitrain.train.distributed.groups import World, join, set_threads
+from submitrain.train.model.attention import fast_16_bit
 from tests.bench.stopwatch import Stopwatch
 from tests.bench.trainer_data import chunks, documents, flatten, packs
 from tests.bench.trainer_ours import Ours
 from tests.bench.trainer_theirs import Theirs, as_they_are, keeps_documents_apart, llama, padded
-from train.attention import fast_16_bit
-from train.config import RunConfig
-from train.context import RankContext
-from train.data.prepare import Place, prepare_tokenizer
-from train.dist import World, join, set_threads
-from train.events import EXIT_FINISHED
 
 PLAN_VARIABLE = "SUBMITRAIN_BENCH_PLAN"
 

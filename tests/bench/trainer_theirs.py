@@ -25,9 +25,9 @@ from transformers import (
     default_data_collator,
 )
 
+from submitrain.config import RunConfig
 from tests.bench.stopwatch import Stopwatch
 from tests.bench.trainer_data import IGNORED, Batch, Feature, Rows, flatten, useful_tokens
-from train.config import RunConfig
 
 
 class TimedTrainer(Trainer):  # type: ignore[misc]

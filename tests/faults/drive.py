@@ -7,15 +7,15 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from launcher import Run
-from launcher.prepare import prepare
-from launcher.start import start
-from monitor.status import RunState
+from submitrain.launcher import Run
+from submitrain.launcher.plan.prepare import prepare
+from submitrain.launcher.submit.start import start
+from submitrain.status import RunState
+from submitrain.train.faults import Fault, plan_of, write_faults
 from tests.faults.outside import ACTS, Scene
 from tests.faults.rows import Course, Outside, Row
 from tests.faults.site import Site, course_config
 from tests.faults.watch import GaveUpError, RunWatch
-from train.faults import Fault, plan_of, write_faults
 
 RUN_S = 600.0
 FOLLOW_S = 180.0

@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.attempts import AttemptLog, AttemptRecord
-from launcher.outcome import Action
+from submitrain.attempts import Action, AttemptLog, AttemptRecord
+from submitrain.events import Kind, read_events
+from submitrain.run_folder import RunDir
 from tests.faults.drive import Played, Strike
 from tests.faults.rows import Expected, Loss, Row
 from tests.faults.site import CHECKPOINT_EVERY
 from tests.tiny import consumed, curve
-from train.events import Kind, read_events
-from train.rundir import RunDir
 
 INTERVALS: dict[Loss, int] = {"nothing": 0, "one interval": 1, "two intervals": 2}
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
+from submitrain.events import Kind, read_events
 from tests.faults.site import Site
 from tests.faults.watch import RunWatch
 from tests.slurm.cluster import SlurmCluster
-from train.events import Kind, read_events
 
 
 @dataclass

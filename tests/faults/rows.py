@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from train.faults import NO_STEP, FaultKind, Moment
+from submitrain.train.faults import NO_STEP, FaultKind, Moment
 
 Loss = Literal["nothing", "one interval", "two intervals"]
 """Most steps that may have to be computed again."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from submitrain.run_folder import write_text_atomically
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.options import ClusterOptions
 from tests.supervised_slurm import environment
 from tests.tiny import tiny_config, write_samples
-from train.rundir import write_text_atomically
 
 SITES = {
     "bare": ClusterOptions(accounting=False, kill_wait_s=20),

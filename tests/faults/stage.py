@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.attempts import AttemptLog
+from submitrain.attempts import AttemptLog
 from tests.faults.drive import Driver, say
 from tests.faults.judge import Judge, Verdict, samples_by_epoch
 from tests.faults.rows import Course

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 
+from submitrain.train.faults import FaultKind, Moment
 from tests.faults.rows import Course, Expected, Inside, Outside, Row
 from tests.faults.site import CHECKPOINT_EVERY, VALIDATE_EVERY
 from tests.faults.table import HANG_BUDGETS, HUNG, WHO, died
-from train.faults import FaultKind, Moment
 
 HANGING = (FaultKind.HANG, FaultKind.STOP, FaultKind.HANG_GIL)
 DEADLY = (FaultKind.KILL, FaultKind.SEGV, FaultKind.ABORT)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from submitrain.train.faults import FaultKind, Moment
 from tests.faults.rows import GOES_ON, Course, Expected, Inside, Outside, Row
-from train.faults import FaultKind, Moment
 
 WHO = r"rank {rank} \({node}\)"
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher import Run
-from launcher.attempts import AttemptLog, AttemptRecord
-from launcher.records import EventTail
-from train.events import Kind, read_events
-from train.faults import Fired, read_fired
-from train.rundir import RunDir
+from submitrain.attempts import AttemptLog, AttemptRecord
+from submitrain.events import Kind, read_events
+from submitrain.launcher import Run
+from submitrain.launcher.supervisor.rank_events import EventTail
+from submitrain.run_folder import RunDir
+from submitrain.train.faults import Fired, read_fired
 
 POLL_S = 0.05
 PATIENCE_S = 300.0

@@ -22,12 +22,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train.config import RunConfig
-from train.context import RankContext
-from train.errors import DataError, NotFiniteError
-from train.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
-from train.rundir import write_json_atomically
-from train.stop import StopReason
+from submitrain.config import RunConfig
+from submitrain.errors import DataError, NotFiniteError
+from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
+from submitrain.processes import StopReason
+from submitrain.run_folder import write_json_atomically
+from submitrain.train.context import RankContext
 
 POLL_S = 0.01
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 1 << 14, 1 << 18

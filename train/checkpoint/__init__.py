@@ -13,3 +13,5 @@ The others need torch, so nothing is imported here.
     agreement     what all ranks think
     checkpointer  save, load, fall back
 """
+
+from __future__ import annotations

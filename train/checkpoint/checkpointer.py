@@ -4,41 +4,99 @@ A save is: copy the tensors (training waits for this), then in one thread: every
 flushes and hashes its files into a temporary folder; all agree that everyone succeeded; rank 0
 seals it with the manifest, renames it into place, moves ``latest`` and prunes. Dying at any moment
 leaves the previous checkpoints as they were.
+
+Staging: copies of this rank's tensors that training cannot change while they are written.
+
+The copy is the only thing training waits for. The buffers are kept for the next save, so the price
+is once this rank's share of model and optimizer in host memory.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import structlog
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
-from train.cadence import SaveCost
-from train.checkpoint.agreement import Agreement
-from train.checkpoint.folders import CheckpointFolders
-from train.checkpoint.hf_weights import Pretrained
-from train.checkpoint.loading import load_newest
-from train.checkpoint.staging import Stager, on_host
-from train.checkpoint.state import TrainState
-from train.checkpoint.tensors import (
+from submitrain.config.sections import CheckpointConfig
+from submitrain.errors import CheckpointError, FencedError
+from submitrain.events import Kind
+from submitrain.train.callbacks.history import SaveCost
+from submitrain.train.checkpoint.folders import CheckpointFolders
+from submitrain.train.checkpoint.hf_weights import Pretrained
+from submitrain.train.checkpoint.loading import load_newest, undone_checkpoints
+from submitrain.train.checkpoint.manifest import TrainState
+from submitrain.train.checkpoint.storage import Agreement
+from submitrain.train.checkpoint.tensors import (
     Scalars,
     adapter_only,
     group_values,
     model_tensors,
     optimizer_state,
 )
-from train.checkpoint.undo import undone_checkpoints
-from train.checkpoint.writing import Published, SaveTask, Snapshot, write_checkpoint
-from train.config.sections import CheckpointConfig
-from train.context import RankContext
-from train.errors import CheckpointError, FencedError
-from train.events import Kind
+from submitrain.train.checkpoint.writing import Published, SaveTask, Snapshot, write_checkpoint
+from submitrain.train.context import RankContext
+
+
+class Stager:
+    """Copies tensors into host buffers that are reused from save to save.
+
+    ``stage`` may be called again only when nobody reads the result of the last call any more.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def stage(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copy every tensor; a DTensor stays one, with its shard in host memory."""
+        local = {name: _local(tensor) for name, tensor in tensors.items()}
+        self._buffers = {name: self._fitting_buffer(name, tensor) for name, tensor in local.items()}
+        devices = {tensor.device for tensor in local.values() if tensor.device.type != "cpu"}
+        for name, tensor in local.items():
+            self._buffers[name].copy_(tensor, non_blocking=bool(devices))
+        for device in devices:
+            torch.accelerator.synchronize(device)
+        return {name: _rewrap(tensor, self._buffers[name]) for name, tensor in tensors.items()}
+
+    def _fitting_buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is not None and buffer.shape == tensor.shape and buffer.dtype == tensor.dtype:
+            return buffer
+        pin = tensor.device.type == "cuda"
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pin)
+
+
+def on_host(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether all tensors are in host memory."""
+    return all(tensor.device.type == "cpu" for tensor in tensors.values())
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def _rewrap(tensor: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """The buffer in the shape of the global tensor.
+
+    ``DTensor.from_local`` would move it back to the mesh's device, so the shard of a detached
+    DTensor is replaced, as torch.distributed._state_dict_utils does.
+    """
+    if not isinstance(tensor, DTensor):
+        return buffer
+    staged: Any = tensor.detach()
+    staged._local_tensor = buffer
+    return cast(torch.Tensor, staged)
+
 
 log = structlog.get_logger()
 

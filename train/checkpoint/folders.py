@@ -6,7 +6,8 @@ step-00000500.old-3/      attempt 3 has taken it out of use and is deleting it
 step-00000500.undone-3/   a rollback undid it; gone once a newer one is published
 latest -> step-00000500   for people; loading looks at the folders themselves
 
-What a fenced attempt may still do here, at whatever instruction it went on: see ``train.fence``.
+What a fenced attempt may still do here, at whatever instruction it went on: see
+``submitrain.events``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train.checkpoint.manifest import MANIFEST, list_checkpoints, step_of, verify
-from train.fence import Fence
-from train.rundir import fsync_dir, write_text_atomically
+from submitrain.events import Fence
+from submitrain.run_folder import fsync_dir, write_text_atomically
+from submitrain.train.checkpoint.manifest import MANIFEST, list_checkpoints, step_of, verify
 
 _SCRATCH = re.compile(r"step-\d{8,}\.(tmp|old|undone)-(\d+)")
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
-from train.checkpoint.tensors import adapter_only, model_tensors
+from submitrain.train.checkpoint.tensors import adapter_only, model_tensors
 
 MAX_FILE_BYTES = 5 * 10**9
 ADAPTER_STEM = "adapter_model"

@@ -1,8 +1,12 @@
-"""Loading: newest checkpoint first, verified by all ranks together, older ones as a fallback."""
+"""Loading: newest checkpoint first, verified by all ranks together, older ones as a fallback.
+
+Checkpoints that a rollback undid: made by an earlier attempt after the trouble had begun.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +14,84 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from train.checkpoint.agreement import AgreedError, Agreement
-from train.checkpoint.manifest import MANIFEST, Manifest, list_checkpoints, stray_files, verify_file
-from train.checkpoint.storage import MODEL, OPTIMIZER, StoredTensors, read_scalars
-from train.checkpoint.tensors import Scalars, adapter_only, model_tensors, prepare_optimizer
-from train.errors import CheckpointError
+from submitrain.errors import CheckpointError
+from submitrain.rollbacks import read_rollbacks
+from submitrain.run_folder import RunDir
+from submitrain.train.checkpoint.folders import CheckpointFolders
+from submitrain.train.checkpoint.manifest import (
+    MANIFEST,
+    Manifest,
+    list_checkpoints,
+    step_of,
+    stray_files,
+    verify_file,
+)
+from submitrain.train.checkpoint.storage import (
+    MODEL,
+    OPTIMIZER,
+    AgreedError,
+    Agreement,
+    StoredTensors,
+    read_scalars,
+)
+from submitrain.train.checkpoint.tensors import (
+    Scalars,
+    adapter_only,
+    model_tensors,
+    prepare_optimizer,
+)
+
+
+def undone_checkpoints(
+    folders: CheckpointFolders, run_dir: RunDir, agreement: Agreement
+) -> dict[Path, str]:
+    """Checkpoints that may not be used any more, and why; the same on every rank.
+
+    Rank 0 also moves them aside, so that people and ``latest`` see only sound ones; one that cannot
+    be moved (read-only folder) is not used all the same.
+
+    Raises:
+        AgreedError: rank 0 could not read the run folder.
+    """
+    return agreement.on_rank0(lambda: _move_aside(folders, run_dir))
+
+
+def _move_aside(folders: CheckpointFolders, run_dir: RunDir) -> dict[Path, str]:
+    undone = find_undone(folders.root, run_dir)
+    for path in undone:
+        with suppress(OSError):
+            folders.undo(path)
+    sound = [path for path in list_checkpoints(folders.root) if path not in undone]
+    if undone:
+        with suppress(OSError):
+            folders.latest.unlink(missing_ok=True)
+            if sound:
+                folders.point_latest(sound[-1])
+    return undone
+
+
+def find_undone(root: Path, run_dir: RunDir) -> dict[Path, str]:
+    """Published checkpoints that a rollback undid, and why."""
+    undone = {}
+    rollbacks = read_rollbacks(run_dir)
+    for path in list_checkpoints(root) if rollbacks else []:
+        attempt, step = _made_by(path), step_of(path) or 0
+        for rollback in rollbacks:
+            if attempt is not None and rollback.rejects(step=step, attempt=attempt):
+                undone[path] = (
+                    f"undone: attempt {rollback.attempt} went back to before step "
+                    f"{rollback.first_step} ({rollback.what})"
+                )
+    return undone
+
+
+def _made_by(path: Path) -> int | None:
+    """Attempt that made a checkpoint; None when it does not say (then it does not verify)."""
+    try:
+        return Manifest.read(path).attempt
+    except (OSError, ValueError, KeyError):
+        return None
+
 
 Reject = Callable[[Path, str], None]
 """Called with a checkpoint's path and the reason why it is not used; on every rank alike."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from train.errors import CheckpointError
+from submitrain.errors import CheckpointError
 
 _WRAPPER_PREFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 _EXECUTION_CHOICES = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})

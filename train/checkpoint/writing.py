@@ -12,28 +12,28 @@ import structlog
 import torch
 from torch.distributed.tensor import DTensor
 
-from train import faults
-from train.anomaly import remembered
-from train.checkpoint.agreement import AgreedError, Agreement
-from train.checkpoint.folders import CheckpointFolders
-from train.checkpoint.hf_weights import Layout
-from train.checkpoint.manifest import FileRecord, Manifest, verify
-from train.checkpoint.state import TrainState
-from train.checkpoint.storage import (
+from submitrain.config.sections import CheckpointConfig
+from submitrain.errors import CheckpointError, FencedError
+from submitrain.events import Kind
+from submitrain.run_folder import fsync_dir
+from submitrain.train import faults
+from submitrain.train.callbacks.anomaly import remembered
+from submitrain.train.checkpoint.folders import CheckpointFolders
+from submitrain.train.checkpoint.hf_weights import Layout
+from submitrain.train.checkpoint.manifest import FileRecord, Manifest, TrainState, verify
+from submitrain.train.checkpoint.storage import (
     MODEL,
     OPTIMIZER,
+    AgreedError,
+    Agreement,
     StoredTensors,
     record_files,
     record_own_files,
     write_scalars,
     write_tensors,
 )
-from train.checkpoint.tensors import Scalars
-from train.config.sections import CheckpointConfig
-from train.context import RankContext
-from train.errors import CheckpointError, FencedError
-from train.events import Kind
-from train.rundir import fsync_dir
+from submitrain.train.checkpoint.tensors import Scalars
+from submitrain.train.context import RankContext
 
 log = structlog.get_logger()
 

@@ -4,3 +4,5 @@
 
 ``prepare`` is the way in: ``prepare_tokenizer`` and ``prepare_data``.
 """
+
+from __future__ import annotations

@@ -3,21 +3,29 @@
 A sample is rendered as text in which the spans to learn are known by character; a token is learned
 when it starts inside such a span. Text around a border is tokenized in one piece where a token
 border falls there, else in two, so an answer never shares a token with its prompt.
+
+Tokenize all samples, in this process or in several; the result is the same.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from train.data.render import Rendered, Renderer
-from train.data.samples import Sample, Tokens
+from submitrain.processes import die_with_parent, ignore_stop_signals, stop_signals_blocked
+from submitrain.train.data.columns import Sample, Tokens
+from submitrain.train.data.render import Rendered, Renderer
 
 Ids = npt.NDArray[np.int32]
 Marks = npt.NDArray[np.bool_]
@@ -132,3 +140,53 @@ def _token_at(encoding: Any, border: int) -> int | None:
     at = bisect_left(range(len(encoding)), border, key=lambda i: encoding.token_to_chars(i)[0])
     crossed = at > 0 and encoding.token_to_chars(at - 1)[1] > border
     return None if crossed else at
+
+
+_CHUNK = 512
+"""Samples tokenized together."""
+
+_encoder: Encoder | None = None
+"""The worker process's own copy, sent once instead of with every chunk."""
+
+
+def tokenize(encoder: Encoder, samples: Iterable[Sample], num_workers: int) -> Iterator[Document]:
+    """Documents in the order of the samples; ``num_workers`` processes, 0 for this one."""
+    if num_workers == 0:
+        # Set before the tokenizer has threads: every process forked later would warn otherwise.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        for chunk in _chunks(samples):
+            yield from encoder.encode(chunk)
+        return
+    with ProcessPoolExecutor(
+        num_workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(encoder,),
+    ) as pool:
+        waiting: deque[Future[list[Document]]] = deque()
+        for chunk in _chunks(samples):
+            with stop_signals_blocked():
+                waiting.append(pool.submit(_encode, chunk))
+            if len(waiting) > 2 * num_workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    iterator = iter(samples)
+    while chunk := list(islice(iterator, _CHUNK)):
+        yield chunk
+
+
+def _start_worker(encoder: Encoder) -> None:
+    global _encoder
+    ignore_stop_signals()
+    die_with_parent()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _encoder = encoder
+
+
+def _encode(chunk: list[Sample]) -> list[Document]:
+    assert _encoder is not None
+    return _encoder.encode(chunk)

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from train.config.sections import DataLoaderConfig
-from train.data.batch import MicroBatch, Padding, collate
-from train.data.packing import Units
-from train.data.signals import die_with_parent, ignore_stop_signals, stop_signals_blocked
-from train.data.store import TokenStore
-from train.order import UnitOrder, rank_share
-from train.skips import NO_SKIPS, Skips
+from submitrain.config.sections import DataLoaderConfig
+from submitrain.processes import die_with_parent, ignore_stop_signals, stop_signals_blocked
+from submitrain.rollbacks import NO_SKIPS, Skips
+from submitrain.train.data.batch import MicroBatch, Padding, Units, collate
+from submitrain.train.data.order import UnitOrder, rank_share
+from submitrain.train.data.store import TokenStore
 
 
 class Part(NamedTuple):

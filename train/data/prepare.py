@@ -15,22 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from train.config import RunConfig
-from train.config.sections import DatasetConfig
-from train.config.targets import STDLIB
-from train.data.encode import Document, Encoder
-from train.data.publish import build_once
-from train.data.render import Renderer, read_template
-from train.data.samples import Chat, Pair, Sample, Text
-from train.data.sources import read_samples, source_key
-from train.data.stdlib import read_ahead
-from train.data.store import FORMAT, TokenStore, open_store, write_store
-from train.data.tokenize import tokenize
-from train.data.tokenizer import fingerprint, load_tokenizer, saved_tokenizer
-from train.imports import uncollected
+from submitrain.config import RunConfig
+from submitrain.config.automodel import STDLIB
+from submitrain.config.sections import DatasetConfig
+from submitrain.imports import uncollected
+from submitrain.train.data.columns import Chat, Pair, Sample, Text
+from submitrain.train.data.encode import Document, Encoder, tokenize
+from submitrain.train.data.render import Renderer, read_template
+from submitrain.train.data.sources import read_samples, source_key
+from submitrain.train.data.stdlib import read_ahead
+from submitrain.train.data.store import FORMAT, TokenStore, build_once, open_store, write_store
+from submitrain.train.data.tokenizer import fingerprint, load_tokenizer, saved_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 log = structlog.get_logger()
 

@@ -20,8 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train.data.samples import Chat, Message, Pair, Sample, Text, Tokens
-from train.errors import DataError
+from submitrain.errors import DataError
+from submitrain.train.data.columns import Chat, Message, Pair, Sample, Text, Tokens
 
 Span = tuple[int, int]
 """First character and the one after the last."""

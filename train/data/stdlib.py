@@ -18,10 +18,10 @@ from functools import cache
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from train.data.functions import Function, modules
-from train.data.samples import Row
-from train.data.signals import stop_signals_blocked
-from train.errors import DataError, RunError
+from submitrain.errors import DataError, RunError
+from submitrain.processes import stop_signals_blocked
+from submitrain.train.data.columns import Row
+from submitrain.train.data.functions import Function, modules
 
 VALIDATION_SHARE = 0.05
 """Share of the modules that only the ``validation`` split sees."""

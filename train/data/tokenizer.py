@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.config.sections import ModelConfig
-from train.errors import DataError
+from submitrain.config.sections import ModelConfig
+from submitrain.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"

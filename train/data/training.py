@@ -11,19 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from train.config import RunConfig
-from train.config.sections import DataLoaderConfig, DatasetConfig
-from train.data.batch import MicroBatch, Padding
-from train.data.loader import OnePass, RankBatches, StepParts, open_loader, start, step_batches
-from train.data.packing import Units, one_per_unit, pack
-from train.data.prepare import Place, counts, prepare_store
-from train.data.store import TokenStore
-from train.errors import DataError
-from train.order import UnitOrder
-from train.skips import NO_SKIPS, Skips
+from submitrain.config import RunConfig
+from submitrain.config.sections import DataLoaderConfig, DatasetConfig
+from submitrain.errors import DataError
+from submitrain.rollbacks import NO_SKIPS, Skips
+from submitrain.train.data.batch import MicroBatch, Padding, Units, one_per_unit, pack
+from submitrain.train.data.loader import (
+    OnePass,
+    RankBatches,
+    StepParts,
+    open_loader,
+    start,
+    step_batches,
+)
+from submitrain.train.data.order import UnitOrder
+from submitrain.train.data.prepare import Place, counts, prepare_store
+from submitrain.train.data.store import TokenStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 log = structlog.get_logger()
 

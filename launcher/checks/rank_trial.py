@@ -1,0 +1,338 @@
+"""What the ranks of a trial saw, and which node it speaks against. Pure.
+
+Runs trials of all ranks, and of pairs of nodes where all together fail. An edge module.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from submitrain.launcher.checks.finding import Finding, fail, ok, unknown, warn
+from submitrain.launcher.supervisor.processes import LocalSpawner, RankGroup, Spawner
+from submitrain.launcher.supervisor.srun import SrunSpawner
+
+SLOW = {"cpu": (1.5, 2.0), "cuda": (1.15, 1.5)}
+"""From which multiple of its peers' time a multiplication is worth a warning, and a failure."""
+_FRESH = {"meet": "did not reach rank 0", "join": "did not connect to all ranks"}
+
+
+@dataclass(frozen=True)
+class RankSeen:
+    """What one rank wrote (``train.distributed.trial.Seen``), or that it wrote nothing."""
+
+    rank: int
+    host: str
+    stage: str = ""
+    """Where it was last; ``done`` is the end, empty before the beginning."""
+    meet_s: float | None = None
+    join_s: float | None = None
+    wrong: tuple[int, ...] = ()
+    reduce_bytes: int = 0
+    reduce_s: float | None = None
+    matmul_s: float | None = None
+    device: str = ""
+    error: str = ""
+    victim: bool = False
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> RankSeen:
+        """Read a rank's file; what a later version adds is left out."""
+        known = {one.name for one in fields(cls)}
+        found = {name: given for name, given in value.items() if name in known}
+        return cls(**{**found, "wrong": tuple(value.get("wrong") or ())})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two nodes that tried it alone; ``why``: empty where it worked, None where it was not run."""
+
+    nodes: tuple[str, str]
+    why: str | None
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What a trial says of the nodes."""
+
+    findings: Mapping[str, list[Finding]]
+    isolate: bool
+    """It failed, and nobody's own word tells why: pairs have to."""
+
+
+def judge_ranks(seen: Sequence[RankSeen]) -> Tier:
+    """Findings of every node from what its ranks saw."""
+    hosts = list(dict.fromkeys(one.host for one in seen))
+    culprits = {one.host: one for one in seen if one.error and not one.victim}
+    over = all(one.stage == "done" for one in seen)
+    wrong = {one.host for one in seen if one.wrong}
+    findings: dict[str, list[Finding]] = {host: [] for host in hosts}
+    for host in hosts:
+        own = [one for one in seen if one.host == host]
+        findings[host] += [_meeting(own, culprits.get(host), over=over), _sums(own, seen, wrong)]
+    for host, found in judge_compute(seen).items():
+        findings[host].append(found)
+    only_some = wrong and len(wrong) < len(hosts)
+    isolate = not culprits and ((not over) or bool(wrong and not only_some))
+    return Tier(findings, isolate and len(hosts) > 1)
+
+
+def _meeting(own: Sequence[RankSeen], culprit: RankSeen | None, *, over: bool) -> Finding:
+    check = "ranks.meet"
+    if culprit is not None:
+        told = f"rank {culprit.rank} {_doing(culprit.stage)}: {culprit.error}"
+        return fail(check, told, "look at the rank's log; it says the same without the others")
+    if over:
+        slowest = max((one.meet_s or 0.0) + (one.join_s or 0.0) for one in own)
+        return ok(check, f"all ranks met in {slowest:.1f} s")
+    stuck = next((one for one in own if one.stage != "done"), own[0])
+    return unknown(check, f"the trial ended early; rank {stuck.rank} {_doing(stuck.stage)}")
+
+
+def _doing(stage: str) -> str:
+    words = {
+        "": "never began",
+        "start": "had just begun",
+        "multiply": "failed before it met anybody",
+        "reduce": "was in an all-reduce",
+        "time": "was in an all-reduce",
+        "done": "was through",
+    }
+    return words.get(stage) or _FRESH.get(stage, f"was at {stage!r}")
+
+
+def _sums(own: Sequence[RankSeen], seen: Sequence[RankSeen], wrong: Iterable[str]) -> Finding:
+    check = "ranks.reduce"
+    bad = [one for one in own if one.wrong]
+    if bad:
+        told = f"rank {bad[0].rank}: a sum of {bad[0].wrong[0]} numbers came out wrong"
+        hosts = {one.host for one in seen}
+        if len(set(wrong)) < len(hosts):
+            return fail(check, told, "report the node: its network or memory changes data")
+        return unknown(check, f"{told}, as on all other nodes")
+    times = [one.reduce_s for one in own if one.reduce_s]
+    if not times:
+        return unknown(check, "no sum was made")
+    rate = f"; {_rate(own[0], len(seen)):.2f} GB/s" if len(seen) > 1 else ""
+    return ok(check, f"sums are exact{rate}")
+
+
+def _rate(one: RankSeen, ranks: int) -> float:
+    """Bus bandwidth of an all-reduce: 2 (n - 1) / n x bytes / time (github.com/NVIDIA/nccl-tests,
+    doc/PERFORMANCE.md)."""
+    return 2 * (ranks - 1) / ranks * one.reduce_bytes / (one.reduce_s or 1.0) / 1e9
+
+
+def judge_compute(seen: Sequence[RankSeen]) -> dict[str, Finding]:
+    """Every node's slowest rank against the ranks of the other nodes."""
+    check, found = "ranks.compute", {}
+    for host in dict.fromkeys(one.host for one in seen):
+        own = [one for one in seen if one.host == host and one.matmul_s]
+        peers = [one.matmul_s for one in seen if one.host != host and one.matmul_s]
+        if not own:
+            found[host] = unknown(check, "no rank of it was timed")
+            continue
+        slowest = max(own, key=lambda one: one.matmul_s or 0.0)
+        took = slowest.matmul_s or 0.0
+        told = f"rank {slowest.rank}: a matrix product in {took * 1e3:.2f} ms"
+        if not peers:
+            found[host] = ok(check, f"{told}; no other node to compare with")
+            continue
+        usual = statistics.median(peers)
+        ratio, (some, much) = took / usual, SLOW.get(slowest.device, SLOW["cpu"])
+        words = f"{told}, {usual * 1e3:.2f} ms elsewhere"
+        remedy = "look at its clock rate, temperature and power cap; report the node"
+        if ratio >= much:
+            found[host] = fail(check, f"{words}: {ratio:.1f} times as long", remedy)
+        elif ratio >= some:
+            found[host] = warn(check, f"{words}: {ratio:.1f} times as long", remedy)
+        else:
+            found[host] = ok(check, words)
+    return found
+
+
+def ring(nodes: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """Pairs of neighbours in rounds in which nobody is twice: every node is in two pairs."""
+    if len(nodes) < 2:
+        return []
+    if len(nodes) == 2:
+        return [[(nodes[0], nodes[1])]]
+    pairs = [(nodes[i], nodes[(i + 1) % len(nodes)]) for i in range(len(nodes))]
+    odd_one = [pairs.pop()] if len(nodes) % 2 else []
+    return [one for one in (pairs[::2], pairs[1::2], odd_one) if one]
+
+
+def judge_pairs(pairs: Sequence[Pair]) -> dict[str, Finding]:
+    """Who is bad: each of its pairs failed, and a partner works with somebody else.
+
+    Where no partner works with anybody, both sides are unknown: that is the network's fault, or two
+    bad neighbours'.
+    """
+    check, found = "ranks.pairs", {}
+    works = {node for pair in pairs if pair.why == "" for node in pair.nodes}
+    for node in dict.fromkeys(node for pair in pairs for node in pair.nodes):
+        own = [pair for pair in pairs if node in pair.nodes and pair.why is not None]
+        partners = [other for pair in own for other in pair.nodes if other != node]
+        named = " and ".join(partners)
+        if node in works:
+            found[node] = ok(check, f"works with {named}")
+        elif own and any(partner in works for partner in partners):
+            told = f"does not work with {named}: {own[0].why}"
+            found[node] = fail(check, told, "look at its network; report the node")
+        elif own:
+            found[node] = unknown(check, f"it or {named} does not work: {own[0].why}")
+        else:
+            found[node] = unknown(check, "no pair was tried in time")
+    return found
+
+
+TRIAL_S = 120
+"""Seconds that ranks give each other in every stage."""
+PAIR_S = 45
+LATE_S = 30.0
+"""Seconds beyond that for starting, importing torch and leaving."""
+PAIRS_S = 180.0
+"""Seconds for all pairs together."""
+AT_ONCE = 8
+POLL_S = 0.1
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Where trials run, and until when."""
+
+    spawner: Spawner
+    attempt: int
+    folder: Path
+    """In the run folder; every trial has a folder of its own in it."""
+    tasks_per_node: int
+    interrupted: Callable[[], bool]
+
+    def run(self, nodes: Sequence[str]) -> dict[str, list[Finding]]:
+        """Findings of every node: from all ranks together, and where that fails, from pairs."""
+        tier = judge_ranks(self._all(nodes))
+        findings = {host: list(found) for host, found in tier.findings.items()}
+        if tier.isolate and not self.interrupted() and isinstance(self.spawner, SrunSpawner):
+            log.warning("preflight_pairs", nodes=list(nodes))
+            for host, found in judge_pairs(self._pairs(nodes)).items():
+                findings.setdefault(host, []).append(found)
+        return findings
+
+    def _all(self, nodes: Sequence[str]) -> list[RankSeen]:
+        return self._trial("all", nodes, self.tasks_per_node, TRIAL_S)
+
+    def _pairs(self, nodes: Sequence[str]) -> list[Pair]:
+        """Neighbours in a ring, disjoint ones at the same time, as long as there is time."""
+        until, done = time.monotonic() + PAIRS_S, []
+
+        def one(pair: tuple[str, str]) -> Pair:
+            if time.monotonic() > until or self.interrupted():
+                return Pair(pair, None)
+            return Pair(pair, trouble(self._trial("-".join(pair), pair, 1, PAIR_S)))
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for pairs in ring(nodes):
+                done += list(pool.map(one, pairs))
+        return done
+
+    def _trial(self, name: str, nodes: Sequence[str], tasks: int, timeout_s: int) -> list[RankSeen]:
+        """Start the ranks, wait for them, and read what they wrote."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        spawner = self._spawner(name, tuple(nodes), tasks, timeout_s)
+        group = spawner.start(self.attempt)
+        until = time.monotonic() + timeout_s + LATE_S
+        try:
+            while not group.poll() and time.monotonic() < until and not self.interrupted():
+                time.sleep(POLL_S)
+        finally:
+            group.kill()
+        died = {one.rank: one.code for one in group.exits() if one.died and not one.ours}
+        return [
+            _read(folder, rank, spawner.host_of(rank), died.get(rank))
+            for rank in range(spawner.world_size)
+        ]
+
+    def _spawner(self, name: str, nodes: tuple[str, ...], tasks: int, timeout_s: int) -> _Placed:
+        folder = self.folder / name
+        module = ("-m", "submitrain.launcher.checks.trial_task", str(folder), str(timeout_s))
+        spawner = self.spawner
+        if isinstance(spawner, SrunSpawner):
+            python = sys.executable if spawner.runtime is None else "python3"
+            shape = replace(
+                spawner.shape,
+                num_nodes=len(nodes),
+                tasks_per_node=tasks,
+                nodelist=nodes,
+                name=f"preflight-{name}",
+                logs=folder,
+            )
+            there = replace(spawner, shape=shape, node_names=nodes, command=(python, *module))
+            return _Placed(there, nodes, tasks)
+        assert isinstance(spawner, LocalSpawner)
+        command = (sys.executable, *module)
+        here = replace(spawner, logs=folder, command=command)
+        return _Placed(here, spawner.nodes, spawner.world_size)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A spawner, and on which node each of its ranks is: tasks fill node after node."""
+
+    spawner: Spawner
+    nodes: tuple[str, ...]
+    tasks: int
+
+    @property
+    def world_size(self) -> int:
+        return self.spawner.world_size
+
+    def start(self, attempt: int) -> RankGroup:
+        return self.spawner.start(attempt)
+
+    def host_of(self, rank: int) -> str:
+        return self.nodes[rank // self.tasks]
+
+
+def _read(folder: Path, rank: int, host: str, code: int | None) -> RankSeen:
+    """What a rank wrote; ``code`` if it died by itself, which it may not have been able to say."""
+    try:
+        seen = RankSeen.parse(json.loads((folder / f"rank{rank:05d}.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        seen = RankSeen(rank, host)
+    if code is None or seen.error:
+        return seen
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return replace(seen, error=f"{how}: {_last_words(folder, rank)}")
+
+
+def _last_words(folder: Path, rank: int) -> str:
+    """The last line that a rank wrote to its standard error."""
+    try:
+        lines = (folder / f"rank{rank:05d}.err").read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1][:300] if lines else "it ended without a word"
+
+
+def trouble(seen: Sequence[RankSeen]) -> str:
+    """Why a trial of two failed; empty when it did not. Pure."""
+    for one in seen:
+        if one.wrong:
+            return f"a sum of {one.wrong[0]} numbers came out wrong"
+    bad = [one for one in seen if one.stage != "done"]
+    if not bad:
+        return ""
+    told = next((one for one in bad if one.error and not one.victim), bad[0])
+    return told.error or f"a rank on {told.host} did not get beyond {told.stage or 'its start'!r}"

@@ -1,0 +1,332 @@
+"""Slurm and the settings of it that decide what a training survives: judged; and Slurm asked.
+
+Partitions and GPUs: what is up, idle, taken, drained, down, and free. Pure.
+
+What would become of the configuration's job now: the verdict of ``launcher.checks``.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from submitrain.config.types import format_duration
+from submitrain.launcher.checks.finding import Finding, fail, ok, unknown, warn
+from submitrain.launcher.checks.schedulability import Outcome, Verdict, verdict_lines
+from submitrain.slurm.client import Answer, Ask, ask
+from submitrain.slurm.cluster import ClusterFacts, NodeFacts, PartitionFacts, read_cluster
+
+PING_S = 3.0
+CALL_S = 2.5
+LEAST_KILL_WAIT_S = 15
+_SITE = "the site's administrators"
+
+
+@dataclass(frozen=True)
+class SlurmReading:
+    """What Slurm said; facts are None where its controller did not describe the cluster."""
+
+    ping: Answer
+    facts: ClusterFacts | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why nodes are out of service, by node."""
+
+
+class PatientAsk:
+    """Asks within one deadline, and no program again that once did not answer."""
+
+    def __init__(self, run: Ask, *, deadline: float) -> None:
+        self._run = run
+        self._deadline = deadline
+        self._silent: set[str] = set()
+
+    def __call__(self, command: Sequence[str], *, timeout_s: float = CALL_S) -> Answer:
+        """One command; no answer counts as None, as with `submitrain.slurm.client.ask`."""
+        left = min(timeout_s, CALL_S, self._deadline - time.monotonic())
+        if command[0] in self._silent or left <= 0:
+            return Answer(None, "", f"{command[0]} was not asked: no time is left")
+        answer = self._run(command, timeout_s=left)
+        if answer.code is None:
+            self._silent.add(command[0])
+        return answer
+
+
+def read_slurm(*, limit_s: float, run: Ask = ask) -> SlurmReading:
+    """Ask the controller whether it is there, and then what the cluster is."""
+    patient = PatientAsk(run, deadline=time.monotonic() + limit_s)
+    ping = run(["scontrol", "ping"], timeout_s=PING_S)
+    if ping.code != 0 or not re.search(r"\bis UP\b", ping.out):
+        return SlurmReading(ping)
+    listed = patient(["sinfo", "--noheader", "--list-reasons", "--format=%n|%E"])
+    rows = (line.partition("|") for line in listed.out.splitlines())
+    reasons = {node.strip(): why.strip() for node, _, why in rows}
+    return SlurmReading(ping, read_cluster(run=patient), reasons)
+
+
+def judge_controller(reading: SlurmReading | None) -> Finding:
+    """Whether Slurm can be used; None for a machine without it, on which runs start as well."""
+    id = "slurm.controller"
+    if reading is None:
+        return ok(id, "no Slurm on this machine (scontrol and slurm.conf): runs start right here")
+    ping = reading.ping
+    said = " / ".join((ping.out.strip() or ping.error).splitlines()) or "no output"
+    advice = f"`scontrol ping` and SLURM_CONF; then {_SITE}; cluster=local runs on this machine"
+    if ping.code is None:
+        return fail(id, said, advice)
+    if re.search(r"\bis UP\b", ping.out):
+        if reading.facts is None:
+            return unknown(id, f"{said}; it does not list nodes and partitions", advice)
+        return ok(id, said)
+    if re.search(r"\bDOWN\b|unable to contact|connection", said, re.IGNORECASE):
+        return fail(id, said, advice)
+    return unknown(id, said, advice)
+
+
+def judge_settings(facts: ClusterFacts) -> Iterator[Finding]:
+    """The settings that matter to a training that has to survive."""
+    yield judge_preemption(facts)
+    yield judge_requeue(facts)
+    yield judge_kill_wait(facts)
+    yield judge_accounting(facts)
+    yield judge_limits(facts)
+
+
+def judge_preemption(facts: ClusterFacts) -> Finding:
+    """Whether jobs may be preempted, what becomes of them, and whether they are told before."""
+    id, kind = "slurm.preemption", facts.settings.get("PreemptType")
+    if kind is None:
+        return unknown(id, "PreemptType is not in `scontrol show config`", f"ask {_SITE}")
+    mode = facts.settings.get("PreemptMode", "OFF")
+    if kind.endswith("none") or mode == "OFF":
+        return ok(id, f"PreemptType={kind}: no job is preempted")
+    parameters = facts.settings.get("SlurmctldParameters", "")
+    evidence = f"PreemptType={kind}, PreemptMode={mode}"
+    if "preempt_send_user_signal" in parameters:
+        return ok(id, f"{evidence}, with notice (preempt_send_user_signal)")
+    return warn(
+        id,
+        f"{evidence}, SlurmctldParameters has no preempt_send_user_signal: no early notice",
+        f"ask {_SITE} for it and a GraceTime; until then ckpt_every_steps bounds what is lost",
+    )
+
+
+def judge_requeue(facts: ClusterFacts) -> Finding:
+    """Whether Slurm requeues batch jobs."""
+    id, value = "slurm.requeue", facts.settings.get("JobRequeue")
+    if value is None:
+        return unknown(id, "JobRequeue is not in `scontrol show config`", f"ask {_SITE}")
+    if value == "1":
+        return ok(id, "JobRequeue=1: jobs come back after preemption and node failure")
+    return warn(
+        id,
+        f"JobRequeue={value}: jobs do not come back unless they ask for it",
+        "leave slurm.requeue at true, which asks for it",
+    )
+
+
+def judge_kill_wait(facts: ClusterFacts) -> Finding:
+    """Seconds that ranks have between SIGTERM and SIGKILL."""
+    id, match = "slurm.kill_wait", re.match(r"\d+", facts.settings.get("KillWait", ""))
+    if match is None:
+        return unknown(id, "KillWait is not in `scontrol show config`", f"ask {_SITE}")
+    seconds = int(match[0])
+    evidence = f"KillWait={seconds} s between SIGTERM and SIGKILL"
+    if seconds >= LEAST_KILL_WAIT_S:
+        return ok(id, evidence)
+    return warn(
+        id,
+        f"{evidence}: too short for most checkpoints",
+        "slurm.signal_lead_s is what leaves time to save; do not count on SIGTERM",
+    )
+
+
+def judge_accounting(facts: ClusterFacts) -> Finding:
+    """Whether ended jobs can be looked up."""
+    id, kind = "slurm.accounting", facts.settings.get("AccountingStorageType")
+    if kind is None:
+        return unknown(id, "AccountingStorageType is not in `scontrol show config`", f"ask {_SITE}")
+    if not kind.endswith("/slurmdbd"):
+        return warn(
+            id,
+            f"AccountingStorageType={kind or 'none'}: Slurm forgets jobs that have ended",
+            "nothing to do: run folders keep their own record (status, monitor cost)",
+        )
+    if facts.associations is None:
+        return warn(
+            id,
+            f"AccountingStorageType={kind}, and slurmdbd does not answer sacctmgr",
+            f"try `sacctmgr show user` later, then {_SITE}; limits are not judged until then",
+        )
+    return ok(id, f"AccountingStorageType={kind}, and slurmdbd answers")
+
+
+def judge_limits(facts: ClusterFacts) -> Finding:
+    """Whether Slurm refuses at once what it will never start."""
+    id, parts = "slurm.limits", facts.settings.get("EnforcePartLimits")
+    if parts is None:
+        return unknown(id, "EnforcePartLimits is not in `scontrol show config`", f"ask {_SITE}")
+    enforced = ", ".join(sorted(facts.enforced)) or "none"
+    evidence = f"EnforcePartLimits={parts}, AccountingStorageEnforce={enforced}"
+    if parts.upper() in ("ALL", "ANY", "YES"):
+        return ok(id, evidence)
+    return warn(
+        id,
+        f"{evidence}: jobs above a partition's limits are accepted and never start",
+        "`python -m launcher plan CFG` says so before anything is submitted",
+    )
+
+
+def judge_accounts(facts: ClusterFacts) -> Finding:
+    """The accounts that may be charged, with their QOS."""
+    id, mine = "slurm.accounts", facts.associations
+    if not facts.settings.get("AccountingStorageType", "").endswith("/slurmdbd"):
+        return ok(id, "no accounting, so no account is needed")
+    if mine is None:
+        return unknown(id, "slurmdbd does not answer", "`sacctmgr show user withassoc` later")
+    if not mine:
+        said = f"user {facts.user} may charge no account"
+        remedy = f"ask {_SITE} for an association (sacctmgr add user)"
+        return (fail if "associations" in facts.enforced else warn)(id, said, remedy)
+    words = []
+    for one in sorted(mine, key=lambda one: (not one.is_default, one.account)):
+        mark = " (default)" if one.is_default else ""
+        where = f" in {one.partition}" if one.partition else ""
+        words.append(f"{one.account}{mark}{where}: QOS {', '.join(sorted(one.qos)) or 'none'}")
+    return ok(id, f"user {facts.user}: {'; '.join(words)}")
+
+
+_MOST_NAMES = 8
+_OUT = ("drained", "down")
+
+
+def judge_gpus(facts: ClusterFacts) -> Finding:
+    """GPUs of the cluster by type, all and free."""
+    id, declared = "slurm.gpus", facts.settings.get("GresTypes")
+    if declared is None and not any(node.gpus for node in facts.nodes.values()):
+        return unknown(id, "GresTypes is not in `scontrol show config`", "see `sinfo -o '%P %G'`")
+    if any(node.gpus for node in facts.nodes.values()):
+        return ok(id, _gpus(facts.nodes.values()))
+    return warn(
+        id,
+        f"no node has a GPU that Slurm hands out (GresTypes={declared or 'none'})",
+        "train on CPUs (slurm.gpus_per_node: 0), or ask the site for gres.conf",
+    )
+
+
+def judge_partitions(
+    facts: ClusterFacts, *, needed: Collection[str] = (), reasons: Mapping[str, str] | None = None
+) -> Iterator[Finding]:
+    """One finding for each partition; one that is ``needed`` and takes no job fails.
+
+    Without ``needed`` that is the default partition; ``reasons`` tell why nodes are out, by name.
+    """
+    needed = needed or {name for name in [facts.default_partition] if name}
+    for name in sorted(set(facts.partitions) | set(needed)):
+        found = facts.partitions.get(name)
+        if found is None:
+            known = ", ".join(sorted(facts.partitions))
+            said = f"there is no partition {name}"
+            yield fail(f"slurm.partition.{name}", said, f"set slurm.partition to one of {known}")
+        else:
+            yield judge_partition(found, facts, needed=name in needed, reasons=reasons or {})
+
+
+def judge_partition(
+    partition: PartitionFacts, facts: ClusterFacts, *, needed: bool, reasons: Mapping[str, str]
+) -> Finding:
+    """The true state of one partition, as counts of its nodes."""
+    id = f"slurm.partition.{partition.name}"
+    nodes = [facts.nodes[name] for name in sorted(partition.nodes) if name in facts.nodes]
+    if len(nodes) < len(partition.nodes) or partition.state == "UNKNOWN":
+        said = f"state {partition.state}, {len(nodes)} of {len(partition.nodes)} nodes are known"
+        return unknown(id, said, f"`scontrol show partition {partition.name}`")
+    kinds = Counter(kind_of(node) for node in nodes)
+    evidence = "; ".join([*_evidence(partition, nodes, kinds), *_out(nodes, reasons)])
+    serious = fail if needed else warn
+    if partition.state != "UP":
+        closed = "no job of it starts; take another partition, or ask the site when it is back"
+        return serious(id, evidence, closed)
+    if not any(node.is_up for node in nodes):
+        return serious(id, evidence, "no node of it is up; take another, or ask the site")
+    if out := sum(kinds[kind] for kind in _OUT):
+        remedy = f"plan with {len(nodes) - out} of {len(nodes)} nodes, or ask the site when"
+        return warn(id, evidence, f"{remedy} the others are back (`sinfo -R`)")
+    return ok(id, evidence)
+
+
+def kind_of(node: NodeFacts) -> str:
+    """``idle``, ``mixed``, ``alloc``, ``drained`` (also while jobs on it end) or ``down``."""
+    if node.state in ("DOWN", "UNKNOWN", "INVAL", "FAIL") or "NOT_RESPONDING" in node.flags:
+        return "down"
+    if not node.is_up:
+        return "drained"
+    return {"IDLE": "idle", "MIXED": "mixed", "ALLOCATED": "alloc"}.get(node.state, "alloc")
+
+
+def _evidence(
+    partition: PartitionFacts, nodes: list[NodeFacts], kinds: Mapping[str, int]
+) -> Iterator[str]:
+    order = ("idle", "mixed", "alloc", *_OUT)
+    counts = ", ".join(f"{kinds[kind]} {kind}" for kind in order if kinds[kind])
+    limit = partition.max_time_s
+    yield f"{partition.state.lower()}{', default' if partition.is_default else ''}"
+    yield f"{len(nodes)} nodes: {counts or 'none'}"
+    yield f"time limit {'none' if limit is None else format_duration(limit)}"
+    yield _gpus(nodes)
+
+
+def _out(nodes: list[NodeFacts], reasons: Mapping[str, str]) -> Iterator[str]:
+    """Which nodes are out of service, and why."""
+    for kind in _OUT:
+        names = [node.name for node in nodes if kind_of(node) == kind]
+        told = [f"{name} ({reasons[name]})" if name in reasons else name for name in names]
+        if told:
+            more = f" and {len(told) - _MOST_NAMES} more" if len(told) > _MOST_NAMES else ""
+            yield f"{kind}: {', '.join(told[:_MOST_NAMES])}{more}"
+
+
+def _gpus(nodes: Iterable[NodeFacts]) -> str:
+    """``24 of 32 h100 free``; of a node with several types Slurm tells only the sum in use."""
+    total: Counter[str] = Counter()
+    free: Counter[str] = Counter()
+    for node in nodes:
+        kind = " + ".join(sorted(node.gpus)) or ""
+        total[kind] += sum(node.gpus.values())
+        free[kind] += max(0, node.free_gpus) if node.is_up else 0
+    present = [(kind, count) for kind, count in sorted(total.items()) if count]
+    words = [f"{free[kind]} of {count} {kind}".rstrip() for kind, count in present]
+    return f"GPUs free: {', '.join(words)}" if words else "no GPUs"
+
+
+ID = "config.verdict"
+
+
+def judge_verdict(verdict: Verdict | None, config: str) -> Finding:
+    """Only what can never run fails; a queue is no fault, if anyone can say how long it is."""
+    plan = f"`python -m launcher plan {config}`"
+    if verdict is None:
+        return ok(ID, f"{config} can be planned; it would run on this machine, without a queue")
+    evidence = "; ".join(verdict_lines(verdict))
+    if verdict.outcome is Outcome.IMPOSSIBLE:
+        return fail(ID, evidence, f"change the configuration; {plan} shows the request")
+    if verdict.outcome is Outcome.UNKNOWN:
+        return unknown(ID, evidence, f"{plan} when Slurm answers")
+    if verdict.outcome is Outcome.WAITS and verdict.wait_s is None:
+        return warn(ID, evidence, f"take what starts sooner; {plan} shows the request")
+    return ok(ID, evidence)
+
+
+def look_at_config(config: str) -> list[Finding]:
+    """Plan the configuration, and ask Slurm about it; refusals of the plan are findings."""
+    from submitrain.errors import UserError
+    from submitrain.launcher.plan.prepare import prepare
+
+    try:
+        verdict = prepare(config, plan_only=True).verdict()
+    except UserError as error:
+        said = "; ".join(str(error).splitlines())
+        return [fail(ID, said, f"correct it; `python -m launcher plan {config}` shows it again")]
+    return [judge_verdict(verdict, config)]

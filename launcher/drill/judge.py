@@ -1,0 +1,254 @@
+"""Judges the runs of a drill by their run folders: what happened, how long it took, is it the same.
+
+Reading is one function, judging is pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from submitrain.events import Kind, read_events
+from submitrain.launcher.drill.compare import (
+    AttemptStory,
+    Comparison,
+    Recovery,
+    compare_runs,
+    read_attempts,
+    read_recoveries,
+)
+from submitrain.launcher.drill.scenarios import Expected, Scenario
+from submitrain.launcher.drill.settings import PACE
+from submitrain.run_folder import RunDir
+from submitrain.train.faults import read_fired
+
+UNDISTURBED = "undisturbed"
+CONTROL = "control"
+INTERRUPTED = "interrupted"
+"""State of a run that the user ended together with the drill."""
+
+
+@dataclass(frozen=True)
+class Injection:
+    """One fault that really struck; ``t`` is UTC seconds, ``rank`` None = the whole run."""
+
+    what: str
+    t: float
+    step: int
+    attempt: int
+    rank: int | None
+    host: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of the drill, judged."""
+
+    id: str
+    what: str
+    folder: str
+    state: str
+    why: str
+    duration_s: float
+    injections: tuple[Injection, ...]
+    attempts: tuple[AttemptStory, ...]
+    recoveries: tuple[Recovery, ...]
+    rejected: tuple[str, ...]
+    """Checkpoints that were refused when the run went on, and why."""
+    comparison: Comparison | None
+    """With the undisturbed run; None for that one itself."""
+    losses: tuple[tuple[int, float], ...]
+    """(step, loss) in the order in which they were computed: repetitions show."""
+    ok: bool = False
+    verdict: str = ""
+    advice: str = ""
+
+    @property
+    def cause(self) -> str:
+        """How the first interrupted attempt was classified."""
+        return self.attempts[0].cause if self.attempts else ""
+
+    @property
+    def action(self) -> str:
+        """What followed."""
+        return self.attempts[0].action if self.attempts else ""
+
+    @property
+    def recovery_s(self) -> float | None:
+        """The longest recovery; None where there was none."""
+        return max((one.total_s for one in self.recoveries), default=None)
+
+    @property
+    def lost_steps(self) -> int:
+        """Finished steps that had to be computed again."""
+        return sum(one.lost_steps for one in self.recoveries)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; times in seconds."""
+        value = asdict(self)
+        value["losses"] = [(step, _json_number(loss)) for step, loss in self.losses]
+        if self.comparison is not None:
+            value["comparison"] |= {
+                "identical": self.comparison.identical,
+                "text": self.comparison.text,
+                "largest_relative": _json_number(self.comparison.largest_relative),
+            }
+        for plain, one in zip(value["recoveries"], self.recoveries, strict=True):
+            plain["lost_steps"] = one.lost_steps
+        more = {"cause": self.cause, "action": self.action, "recovery_s": self.recovery_s}
+        return {**value, **more, "lost_steps": self.lost_steps}
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def read_outcome(
+    scenario: Scenario | None,
+    folder: Path,
+    *,
+    name: str,
+    state: str,
+    why: str,
+    duration_s: float,
+    by_hand: Sequence[Injection] = (),
+    reference: Path | None = None,
+) -> Outcome:
+    """What the run folder of one scenario tells; not judged yet."""
+    run_dir = RunDir(folder)
+    fired = [one for one in read_fired(run_dir) if one.id.partition("~")[0] != PACE]
+    inside = [
+        Injection(f"{one.kind} at {one.moment}", one.t, one.step, one.attempt, one.rank, one.host)
+        for one in fired
+    ]
+    attempts = tuple(read_attempts(folder))
+    injections = tuple(sorted([*inside, *by_hand], key=lambda one: one.t))
+    if scenario is not None and scenario.short_time_limit:
+        injections = time_limits(attempts)
+    events = list(read_events(run_dir.events(0)))
+    return Outcome(
+        id=name,
+        what=scenario.what if scenario else "nothing happens",
+        folder=str(folder),
+        state=state,
+        why=why,
+        duration_s=round(duration_s, 1),
+        injections=injections,
+        attempts=attempts,
+        recoveries=tuple(read_recoveries(folder, [one.t for one in injections])),
+        rejected=tuple(
+            f"{Path(event['path']).name}: {event['reason']}"
+            for event in events
+            if event["kind"] == Kind.CHECKPOINT_REJECTED
+        ),
+        comparison=None if reference is None else compare_runs(folder, reference),
+        losses=tuple(
+            (event["step"], float.fromhex(event["loss_hex"]))
+            for event in events
+            if event["kind"] == Kind.STEP
+        ),
+    )
+
+
+def time_limits(attempts: Sequence[AttemptStory]) -> tuple[Injection, ...]:
+    """A time limit strikes when the supervisor asks the ranks to stop for it."""
+    return tuple(
+        Injection("time limit", one.noticed_at, one.last_step or 0, one.attempt, None, "")
+        for one in attempts
+        if one.cause == "time_limit" and one.noticed_at is not None
+    )
+
+
+def judged(outcome: Outcome, scenario: Scenario | None, *, control: Comparison | None) -> Outcome:
+    """The outcome with its verdict, and advice where it is not what it should be.
+
+    ``control`` compares a second undisturbed run with the first; None when there was no need.
+    """
+    ok, verdict, advice = _judge(outcome, scenario, control)
+    return replace(outcome, ok=ok, verdict=verdict, advice=advice)
+
+
+def _judge(
+    outcome: Outcome, scenario: Scenario | None, control: Comparison | None
+) -> tuple[bool, str, str]:
+    if outcome.state == INTERRUPTED:
+        return False, "interrupted by you", ""
+    if scenario is None:
+        return _judge_undisturbed(outcome)
+    if not outcome.injections:
+        why = f": {outcome.why}" if outcome.why else ""
+        return (
+            False,
+            f"the fault did not strike; the run {outcome.state}{why}",
+            "the run ended before it was due: give it more --steps, or see its logs",
+        )
+    if scenario.expected is Expected.STOP:
+        return _judge_stop(outcome, scenario)
+    if outcome.state != "finished":
+        return (
+            False,
+            f"did not come back: {outcome.state} ({outcome.why or 'no reason recorded'})",
+            f"python -m monitor diagnose {outcome.folder}",
+        )
+    if scenario.expected is Expected.FINISH:
+        return True, f"finished{_classified(outcome, scenario)}", ""
+    return _judge_curve(outcome, scenario, control)
+
+
+def _judge_undisturbed(outcome: Outcome) -> tuple[bool, str, str]:
+    if outcome.state != "finished":
+        return (
+            False,
+            f"the undisturbed run {outcome.state}: {outcome.why}",
+            f"python -m monitor diagnose {outcome.folder}",
+        )
+    if outcome.comparison is not None and not outcome.comparison.identical:
+        return False, f"undisturbed again: {outcome.comparison.text}", ""
+    return True, "finished", ""
+
+
+def _judge_stop(outcome: Outcome, scenario: Scenario) -> tuple[bool, str, str]:
+    if outcome.state == "failed" and outcome.cause in scenario.causes:
+        return True, f"stopped at once, as it should: {outcome.why}", ""
+    return (
+        False,
+        f"should have stopped as {_names(scenario)}, but {outcome.state} as {outcome.cause}",
+        f"python -m monitor diagnose {outcome.folder}",
+    )
+
+
+def _judge_curve(
+    outcome: Outcome, scenario: Scenario, control: Comparison | None
+) -> tuple[bool, str, str]:
+    comparison = outcome.comparison or Comparison(0)
+    if comparison.identical or comparison.alike:
+        return True, f"{comparison.text}{_classified(outcome, scenario)}", ""
+    if control is None:
+        return False, f"finished, {comparison.text}", ""
+    if not control.alike:
+        return (
+            False,
+            f"finished, {comparison.text}",
+            "two undisturbed runs of this configuration differ as well (largest relative "
+            f"difference {control.largest_relative:.1e}): its kernels are not deterministic here, "
+            "so that a difference says nothing about the recovery",
+        )
+    return (
+        False,
+        f"finished, {comparison.text}",
+        "two undisturbed runs agree, so this recovery was not exact: look for state that is not a "
+        "function of the step (a data set, optimizer or model of your own), and report it",
+    )
+
+
+def _classified(outcome: Outcome, scenario: Scenario) -> str:
+    if outcome.cause in scenario.causes:
+        return ""
+    return f" (classified as {outcome.cause}, expected {_names(scenario)})"
+
+
+def _names(scenario: Scenario) -> str:
+    return " or ".join(sorted(scenario.causes))

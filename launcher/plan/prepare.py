@@ -1,0 +1,203 @@
+"""Everything before the first write of a launch: load, check, choose the cluster, plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from submitrain.errors import ClusterError, ConfigError, UserError
+from submitrain.launcher.container import Runtime, installed_runtimes
+from submitrain.launcher.container_paths import path_problems
+from submitrain.launcher.plan.inputs import check_inputs
+from submitrain.launcher.submit.submit import Cluster, choose_cluster, slurm_problem
+
+if TYPE_CHECKING:
+    from submitrain.config import RunConfig
+    from submitrain.launcher.checks.environment import Variable
+    from submitrain.launcher.checks.schedulability import Verdict
+    from submitrain.launcher.plan.config import LoadedConfig
+    from submitrain.launcher.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A launch that could go: configuration, where it goes and what will be asked for there."""
+
+    loaded: LoadedConfig
+    cluster: Cluster
+    plan: Plan
+    workdir: Path
+
+    @property
+    def environment(self) -> list[Variable]:
+        """What will reach the ranks, and from where."""
+        from submitrain.launcher.checks.environment import ranks_environment
+
+        return ranks_environment(
+            self.loaded.config,
+            os.environ,
+            cluster=self.cluster.name,
+            gpus=self.plan.gpus_per_node > 0,
+        )
+
+    @property
+    def runs_dir(self) -> Path:
+        """Folder for run folders, absolute."""
+        return self.workdir / Path(self.loaded.config.runs_dir).expanduser()
+
+    def verdict(self) -> Verdict | None:
+        """What Slurm would make of it now, asked anew; None where it would not run under Slurm."""
+        if self.cluster.name != "slurm" or slurm_problem():
+            return None
+        from submitrain.launcher.checks.limits import request_of
+        from submitrain.launcher.checks.queue import expect
+        from submitrain.launcher.checks.schedulability import Outcome, Verdict
+        from submitrain.launcher.plan.plan import sbatch_text
+
+        try:
+            script = sbatch_text(self.plan, self.runs_dir / "submitit")
+            return expect(request_of(self.plan.sbatch), script)
+        except Exception as error:  # an opinion must not keep a run from its submission
+            return Verdict(Outcome.UNKNOWN, (f"no opinion: {type(error).__name__}: {error}",))
+
+
+def prepare(
+    source: str | Path | Mapping[str, Any] | RunConfig,
+    *,
+    overrides: Sequence[str] = (),
+    cluster: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    plan_only: bool = False,
+) -> Prepared:
+    """Everything before the first write: load and check the configuration, choose, plan.
+
+    With ``plan_only``, Slurm need not be here: it is planned for as for a cluster with GPUs.
+
+    Raises:
+        UserError: the input is wrong; one line for every problem.
+    """
+    from submitrain.config.resolve import secret_environment
+    from submitrain.launcher.plan.config import load_config
+    from submitrain.launcher.plan.plan import make_plan
+
+    loaded = load_config(source, overrides, changes)
+    if loaded.config.after is not None:
+        before = run_before(loaded.config)
+        loaded = load_config(source, [*overrides, f"after={before}"], changes)
+    # Only to learn here, and not from a failed run, that a variable is missing.
+    secret_environment(loaded.config, os.environ)
+    workdir = Path.cwd()
+    wanted = cluster or loaded.config.cluster
+    if plan_only and wanted == "slurm" and slurm_problem():
+        chosen = Cluster("slurm", "asked for; none answers here, so one with GPUs is assumed")
+        gpus = True
+    else:
+        chosen = choose_cluster(wanted)
+        gpus = gpus_available(chosen)
+    contained = chosen.name == "slurm" and loaded.config.slurm.in_container
+    runtimes = frozenset[Runtime]()
+    if contained:
+        check_paths(loaded.config, workdir)
+        runtimes = installed_runtimes()
+    check_inputs(loaded.config, workdir, contained=contained)
+    plan = make_plan(loaded, cluster=chosen.name, gpus_available=gpus, runtimes=runtimes)
+    if (runtime := plan.container_runtime) is not None and runtime not in runtimes:
+        note = f"{runtime} is not on this machine: every node of the job must have it"
+        plan = replace(plan, notes=(*plan.notes, note))
+    plan = _with_environment(plan, loaded.config)
+    plan = chained(_with_deadlines(plan, loaded.config, chosen), loaded.config)
+    return Prepared(loaded, chosen, plan, workdir)
+
+
+def run_before(config: RunConfig) -> Path:
+    """Folder of the run that ``after`` names.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    from submitrain.launcher.run import Run
+
+    try:
+        return Run.open(config.after or "", runs_dir=config.runs_dir).folder
+    except UserError as error:
+        words = str(error).removeprefix("run: ").replace("by --runs-dir", "by its path")
+        raise UserError(f"after: {words}") from error
+
+
+def chained(plan: Plan, config: RunConfig) -> Plan:
+    """The plan of a run that waits for another one: its job depends on that run's job.
+
+    Raises:
+        UserError: that run has ended without finishing, or nobody could wait for it.
+    """
+    from submitrain.launcher.submit.dependency import Predecessor, dependency_on
+
+    if config.after is None:
+        return plan
+    before = Predecessor(Path(config.after))
+    ours = dependency_on(before, plan.cluster)
+    note = f"starts when {before.folder.name} has finished"
+    users = [config.slurm.dependency] if config.slurm.dependency else []
+    waits = {} if ours is None else {"dependency": ",".join([*users, ours])}
+    return replace(plan, sbatch={**plan.sbatch, **waits}, notes=(*plan.notes, note))
+
+
+def _with_environment(plan: Plan, config: RunConfig) -> Plan:
+    """The plan with what variables of the ranks cost; refuses those that break the run."""
+    from submitrain.launcher.checks.environment import lint
+    from submitrain.launcher.checks.environment_rules import Setting
+    from submitrain.launcher.submit.submit import job_environment
+
+    found = lint(config.slurm.env, job_environment(os.environ, ""), Setting.of(plan, config))
+    if problems := [one.text for one in found if one.verdict == "error"]:
+        raise UserError("\n".join(problems))
+    return replace(plan, warnings=(*plan.warnings, *(one.text for one in found)))
+
+
+def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:
+    """The plan with what deadlines and this environment mean; refuses what cannot be met."""
+    from submitrain.launcher.plan.deadlines import deadline_cautions, deadline_problems
+    from submitrain.launcher.plan.watcher import watcher_cautions
+    from submitrain.slurm.client import kill_wait_s
+
+    size = plan.estimates.checkpoint_bytes
+    if problems := list(deadline_problems(config, size)):
+        raise UserError("\n".join(problems))
+    granted = kill_wait_s() if cluster.name == "slurm" else None
+    cautions = [*deadline_cautions(config, size, granted), *watcher_cautions(config, os.environ)]
+    return replace(plan, warnings=(*plan.warnings, *cautions))
+
+
+def check_paths(config: RunConfig, workdir: Path) -> None:
+    """The path check of containers (``launcher.container_paths``).
+
+    Raises:
+        ConfigError: one line for every path that ranks would not find, or write in vain.
+    """
+    runs_dir = workdir / Path(config.runs_dir).expanduser()
+    if problems := list(path_problems(config, runs_dir=runs_dir, workdir=workdir)):
+        raise ConfigError(*problems)
+
+
+def gpus_available(cluster: Cluster) -> bool:
+    """Whether jobs of this cluster can ask for GPUs; no torch needed to know.
+
+    Raises:
+        ClusterError: Slurm does not say; a guess would start a job without its GPUs.
+    """
+    if cluster.name == "local":
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in {"", "-1"} and any(
+            Path("/dev").glob("nvidia[0-9]*")
+        )
+    from submitrain.slurm.client import ask
+
+    answer = ask(["sinfo", "--noheader", "--format=%G"])
+    if answer.code != 0:
+        raise ClusterError(
+            "cluster: sinfo does not say whether this cluster has GPUs "
+            f"({answer.error or 'no answer'}); try again when Slurm answers"
+        )
+    return "gpu" in answer.out

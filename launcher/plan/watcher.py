@@ -1,0 +1,91 @@
+"""What ``monitor.autostart`` comes to: who watches a run, and with which resources. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from submitrain.config import RunConfig
+from submitrain.config.alerts import LATE, WatcherJobConfig
+from submitrain.config.placeholders import PlaceholderError, expand
+from submitrain.config.types import format_duration
+from submitrain.launcher.plan.sbatch import SETUP
+
+_CHANNELS = ("slack_webhook", "email_to", "pagerduty_key", "webhook_url", "apprise_url")
+
+
+def watched_by(config: RunConfig, cluster: str) -> str:
+    """``off``, ``beside`` or ``job``: without Slurm there is no job of its own."""
+    wanted = config.monitor.autostart
+    return "beside" if wanted == "job" and cluster != "slurm" else wanted
+
+
+def watcher_sbatch(config: RunConfig) -> dict[str, Any]:
+    """submitit's parameters of the watcher's job, less its name: light, and without GPUs."""
+    job, slurm = config.monitor.job, config.slurm
+    wanted = {
+        "partition": job.partition or slurm.partition,
+        "account": job.account or slurm.account,
+        "qos": job.qos or slurm.qos,
+        "time": -(-(job.time or slurm.time) // 60),
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": job.cpus,
+        "mem": job.mem,
+        "setup": list(SETUP),
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True},
+    }
+    return {key: value for key, value in wanted.items() if value is not None} | {"wckey": None}
+
+
+def watcher_text(config: RunConfig, cluster: str) -> str:
+    """Who watches, for people."""
+    kind = watched_by(config, cluster)
+    if kind == "job":
+        job, where = config.monitor.job, watcher_sbatch(config).get("partition")
+        limit = format_duration(job.time or config.slurm.time)
+        place = f", partition {where}" if where else ""
+        return (
+            f"a Slurm job of its own: {job.cpus} CPU{'s' if job.cpus > 1 else ''}, {job.mem}"
+            f"{place}, {limit}, requeued until the run has ended"
+        )
+    if kind == "beside":
+        where = "on the job's first node" if cluster == "slurm" else "on this machine"
+        instead = "; there is no Slurm for a job of its own" if _instead(config, cluster) else ""
+        return f"a process beside the supervisor, {where}{instead}"
+    return "none: start `python -m monitor watch`, or set monitor.autostart"
+
+
+def has_channels(config: RunConfig) -> bool:
+    """Whether the configuration says where alerts go."""
+    return any(getattr(config.alerts, key) for key in _CHANNELS)
+
+
+def watcher_cautions(config: RunConfig, environ: Mapping[str, str]) -> Iterator[str]:
+    """What keeps a watcher from telling anybody anything."""
+    if config.monitor.autostart == "off":
+        return
+    if not has_channels(config) and not environ.get("EMAIL_ALERTS"):
+        yield (
+            f"monitor.autostart is {config.monitor.autostart} and section alerts names no channel: "
+            "alerts go to alerts.jsonl only; set alerts.slack_webhook, email_to or another one"
+        )
+    for _, key in sorted(LATE):
+        try:
+            expand(str(getattr(config.alerts, key) or ""), environ)
+        except PlaceholderError as error:
+            yield f"alerts.{key}: {error}; the watcher has the environment of this launch"
+
+
+def watcher_problems(config: RunConfig) -> Iterator[str]:
+    """Settings that would have no effect, one line each, with the key first."""
+    if config.monitor.job != WatcherJobConfig() and config.monitor.autostart != "job":
+        yield (
+            "monitor.job: expected monitor.autostart: job, which alone has a job, got "
+            f"{config.monitor.autostart}; set that or remove this"
+        )
+
+
+def _instead(config: RunConfig, cluster: str) -> bool:
+    return config.monitor.autostart == "job" and cluster != "slurm"

@@ -1,0 +1,1 @@
+"""From a prepared run to a submitted one: run folder, record, snapshot, job."""

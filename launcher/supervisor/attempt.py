@@ -1,0 +1,324 @@
+"""Watches the ranks of one attempt until all are gone, and asks them to stop when it is time to.
+
+It gathers facts (``AttemptEvidence``); what they mean is ``policy``'s business.
+
+The last lines that a rank wrote: for people, and as evidence.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from submitrain.config import RunConfig
+from submitrain.errors import FencedError, UserError
+from submitrain.events import EventWriter, Kind
+from submitrain.launcher.plan.deadlines import LAST_CALL_S, Fit, lead_of
+from submitrain.launcher.supervisor.allocation import Allocation
+from submitrain.launcher.supervisor.evidence import AttemptEvidence, StopCause
+from submitrain.launcher.supervisor.hang_watch import HangWatch
+from submitrain.launcher.supervisor.node_failures import NodeWatch
+from submitrain.launcher.supervisor.processes import RankGroup
+from submitrain.launcher.supervisor.rank_events import RankRecords
+from submitrain.launcher.supervisor.requeue import SignalNotes
+from submitrain.launcher.supervisor.srun import step_ended_for
+from submitrain.monitor.diagnose import Diagnosis, diagnose_run
+from submitrain.run_folder import RunDir, write_json_atomically
+
+LINES = 20
+TAIL_BYTES = 64 * 1024
+LINE_LENGTH = 500
+
+
+def log_tail(
+    run_dir: RunDir, attempt: int, rank: int, streams: Sequence[str] = ("err", "out")
+) -> list[str]:
+    """The last lines of the first of a rank's streams that has any; read from the end."""
+    for stream in streams:
+        try:
+            with run_dir.log(attempt, rank, stream).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            continue
+        if lines := [line.rstrip()[:LINE_LENGTH] for line in lines if line.strip()]:
+            return lines[-LINES:]
+    return []
+
+
+POLL_S = 0.1
+READ_EVERY_S = 1.0
+"""Seconds between looks at the run folder: events, cancel request, newer attempts."""
+PROGRESS_EVERY_S = 60.0
+SETTLE_S = 5.0
+"""Seconds to wait for the last events of ranks whose processes ended well (shared file systems)."""
+DIAGNOSED_BYTES = 64 * 2**20
+"""How much of the ends of all logs together is read for a diagnosis: less than a second's work."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class AttemptWatch:
+    """The supervision of one attempt; ``run`` returns when no rank is left."""
+
+    run_dir: RunDir
+    config: RunConfig
+    allocation: Allocation
+    signals: SignalNotes
+    attempt: int
+
+    def __post_init__(self) -> None:
+        spawner = self.allocation.spawner
+        self.records = RankRecords(self.run_dir, self.attempt, spawner.world_size)
+        self.hangs = HangWatch(
+            self.run_dir, self.config, self.attempt, self.records, self.records.pace
+        )
+        self.nodes = NodeWatch(
+            self.allocation,
+            spawner.nodes,
+            self.records,
+            self.config.logging.heartbeat_s,
+            self.run_dir.logs(self.attempt) / "srun.err",
+        )
+        self.stop_asked: StopCause | None = None
+        self.noticed_at: float | None = None
+        self._kill_at: float | None = None
+        self._next_read = 0.0
+        self._cancelled = False
+        self._fenced = False
+        self._next_progress = 0.0
+        self._warnings_weighed = 0
+        self._preempted = False
+        self._lead_told = Fit.FITS
+
+    def run(self) -> AttemptEvidence:
+        """Start the ranks, watch them to their end, and say what was seen."""
+        group = self.allocation.spawner.start(self.attempt)
+        try:
+            while True:
+                self._look()
+                self._leave_if_fenced(group)
+                if group.poll():
+                    break
+                self._notice(group)
+                self._ask_to_stop(group)
+                if self._is_over(group) or self._lost_a_node(group) or self._hangs(group):
+                    break
+                time.sleep(POLL_S)
+        except BaseException:
+            group.kill()
+            raise
+        self._notice(group)
+        self._settle(group)
+        return self._evidence(group)
+
+    def _notice(self, group: RankGroup) -> None:
+        """Note when the end of the attempt began to show: a rank left, or ranks shall leave."""
+        if self.noticed_at is None and (self.stop_asked is not None or group.exits()):
+            self.noticed_at = round(time.time(), 6)
+
+    def lead_s(self) -> float:
+        """Seconds before the time limit at which the ranks are asked to stop, as of now."""
+        lead = lead_of(
+            configured=self.config.resilience.stop_lead_s,
+            limit_s=self.allocation.limit_s,
+            step_s=self.records.step_s,
+            save_s=self.records.slowest_save_s,
+            unmeasured_s=self.config.slurm.signal_lead_s,
+        )
+        if lead.fit is not self._lead_told:
+            self._lead_told = lead.fit
+            if lead.why:
+                log.warning("lead", attempt=self.attempt, fit=str(lead.fit), why=lead.why)
+                writer = EventWriter(
+                    self.run_dir.attempts, -1, self.attempt, self.allocation.job_id
+                )
+                writer.write(
+                    Kind.LEAD, fit=str(lead.fit), lead_s=round(lead.seconds, 1), why=lead.why
+                )
+        return lead.seconds
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now < self._next_read:
+            return
+        self._next_read = now + READ_EVERY_S
+        self.records.read()
+        with suppress(OSError):
+            self._cancelled = self._cancelled or self.run_dir.cancel_request.exists()
+            self._fenced = self.run_dir.newest_attempt() > self.attempt
+        self._weigh_warnings()
+        if self.records.last_step is not None and now >= self._next_progress:
+            self._next_progress = now + PROGRESS_EVERY_S
+            log.info("progress", attempt=self.attempt, step=self.records.last_step)
+
+    def _leave_if_fenced(self, group: RankGroup) -> None:
+        """End the own ranks without the scheduler, whose job and steps may be another's by now.
+
+        Raises:
+            FencedError: a newer attempt owns the run folder.
+        """
+        if self._fenced:
+            group.abandon()
+            raise FencedError(
+                f"attempt {self.run_dir.newest_attempt()} owns {self.run_dir.run_id}; attempt "
+                f"{self.attempt} ended its ranks"
+            )
+
+    def _ask_to_stop(self, group: RankGroup) -> None:
+        """Ask once for every new, stronger reason; the strongest one is what the record shows."""
+        cause = self._reason()
+        if cause is None or cause is self.stop_asked:
+            return
+        if self.stop_asked is not None and _STRENGTH[cause] <= _STRENGTH[self.stop_asked]:
+            return
+        self.stop_asked = cause
+        self._kill_at = self._last_call(cause)
+        log.warning("stop", attempt=self.attempt, cause=str(cause), signals=self.signals.names)
+        with suppress(OSError):
+            write_json_atomically(
+                self.run_dir.stop_request(self.attempt), {"reason": str(cause), "t": time.time()}
+            )
+        if cause not in (StopCause.TIME_LIMIT, StopCause.WARNED):
+            group.request_stop(signal.SIGTERM)
+
+    def _weigh_warnings(self) -> None:
+        """Find out what Slurm's warning means: a preemption counts, the time limit is ours to know.
+
+        Slurm warns up to a minute early (sbatch(1), --signal), so that obeying it would cost short
+        jobs their whole time. When nobody can say what it means, it counts.
+        """
+        warnings = self.records.warnings + self.signals.warnings
+        if warnings == self._warnings_weighed:
+            return
+        self._warnings_weighed = warnings
+        job = self.allocation.job()
+        self._preempted = job is None or job.preempted_at is not None
+        log.info("warned", attempt=self.attempt, obeyed=self._preempted)
+
+    def _reason(self) -> StopCause | None:
+        if self._cancelled:
+            return StopCause.CANCEL
+        if self.signals.terminated:
+            return StopCause.TERMINATED
+        if time.time() >= self.allocation.ends_at() - self.lead_s():
+            return StopCause.TIME_LIMIT
+        return StopCause.WARNED if self._preempted else None
+
+    def _last_call(self, cause: StopCause) -> float:
+        """When ranks that did not stop are killed (UTC seconds)."""
+        now = time.time()
+        if cause in (StopCause.CANCEL, StopCause.TERMINATED):
+            return now + self.allocation.kill_wait_s
+        return max(now, self.allocation.ends_at() - min(LAST_CALL_S, self.lead_s() / 3))
+
+    def _is_over(self, group: RankGroup) -> bool:
+        """Whether to wait no longer for ranks that do not stop; they are gone then, or soon."""
+        if self._kill_at is None or time.time() < self._kill_at:
+            return False
+        log.error("kill", attempt=self.attempt, why="the ranks did not stop in time")
+        if self.allocation.has_queue and self.signals.terminated:
+            # Slurm kills them in a moment, and this process too: a scancel would wait for that
+            # (measured: 8 s), so use the time for the last word.
+            return True
+        group.kill()
+        return True
+
+    def _lost_a_node(self, group: RankGroup) -> bool:
+        """End ranks that wait for a lost node: they, and srun at a launch, wait for ever."""
+        if self.stop_asked is not None or not self.nodes.look():
+            return False
+        log.warning("nodes_lost", attempt=self.attempt, nodes=self.nodes.lost)
+        group.kill()
+        return True
+
+    def _hangs(self, group: RankGroup) -> bool:
+        """End the attempt if a rank hangs; after a death the group ends by itself."""
+        hang = self.hangs.look()
+        if hang is None or any(one.died for one in group.exits()):
+            return False
+        if self.hangs.examine(hang, group.dump_stacks) is None:
+            return False
+        group.kill()
+        return True
+
+    def _settle(self, group: RankGroup) -> None:
+        """Read the last events; those of other hosts may take a moment to become visible."""
+        died = any(one.died for one in group.exits())
+        deadline = time.monotonic() + (0.0 if died or self.signals.terminated else SETTLE_S)
+        while True:
+            self.records.read_all()
+            told = self.records.finished | self.records.stopped
+            told |= {failure.rank for failure in self.records.failures}
+            if len(told) >= self.records.world_size or time.monotonic() >= deadline:
+                return
+            time.sleep(POLL_S)
+
+    def _ended_for(self) -> str | None:
+        """slurmstepd writes why it ends a step where the first rank of a node writes its errors."""
+        return step_ended_for("\n".join(log_tail(self.run_dir, self.attempt, 0, streams=("err",))))
+
+    def _diagnosis(self) -> Diagnosis | None:
+        """What records and logs say; training must not depend on it."""
+        with suppress(OSError, UserError):
+            return diagnose_run(self.run_dir.root, attempt=self.attempt, log_bytes=DIAGNOSED_BYTES)
+        return None
+
+    def _evidence(self, group: RankGroup) -> AttemptEvidence:
+        records, terminated = self.records, self.signals.terminated
+        with suppress(OSError):
+            self._cancelled = self._cancelled or self.run_dir.cancel_request.exists()
+        everyone_finished = len(records.finished) >= records.world_size
+        ended_well = len(records.finished | records.stopped) >= records.world_size
+        asked = terminated or self._cancelled or self.stop_asked is not None
+        lost, accused = self.nodes.conclude(group.exits(), ended_well=ended_well or asked)
+        hang = self.hangs.self_ended(group.exits())
+        # After a hang or a lost node the logs speak of our own kill.
+        explained = ended_well or terminated or hang is not None or bool(lost)
+        return AttemptEvidence(
+            attempt=self.attempt,
+            world_size=records.world_size,
+            first_step=records.first_step,
+            last_step=records.last_step,
+            started=frozenset(records.started),
+            finished=frozenset(records.finished),
+            hosts=dict(records.started),
+            stopped=frozenset(records.stopped),
+            signalled=tuple(records.signalled),
+            failures=tuple(records.failures),
+            exits=group.exits(),
+            hang=hang,
+            launcher_code=group.launcher_code(),
+            launcher_error=group.launcher_error(),
+            lost_nodes=lost,
+            accused_nodes=accused,
+            terminated=terminated,
+            ended_for=self._ended_for(),
+            stop_asked=self.stop_asked,
+            noticed_at=self.noticed_at,
+            cancel_requested=self._cancelled,
+            job=None if everyone_finished else self.allocation.job(),
+            diagnosis=None if explained else self._diagnosis(),
+            has_queue=self.allocation.has_queue,
+            restarts_before=self.allocation.restarts,
+            remaining_s=self.allocation.ends_at() - time.time(),
+            lead_s=self.lead_s(),
+            rollback=records.rollback,
+            unsaved=tuple(records.unsaved),
+            lost_lines=sum(records.dropped.values()),
+        )
+
+
+_STRENGTH = {
+    StopCause.WARNED: 1,
+    StopCause.TIME_LIMIT: 1,
+    StopCause.TERMINATED: 2,
+    StopCause.CANCEL: 3,
+}

@@ -1,0 +1,123 @@
+"""Guards a job against the loss of its first node, and of the supervisor with it.
+
+With ``--no-kill`` Slurm takes a lost node out of the job and lets the job go on, the first node
+too: seen with 22.05.8, the job then runs without a batch process until its time limit. So a light
+process on the job's last node (a step of its own) asks now and then whether the first node still
+belongs to the job, and requeues the job when it does not. The rest is the successor's business.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import structlog
+
+from submitrain.attempts import RESUME_HINT
+from submitrain.launcher.supervisor.srun import srun_environment
+from submitrain.run_folder import RunDir
+from submitrain.slurm.client import JobInfo, ask, show_job
+
+LOOK_EVERY_S = 30.0
+ASK_AGAIN_S = 10.0
+STEP_NAME = "guard"
+
+log = structlog.get_logger(__name__)
+
+
+class Watched(StrEnum):
+    """What the guard sees of its job."""
+
+    FINE = "fine"
+    ORPHANED = "orphaned"
+    """The first node is gone, and nobody supervises the job."""
+    OVER = "over"
+
+
+def judge(job: JobInfo, first_node: str, restarts: int) -> Watched:
+    """Whether the job still has its first node; nobody's answer is no news. Pure.
+
+    A job with more ``restarts`` than when this guard was set up is another one's to guard: this
+    node was cut off and came back.
+    """
+    if not job.known:
+        return Watched.FINE
+    if not job.running or job.restarts != restarts:
+        return Watched.OVER
+    return Watched.FINE if not job.nodes or first_node in job.nodes else Watched.ORPHANED
+
+
+@dataclass
+class Guard:
+    """The supervisor's side: keeps one guard standing on the last node of the job."""
+
+    run_dir: RunDir
+    job_id: str
+    first_node: str
+    restarts: int
+    _node: str = ""
+    _step: subprocess.Popen[bytes] | None = None
+
+    def stand(self, nodes: Sequence[str]) -> None:
+        """See that the last of ``nodes`` has a living guard; one that cannot stand stops nobody."""
+        if len(nodes) < 2 or (self._alive and self._node in nodes):
+            return
+        self._node, log = nodes[-1], self.log_path
+        command = guard_command(log, self._node)
+        command += [self.job_id, self.first_node, str(self.restarts)]
+        with suppress(OSError), log.open("ab") as words:
+            self._step = subprocess.Popen(
+                command,
+                env=srun_environment(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+                process_group=0,
+            )
+
+    @property
+    def log_path(self) -> Path:
+        """What the guards said, and srun of them; a supervisor that comes back late has its own."""
+        return self.run_dir.submitit / f"{self.job_id}_{self.restarts}_guard_log.txt"
+
+    @property
+    def _alive(self) -> bool:
+        return self._step is not None and self._step.poll() is None
+
+
+def guard_command(log: Path, node: str) -> list[str]:
+    """The guard's step, less the arguments of ``watch``; it shares what the ranks have (overlap).
+
+    Also their GPUs: ``--gres=none`` is refused in a job with ``--gpus-per-node`` ("Invalid
+    Trackable RESource (TRES) specification", 22.05.8).
+    """
+    flags = ["--overlap", "--no-kill", "--nodes=1", "--ntasks=1", f"--nodelist={node}"]
+    flags += ["--cpus-per-task=1", f"--job-name={STEP_NAME}", "--input=none", "--export=ALL"]
+    flags += [f"--output={str(log).replace('%', '%%')}", "--open-mode=append"]
+    return ["srun", *flags, sys.executable, "-m", "submitrain.launcher.supervisor.guard"]
+
+
+def watch(job_id: str, first_node: str, restarts: int) -> None:
+    """Look until the job is over; requeue it when it is orphaned.
+
+    A job that may not be requeued is cancelled: it would hold its nodes for nothing.
+    """
+    while (seen := judge(show_job(job_id), first_node, restarts)) is not Watched.OVER:
+        if seen is Watched.ORPHANED:
+            log.warning("requeue", job_id=job_id, why=f"{first_node} and the supervisor are gone")
+            answer = ask(["scontrol", "requeue", "Incomplete", job_id])
+            if answer.code not in (0, None) and "disabled" in answer.error:
+                log.warning("cancel", job_id=job_id, why=answer.error, next_step=RESUME_HINT)
+                ask(["scancel", job_id])
+        time.sleep(LOOK_EVERY_S if seen is Watched.FINE else ASK_AGAIN_S)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1], sys.argv[2], int(sys.argv[3]))

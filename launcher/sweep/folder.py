@@ -1,0 +1,281 @@
+"""The folder of a sweep: what it was to be, written once, and the runs that were made for it.
+
+    <runs>/<name>-sweep-<utc>/
+      sweep.json      the plan: points, settings; written once, by whoever made the folder
+      config.yaml     the configuration that the points change
+      n2-r1-<utc>-<hash8>/ ...   one folder for every run; a point's run has the point's name
+      submissions/    whoever holds the newest one conducts the sweep
+      (submitrain.launcher.submit.claims)
+      cancel.json     made by `cancel`; `resume` takes it away
+      sweep.log       output of a conductor in the background
+      report.json report.html    written by `report`, and where the command waited for the end
+
+Which run belongs to which point is in the runs' own records, so nothing has to be kept in step.
+
+How the points of a sweep are doing: the states of their newest runs, by one query for all.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from submitrain.errors import UserError
+from submitrain.launcher.submit.claims import read_claims
+from submitrain.launcher.submit.dependency import look
+from submitrain.launcher.submit.start import folders_of
+from submitrain.launcher.sweep.request import Point
+from submitrain.run_folder import (
+    LATEST,
+    RunDir,
+    list_runs,
+    write_json_atomically,
+    write_text_atomically,
+)
+from submitrain.status import RunState, RunStatus
+
+if TYPE_CHECKING:
+    from submitrain.launcher.sweep.plan import SweepPlan
+
+
+RECORD_NAME, CONFIG_NAME = "sweep.json", "config.yaml"
+JSON_NAME, HTML_NAME = "report.json", "report.html"
+LOG_NAME, CANCEL_NAME = "sweep.log", "cancel.json"
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Paths of one sweep, and its record."""
+
+    root: Path
+    record: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name, unique among sweeps."""
+        return self.root.name
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All points in the order in which they are to run."""
+        return tuple(Point.from_json(value) for value in self.record["points"])
+
+    @property
+    def config(self) -> Path:
+        """The configuration that the points change."""
+        return self.root / CONFIG_NAME
+
+    @property
+    def cancel_request(self) -> Path:
+        """There as long as nothing of the sweep is to be started."""
+        return self.root / CANCEL_NAME
+
+    @property
+    def claims(self) -> RunDir:
+        """Where conductors claim the sweep."""
+        return RunDir(self.root)
+
+    def runs(self) -> dict[str, list[Path]]:
+        """Run folders of every point that has some, the oldest first."""
+        found: dict[str, list[Path]] = {}
+        for folder in list_runs(self.root):
+            found.setdefault(_point_of(folder), []).append(folder)
+        return found
+
+
+def make_sweep(plan: SweepPlan) -> SweepFolder:
+    """Make the folder, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    from submitrain.launcher.sweep.plan import record_of
+
+    record = record_of(plan, by=getpass.getuser(), host=socket.gethostname())
+    with folders_of(plan.runs_dir):
+        temporary = plan.runs_dir / f".sweep-{time.monotonic_ns()}"
+        try:
+            temporary.mkdir()
+            write_text_atomically(temporary / CONFIG_NAME, plan.base.text)
+            write_json_atomically(temporary / RECORD_NAME, record)
+            return SweepFolder(_published(temporary, plan), record)
+        except OSError as error:
+            raise UserError(
+                f"runs_dir: expected a folder that can be written, got {plan.runs_dir}: "
+                f"{error.strerror}; set runs_dir=/some/shared/folder"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _published(temporary: Path, plan: SweepPlan) -> Path:
+    """Give the folder its name; one that another sweep took in this second waits for the next."""
+    while True:
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        target = plan.runs_dir / f"{plan.base.name}-sweep-{stamp}"
+        if not target.exists():
+            return temporary.rename(target).resolve()
+        time.sleep(0.1)
+
+
+def open_sweep(name: str | Path, runs_dir: str | Path = "runs") -> SweepFolder:
+    """The sweep of that folder, name, unique beginning of a name, or the ``latest`` one.
+
+    Raises:
+        UserError: there is none, or more than one, or its record cannot be read.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _read(folder.resolve())
+    sweeps = list(_list(Path(runs_dir).expanduser()))
+    if str(name) == LATEST and sweeps:
+        return _read(sweeps[-1].resolve())
+    found = [one for one in sweeps if one.name == str(name)] or [
+        one for one in sweeps if one.name.startswith(str(name))
+    ]
+    if len(found) != 1:
+        where = Path(runs_dir).absolute()
+        there = ", ".join(one.name for one in (found or sweeps)[-3:]) or "none"
+        raise UserError(
+            f"sweep: expected the folder or name of one sweep, got {name}; in {where} there is: "
+            f"{there} (name another folder by --runs-dir)"
+        )
+    return _read(found[0].resolve())
+
+
+def _list(runs_dir: Path) -> Iterator[Path]:
+    """Sweep folders, the oldest first."""
+    if runs_dir.is_dir():
+        found = [entry for entry in runs_dir.iterdir() if (entry / RECORD_NAME).is_file()]
+        visible = [entry for entry in found if not entry.name.startswith(".")]
+        yield from sorted(visible, key=lambda entry: entry.name.rpartition("-")[2])
+
+
+def _read(folder: Path) -> SweepFolder:
+    path = folder / RECORD_NAME
+    try:
+        record = json.loads(path.read_text())
+        sweep = SweepFolder(folder, record)
+        if record["kind"] != "sweep" or not sweep.points:
+            raise ValueError("no sweep's record")
+    except FileNotFoundError as error:
+        what = (
+            "a run: see `python -m launcher status`"
+            if (folder / "record.json").exists()
+            else (f"there is no {RECORD_NAME} in it")
+        )
+        raise UserError(f"sweep: expected the folder of a sweep, got {folder}; {what}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected the record of a sweep, got {error!r}") from error
+    return sweep
+
+
+def _point_of(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "record.json").read_text()).get("name"))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+class SweepState(StrEnum):
+    """Where a sweep is in its life."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    """Every point has finished."""
+    INCOMPLETE = "incomplete"
+    """Nothing goes on, and points are missing or have failed: `resume` runs them."""
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens unless someone resumes it."""
+        return self is not SweepState.RUNNING
+
+
+@dataclass(frozen=True)
+class PointState:
+    """One point, all runs that were made for it (the oldest first), and how the newest is doing."""
+
+    point: Point
+    folders: tuple[Path, ...]
+    status: RunStatus | None
+    """None as long as it was not started."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Its newest run."""
+        return self.folders[-1] if self.folders else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it need not run again."""
+        return self.status is not None and self.status.state is RunState.FINISHED
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, or waits in the queue, or may do so."""
+        status = self.status
+        if status is None or status.state.ended:
+            return False
+        # A client that was killed before it submitted leaves a folder that nothing will come of.
+        return status.state is not RunState.UNKNOWN or bool(status.job_ids)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was cancelled and has not ended yet, as far as anybody knows."""
+        if not self.alive or self.folder is None or self.status is None:
+            return False
+        asked = RunDir(self.folder).cancel_request.exists()
+        return asked and self.status.state is not RunState.UNKNOWN
+
+    @property
+    def word(self) -> str:
+        """Its state in one word."""
+        return "not started" if self.status is None else str(self.status.state)
+
+
+def point_states(sweep: SweepFolder) -> list[PointState]:
+    """All points in their order."""
+    runs = sweep.runs()
+    newest = [folders[-1] for folders in runs.values()]
+    statuses = {Path(one.folder): one for one in look(newest)}
+    states = []
+    for point in sweep.points:
+        folders = tuple(runs.get(point.id, ()))
+        status = statuses.get(folders[-1]) if folders else None
+        states.append(PointState(point, folders, status))
+    return states
+
+
+def sweep_state(sweep: SweepFolder, states: Sequence[PointState]) -> SweepState:
+    """What the points, a cancellation and a living conductor make together."""
+    if all(one.finished for one in states):
+        return SweepState.FINISHED
+    if any(one.alive for one in states) or conducted(sweep):
+        return SweepState.RUNNING
+    if sweep.cancel_request.exists():
+        return SweepState.CANCELLED
+    return SweepState.INCOMPLETE
+
+
+def conducted(sweep: SweepFolder) -> bool:
+    """Whether a living process starts points of this sweep."""
+    claims = read_claims(sweep.claims)
+    return bool(claims) and claims[-1].held
+
+
+def counts(states: Sequence[PointState]) -> str:
+    """``5 of 9 finished, 1 running, 3 not started``"""
+    words = [one.word for one in states]
+    others = [word for word in dict.fromkeys(words) if word != RunState.FINISHED]
+    finished = f"{words.count(RunState.FINISHED)} of {len(words)} finished"
+    return ", ".join([finished, *(f"{words.count(word)} {word}" for word in others)])

@@ -1,0 +1,318 @@
+"""How fast a run was, from rank 0's events: which of its steps may be counted. Pure.
+
+Counted is the wall-clock time from one step's event to the next one's: all that a step takes, the
+wait for slower ranks included. A step counts when it is warm (``warmup`` steps of its own attempt
+came before it, so that a restart warms up anew), ran on as many ranks as were wanted, and nothing
+else went on: no save, in the background neither, no validation.
+
+Reads one run's folder for ``launcher.sweep.scaling``, and asks Slurm how long its first job waited.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from submitrain.events import Kind, Phase, read_events
+from submitrain.monitor.accounting.goodput import rank_events
+from submitrain.run_folder import RunDir
+from submitrain.slurm.client import Ask, ask, epoch_s
+
+Event = dict[str, Any]
+_STEPPING = frozenset({Phase.STEP, Phase.FIRST_STEP})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a step must fulfil to be counted."""
+
+    world_size: int | None = None
+    """Ranks; None = whatever ran."""
+    warmup: int = 0
+    """Steps of an attempt that do not count."""
+    until_step: int | None = None
+    """The last step that counts; the ones after it are there for the saves."""
+
+
+@dataclass(frozen=True)
+class SaveCosts:
+    """Saves of one run, in seconds; ``cost_s`` is what one save cost training."""
+
+    saves: int
+    cost_s: float
+    blocked_s: float
+    save_s: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of one run."""
+
+    steps: int = 0
+    """Steps that were counted."""
+    seconds: float = 0.0
+    tokens: int = 0
+    """Of these steps, over all ranks."""
+    left_out: int = 0
+    """Steps beside a save or another disturbance, or on another number of ranks."""
+    startup_s: float | None = None
+    """From the start of the first attempt to the end of its first step."""
+    saves: SaveCosts | None = None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Over all ranks; None when no step was counted."""
+        return self.tokens / self.seconds if self.tokens and self.seconds > 0 else None
+
+    @property
+    def step_s(self) -> float | None:
+        """Mean seconds of a step."""
+        return self.seconds / self.steps if self.steps else None
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Mean tokens of a step, over all ranks."""
+        return self.tokens / self.steps if self.steps else None
+
+
+def timing_of(
+    events: Iterable[Event], wanted: Wanted, *, started_at: float | None = None
+) -> Timing:
+    """Measure a run by the events of its rank 0; ``started_at``: UTC seconds of its first start."""
+    walk = _Walk(wanted)
+    for event in events:
+        walk.take(event)
+    startup_s = None
+    if started_at is not None and walk.first_step_at is not None:
+        startup_s = max(0.0, walk.first_step_at - started_at)
+    return Timing(
+        steps=walk.steps,
+        seconds=sum(walk.spans),
+        tokens=walk.tokens,
+        left_out=walk.left_out,
+        startup_s=startup_s,
+        saves=walk.save_costs(),
+    )
+
+
+@dataclass
+class _Walk:
+    """Goes through the events once, in order."""
+
+    wanted: Wanted
+    steps: int = 0
+    tokens: int = 0
+    left_out: int = 0
+    spans: list[float] = field(default_factory=list)
+    first_step_at: float | None = None
+    _right_size: bool = True
+    _attempt: object = None
+    _before: Event | None = None
+    _done: int = 0
+    """Steps of this attempt."""
+    _saving: bool = False
+    """A save goes on."""
+    _saved: bool = False
+    """One went on since the last step."""
+    _other: bool = False
+    """Something else did."""
+    _begun: int = 0
+    _followed: set[int] = field(default_factory=set)
+    """Which saves had steps beside them; the last one of a run has none."""
+    _beside: list[tuple[float, int]] = field(default_factory=list)
+    _saves: list[Event] = field(default_factory=list)
+
+    def take(self, event: Event) -> None:
+        kind = event["kind"]
+        if event.get("attempt") != self._attempt or kind == Kind.START:
+            self._begin(event)
+        if kind == Kind.PHASE:
+            self._phase(str(event.get("phase")))
+        elif kind in (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED):
+            self._saving, self._saved = False, True
+            if kind == Kind.CHECKPOINT and self._right_size:
+                self._saves.append(event)
+        elif kind == Kind.STEP:
+            self._step(event)
+
+    def _begin(self, event: Event) -> None:
+        self._attempt, self._before, self._done = event.get("attempt"), None, 0
+        self._saving = self._saved = self._other = False
+        size = event.get("world_size") if event["kind"] == Kind.START else None
+        self._right_size = self.wanted.world_size in (None, size)
+
+    def _phase(self, phase: str) -> None:
+        if phase == Phase.SAVE:
+            self._saving = self._saved = True
+            self._begun += 1
+        elif phase not in _STEPPING:
+            self._other = True
+
+    def _step(self, event: Event) -> None:
+        before, self._before = self._before, event
+        if self.first_step_at is None:
+            self.first_step_at = _number(event.get("t"))
+        steps = 1 if before is None else event["step"] - before["step"]
+        warm = self._done >= self.wanted.warmup
+        self._done += max(0, steps)
+        if warm and before is not None and steps > 0:
+            self._count(before, event, steps)
+        self._saved, self._other = self._saving, False
+
+    def _count(self, before: Event, event: Event, steps: int) -> None:
+        seconds = (_number(event.get("t")) or 0.0) - (_number(before.get("t")) or 0.0)
+        late = self.wanted.until_step is not None and event["step"] > self.wanted.until_step
+        if not self._right_size or self._other or seconds <= 0:
+            self.left_out += steps
+        elif self._saved:
+            self.left_out += 0 if late else steps
+            self._beside.append((seconds, steps))
+            self._followed.add(self._begun)
+        elif not late:
+            self.steps += steps
+            self.tokens += _tokens(before, event, steps)
+            self.spans.append(seconds)
+
+    def save_costs(self) -> SaveCosts | None:
+        """Of all saves that were published; their cost is what steps beside them took longer."""
+        if not self._saves or not self.steps:
+            return None
+        usual_s = sum(self.spans) / self.steps
+        longer_s = sum(s for s, _ in self._beside) - usual_s * sum(n for _, n in self._beside)
+        blocked_s = statistics.median(_number(one.get("blocked_s")) or 0.0 for one in self._saves)
+        return SaveCosts(
+            saves=len(self._saves),
+            cost_s=max(blocked_s, longer_s / max(1, len(self._followed))),
+            blocked_s=blocked_s,
+            save_s=statistics.median(_number(one.get("save_s")) or 0.0 for one in self._saves),
+            bytes=max(int(_number(one.get("bytes")) or 0) for one in self._saves),
+        )
+
+
+def _tokens(before: Event, event: Event, steps: int) -> int:
+    """Tokens between two step events, by the run's total where it is recorded."""
+    totals = [_number(one.get("total_tokens")) for one in (before, event)]
+    if totals[0] is not None and totals[1] is not None:
+        return int(totals[1] - totals[0])
+    return int(_number(event.get("tokens")) or 0) * steps
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+_SEPARATOR = "\x1f"
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """On how many machines a run's nodes really were; None where ranks did not say."""
+
+    nodes: int
+    machines: int | None
+
+    @property
+    def emulated(self) -> bool:
+        """Whether several nodes were one machine, and so shared its cores."""
+        return self.machines is not None and self.machines < self.nodes
+
+
+@dataclass(frozen=True)
+class RunMeasurement:
+    """What one run folder says of speed, waiting and trouble."""
+
+    timing: Timing
+    wait_s: float | None
+    """In the queue until its first start; None where there was none, or nobody knows."""
+    restarts: int
+    """Attempts after the first."""
+    sharing: Sharing
+    losses: tuple[tuple[int, float], ...]
+    """(step, loss); of a step computed twice the later one."""
+    validation_loss: float | None
+
+
+def read_measurement(
+    folder: Path, wanted: Wanted, *, ranks_per_node: int, waits: Mapping[str, float]
+) -> RunMeasurement:
+    """Measure the run in a folder, as far as it has come; ``waits`` are those of ``read_waits``."""
+    run_dir = RunDir(folder)
+    attempts = list(read_events(run_dir.attempts, kinds=frozenset({Kind.ATTEMPT_START})))
+    started_at = (
+        _number(attempts[0].get("job_started_at") or attempts[0]["t"]) if attempts else None
+    )
+    losses: dict[int, float] = {}
+    validation: float | None = None
+    events = list(rank_events(run_dir.events(0)))
+    for event in events:
+        if event["kind"] == Kind.STEP and (loss := _number(event.get("loss"))) is not None:
+            losses[event["step"]] = loss
+        elif event["kind"] == Kind.VALIDATION:
+            validation = _number(event.get("loss"))
+    return RunMeasurement(
+        timing=timing_of(events, wanted, started_at=started_at),
+        wait_s=_wait_s(run_dir, started_at, waits),
+        restarts=max(0, run_dir.newest_attempt() - 1),
+        sharing=read_sharing(run_dir, ranks_per_node=ranks_per_node),
+        losses=tuple(sorted(losses.items())),
+        validation_loss=validation,
+    )
+
+
+def read_sharing(run_dir: RunDir, *, ranks_per_node: int) -> Sharing:
+    """Nodes of the newest attempt, and machines (kernels, by their boot ids) under its ranks."""
+    starts = [start for path in run_dir.events_dir.glob("rank*.jsonl") if (start := _start(path))]
+    newest = max((start["attempt"] for start in starts), default=0)
+    ours = [start for start in starts if start["attempt"] == newest]
+    machines = {start.get("machine") for start in ours}
+    nodes = max((int(start["world_size"]) for start in ours), default=0) // ranks_per_node
+    return Sharing(nodes, len(machines) if machines and all(machines) else None)
+
+
+def _start(path: Path) -> dict[str, Any] | None:
+    """The newest start of one rank."""
+    newest = None
+    for event in read_events(path, kinds=frozenset({Kind.START})):
+        newest = event
+    return newest
+
+
+def _wait_s(run_dir: RunDir, started_at: float | None, waits: Mapping[str, float]) -> float | None:
+    """From when its first job could have run, as far as it was concerned, to its start."""
+    submission = next(read_events(run_dir.submissions), None)
+    if submission is None or submission.get("cluster") != "slurm" or started_at is None:
+        return None
+    job_id = str(submission.get("job_id"))
+    if job_id in waits:
+        return waits[job_id]
+    # Without accounting nobody knows when a job that others came before could have started.
+    parameters = submission.get("sbatch")
+    if isinstance(parameters, Mapping) and parameters.get("dependency"):
+        return None
+    return max(0.0, started_at - float(submission["t"]))
+
+
+def read_waits(folders: Iterable[Path], *, run: Ask = ask) -> dict[str, float]:
+    """Seconds that the first job of each run waited, by job id; one question for all of them.
+
+    From sacct(1)'s Eligible (submitted, and what it depended on is over) to its first Start; empty
+    without accounting.
+    """
+    firsts = [next(read_events(RunDir(folder).submissions), {}) for folder in folders]
+    jobs = [str(one["job_id"]) for one in firsts if one.get("cluster") == "slurm"]
+    if not jobs:
+        return {}
+    command = ["sacct", "-X", "--duplicates", "-P", "-n", f"--delimiter={_SEPARATOR}"]
+    answer = run([*command, "--format=JobIDRaw,Eligible,Start", f"--jobs={','.join(jobs)}"])
+    found: dict[str, tuple[float, float]] = {}
+    for line in answer.out.splitlines() if answer.code == 0 else ():
+        job_id, *texts = [*line.split(_SEPARATOR), "", ""][:3]
+        eligible, start = (epoch_s(text) for text in texts)
+        if eligible is not None and start is not None and start >= eligible:
+            this = (start, start - eligible)
+            found[job_id] = min(found.get(job_id, this), this)
+    return {job_id: wait_s for job_id, (_, wait_s) in found.items()}

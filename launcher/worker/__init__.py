@@ -1,0 +1,1 @@
+"""What one rank does around training: identity, signals, heartbeat, failure record. No torch."""

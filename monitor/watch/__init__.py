@@ -1,0 +1,1 @@
+"""Watches runs: observe, judge, remember, notify."""

@@ -1,0 +1,215 @@
+"""All runs of a folder at one moment, for those who look again and again.
+
+A run that has ended is read once and then known by the times of its files; one that ended long ago
+is not read at all. The scheduler is asked once a look for all the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from submitrain.errors import UserError
+from submitrain.monitor.alerts.state import Alert
+from submitrain.monitor.alerts.store import AlertFiles
+from submitrain.monitor.watch.observe import ranks_of
+from submitrain.monitor.watch.snapshot import RankPoint
+from submitrain.run_facts import RunHead
+from submitrain.run_folder import RunDir
+from submitrain.status import (
+    JobState,
+    RunState,
+    RunStatus,
+    Sight,
+    Trouble,
+    ended_by_summary,
+    readable_head,
+    sights,
+)
+
+Stamps = tuple[int, ...]
+_PATIENT = frozenset({RunState.UNKNOWN})
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as the newest look saw it."""
+
+    status: RunStatus
+    ranks: tuple[RankPoint, ...] = ()
+    """Of the newest attempt, while the run lives."""
+    alerts: tuple[Alert, ...] = ()
+    """Those that a watcher holds to be firing."""
+
+
+@dataclass(frozen=True)
+class FleetView:
+    """What one look saw. Times are UTC seconds."""
+
+    at: float
+    took_s: float
+    runs: tuple[RunView, ...] = ()
+    """Living ones first, then the newest."""
+    over_limit: int = 0
+    """Runs that were left out because there are too many."""
+    long_ended: int = 0
+    """Runs that were left out because they ended long ago."""
+    scheduler_answers: bool | None = None
+    """None: no run needed it."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """What could not be read, by run id."""
+
+
+@dataclass
+class Fleet:
+    """``find`` lists run folders, the oldest first; ``keep_ended_s`` None keeps all that ended."""
+
+    find: Callable[[], Sequence[Path]]
+    keep_ended_s: float | None = None
+    max_runs: int | None = None
+    state_dir: Path | None = None
+    with_ranks: bool = True
+    """Whether the ranks of living runs are looked at."""
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self._ended: dict[Path, tuple[Stamps, RunView]] = {}
+        self._gone: dict[Path, Stamps] = {}
+        self._alerts: dict[Path, tuple[int, tuple[Alert, ...]]] = {}
+
+    def look(self) -> FleetView:
+        """Look at every run once.
+
+        Raises:
+            OSError: the runs folder cannot be read now.
+        """
+        began, now = time.monotonic(), self.clock()
+        folders = list(self.find())
+        self._forget(folders)
+        stamps = {folder: _stamps(folder) for folder in folders}
+        problems: dict[str, str] = {}
+
+        def trouble(folder: Path, error: Exception) -> None:
+            problems[folder.name] = str(error)
+
+        heads = [
+            head
+            for folder in reversed(folders)
+            if not self._known(folder, stamps[folder])
+            and (head := self._head(folder, stamps[folder], now, trouble)) is not None
+        ]
+        ended = [view for folder, (_, view) in self._ended.items() if self._recent(view, now)]
+        chosen, over = self._chosen(heads, len(ended))
+        found = [
+            self._view(sight, stamps[sight.evidence.folder]) for sight in sights(chosen, trouble)
+        ]
+        views = [one for one, _ in found] + ended
+        views = [one for one in views if self._recent(one, now)]
+        views.sort(key=_order, reverse=True)
+        limit = len(views) if self.max_runs is None else self.max_runs
+        return FleetView(
+            at=now,
+            runs=tuple(self._with_alerts(view, problems) for view in views[:limit]),
+            over_limit=over + len(views[limit:]),
+            long_ended=len(folders) - over - len(views),
+            scheduler_answers=_answered([sight for _, sight in found]),
+            problems=problems,
+            took_s=time.monotonic() - began,
+        )
+
+    def _forget(self, folders: Sequence[Path]) -> None:
+        for known in (self._ended, self._gone, self._alerts):
+            for folder in known.keys() - set(folders):
+                del known[folder]
+
+    def _known(self, folder: Path, stamps: Stamps) -> bool:
+        """Whether a run has ended and nothing has touched it since it was read."""
+        if self._gone.get(folder) == stamps:
+            return True
+        if folder in self._ended and self._ended[folder][0] == stamps:
+            return True
+        self._ended.pop(folder, None)
+        self._gone.pop(folder, None)
+        return False
+
+    def _head(self, folder: Path, stamps: Stamps, now: float, trouble: Trouble) -> RunHead | None:
+        head = readable_head(folder, trouble)
+        if head is None:
+            return None
+        long_ago = self.keep_ended_s is not None and now - stamps[-1] / 1e9 > self.keep_ended_s
+        if ended_by_summary(head) and long_ago:
+            self._gone[folder] = stamps
+            return None
+        return head
+
+    def _recent(self, view: RunView, now: float) -> bool:
+        if self.keep_ended_s is None or not view.status.state.ended:
+            return True
+        return now - (view.status.ended_at or 0.0) <= self.keep_ended_s
+
+    def _chosen(self, heads: list[RunHead], ended: int) -> tuple[list[RunHead], int]:
+        """Those that are read: before a run's folder is, only a summary tells that it has ended."""
+        if self.max_runs is None:
+            return heads, 0
+        living = [head for head in heads if not ended_by_summary(head)]
+        others = [head for head in heads if ended_by_summary(head)]
+        room = max(0, self.max_runs - len(living[: self.max_runs]) - ended)
+        chosen = living[: self.max_runs] + others[:room]
+        return chosen, len(heads) - len(chosen)
+
+    def _view(self, sight: Sight, stamps: Stamps) -> tuple[RunView, JobState | None]:
+        """What is worth keeping: events of many runs would not fit into memory together."""
+        folder, status = sight.evidence.folder, sight.status
+        # Only the run's own word lasts: the scheduler's may be that of a job between two lives.
+        if status.state.ended and ended_by_summary(sight.evidence):
+            view = RunView(status)
+            self._ended[folder] = stamps, view
+            return view, None
+        view = RunView(status, ranks_of(sight.evidence) if self.with_ranks else ())
+        asked = (sight.evidence.submission or {}).get("cluster") == "slurm"
+        return view, sight.job.state if asked else None
+
+    def _with_alerts(self, view: RunView, problems: dict[str, str]) -> RunView:
+        folder = Path(view.status.folder)
+        files = AlertFiles.of(folder, self.state_dir)
+        try:
+            stamp = files.state.stat().st_mtime_ns
+        except OSError:
+            return view
+        if self._alerts.get(folder, (0, ()))[0] != stamp:
+            try:
+                state = files.load()
+            except (UserError, OSError) as error:
+                problems[view.status.run_id] = str(error)
+                return view
+            self._alerts[folder] = stamp, state.firing if state is not None else ()
+        return RunView(view.status, view.ranks, self._alerts[folder][1])
+
+
+def _answered(states: Sequence[JobState | None]) -> bool | None:
+    asked = [state for state in states if state is not None]
+    return any(state is not JobState.UNKNOWN for state in asked) if asked else None
+
+
+def _order(view: RunView) -> tuple[bool, bool, float, str]:
+    status = view.status
+    return (
+        not status.state.ended,
+        status.state not in _PATIENT,
+        status.submitted_at or 0.0,
+        status.run_id,
+    )
+
+
+def _stamps(folder: Path) -> Stamps:
+    """Times of the files that change when a run ends or is resumed; the summary's comes last."""
+    run_dir = RunDir(folder)
+    found = []
+    for path in (run_dir.submissions, run_dir.attempts, run_dir.cancel_request, run_dir.summary):
+        try:
+            found.append(path.stat().st_mtime_ns)
+        except OSError:
+            found.append(0)
+    return tuple(found)

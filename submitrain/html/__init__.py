@@ -1,0 +1,1 @@
+"""HTML of reports and notebooks: one self-contained page, charts as inline SVG; no scripts."""

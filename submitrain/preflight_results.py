@@ -1,0 +1,125 @@
+"""What preflights of a run found, from its folder: for status and reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from submitrain.events import Kind
+
+Event = dict[str, Any]
+MOST_NAMED = 3
+_WHAT = {
+    "unknown": "checks that could not be made",
+    "warn": "warnings",
+    "fail": "failures that all share",
+}
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something that a preflight had to say about a node: a warning, a failure, an unknown."""
+
+    node: str
+    id: str
+    level: str
+    evidence: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class PreflightRow:
+    """One preflight, as its record tells it; ``began_at`` in UTC seconds."""
+
+    attempt: int
+    mode: str
+    began_at: float
+    took_s: float
+    words: str
+    unfit: tuple[str, ...]
+    remarks: tuple[Remark, ...]
+
+    def as_json(self) -> Event:
+        """Plain values."""
+        return {
+            **vars(self),
+            "unfit": list(self.unfit),
+            "remarks": [vars(one) for one in self.remarks],
+        }
+
+
+def in_words(record: Mapping[str, Any]) -> str:
+    """One sentence of a preflight's record, or of its short form in attempts.jsonl."""
+    counts = _mapping(record.get("nodes"))
+    total = sum(count for count in counts.values() if isinstance(count, int))
+    nodes = f"{total} node{'s' if total != 1 else ''}"
+    unfit = _mapping(record.get("unfit"))
+    took = f"{_number(record.get('took_s')):.1f} s"
+    if unfit:
+        named = "; ".join(f"{node} is unfit ({unfit[node]})" for node in list(unfit)[:MOST_NAMED])
+        more = f"; and {len(unfit) - MOST_NAMED} more" if len(unfit) > MOST_NAMED else ""
+        return f"{named}{more}; {nodes} in {took}"
+    others = [
+        f"{count} with {_WHAT.get(level, level)}"
+        for level, count in counts.items()
+        if level != "ok"
+    ]
+    if not others:
+        return f"all is well on {nodes}, {took}"
+    return f"no node of {total} is unfit, {', '.join(others)}, {took}"
+
+
+def newest_in_words(attempts: Iterable[Event]) -> str:
+    """What the last preflight of a run came to, by attempts.jsonl; empty where there was none."""
+    found = ""
+    for event in attempts:
+        record = event.get("preflight")
+        if event.get("kind") == Kind.ATTEMPT_START and isinstance(record, dict):
+            found = in_words(record)
+    return found
+
+
+def read_preflights(folder: Path) -> list[PreflightRow]:
+    """All preflights of a run, in order; a record that cannot be read is left out."""
+    rows = []
+    for path in sorted((folder / "attempts").glob("*/preflight.json")):
+        try:
+            value = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(value, dict) and path.parent.name.isdigit():
+            rows.append(_row(int(path.parent.name), value))
+    return rows
+
+
+def _row(attempt: int, record: Event) -> PreflightRow:
+    remarks = [
+        Remark(str(node), *(str(one.get(name, "")) for name in ("id", "level", *_TEXTS)))
+        for node, found in _mapping(record.get("findings")).items()
+        for one in (found if isinstance(found, list) else ())
+        if isinstance(one, dict) and one.get("level") != "ok"
+    ]
+    return PreflightRow(
+        attempt=attempt,
+        mode=str(record.get("mode", "")),
+        began_at=_number(record.get("began_at")),
+        took_s=_number(record.get("took_s")),
+        words=in_words(record),
+        unfit=tuple(map(str, _mapping(record.get("unfit")))),
+        remarks=tuple(sorted(remarks, key=lambda one: (_RANK.get(one.level, 3), one.node))),
+    )
+
+
+_TEXTS = ("evidence", "remedy")
+_RANK = {"fail": 0, "warn": 1, "unknown": 2}
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,1 @@
+"""Slurm: one client, parsers that are pure functions, and what a cluster has."""

@@ -1,0 +1,362 @@
+"""How a run is doing: a pure function of its run folder and of what the scheduler says of its job.
+
+A terminal state needs the run folder's word. The scheduler's silence is ``unknown``, never an end.
+
+Sees runs as they are: their folders, and one query of the scheduler for all of them.
+
+The jobs behind run folders: how they are. One query of the scheduler for many runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from submitrain.errors import UserError
+from submitrain.events import Kind
+from submitrain.preflight_results import newest_in_words
+from submitrain.processes import ProcessRef
+from submitrain.run_facts import (
+    Event,
+    RunEvidence,
+    RunHead,
+    ended_at,
+    eta_s,
+    integer,
+    mapping,
+    newest_number,
+    newest_of,
+    nodes,
+    number,
+    progress_at,
+    read_evidence,
+    read_head,
+    restarts,
+    skipped,
+    step_of,
+    time_of,
+    total_steps,
+)
+from submitrain.slurm.client import JobInfo, query_jobs
+from submitrain.slurm.parse import explained, in_words
+
+USER_ERRORS = frozenset({"UserError", "ConfigError", "DataError", "ClusterError"})
+"""Exceptions by which a rank says that the user's input is wrong (submitrain.errors)."""
+
+
+class RunState(StrEnum):
+    """Where a run is in its life."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens unless someone resumes the run."""
+        return self in _ENDED
+
+
+_ENDED = frozenset({RunState.STOPPED, RunState.FINISHED, RunState.FAILED, RunState.CANCELLED})
+
+
+class JobState(StrEnum):
+    """What the scheduler, or the process table, says of the newest job."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as seen from outside; ``detail`` is the scheduler's own word or reason."""
+
+    state: JobState
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Answer to "how is it doing". Times are UTC seconds; ``eta_s`` counts from now."""
+
+    run_id: str
+    folder: str
+    state: RunState
+    why: str
+    cluster: str
+    job_ids: tuple[str, ...]
+    attempt: int
+    step: int
+    total_steps: int | None
+    loss: float | None
+    validation_loss: float | None
+    lr: float | None
+    tokens_per_s: float | None
+    eta_s: float | None
+    submitted_at: float | None
+    last_activity_at: float | None
+    checkpoints: tuple[int, ...]
+    user_error: bool
+    rollbacks: int = 0
+    """How often the run went back and left data out."""
+    skipped_steps: int = 0
+    """Steps without an update among the events at the end of rank 0's file."""
+    ckpt_interval_s: float | None = None
+    """Seconds between checkpoints, where that is automatic and measured."""
+    todo: str = ""
+    """What to do about ``why``, where something is to be done."""
+    nodes: tuple[str, ...] = ()
+    """Of the newest attempt."""
+    user: str = ""
+    account: str = ""
+    partition: str = ""
+    mem_bytes: float | None = None
+    """Peak memory of rank 0's device, of its process where it computes on the CPU."""
+    step_s: float | None = None
+    last_progress_at: float | None = None
+    """When rank 0 last did something that advances it."""
+    ended_at: float | None = None
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    """Attempts that another one followed, by the cause of their end."""
+    checkpoint_at: float | None = None
+    checkpoint_bytes: int | None = None
+    checkpoint_save_s: float | None = None
+    """When the newest checkpoint was published, how large it is, how long saving it took."""
+    preflight: str = ""
+    """What the last look at the job's nodes, before training, came to."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        values = {**asdict(self), "state": str(self.state)}
+        # JSON has no NaN: a number that is not finite becomes its name.
+        return {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+
+
+def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
+    """Conclude from a run folder and the newest job's state how the run is doing."""
+    state, why = _conclude(evidence, job)
+    steps = [event for event in evidence.tail if event["kind"] == Kind.STEP]
+    last = steps[-1] if steps else {}
+    validation = newest_of(evidence.tail, Kind.VALIDATION)
+    saved = newest_of(evidence.tail, Kind.CHECKPOINT)
+    sbatch = next((s for line in evidence.submissions if (s := mapping(line.get("sbatch")))), {})
+    who = mapping(evidence.record.get("who"))
+    step, total = step_of(evidence), total_steps(evidence)
+    return RunStatus(
+        run_id=evidence.folder.name,
+        folder=str(evidence.folder),
+        state=state,
+        why=why,
+        cluster=str(evidence.record.get("cluster", "unknown")),
+        job_ids=tuple(str(line.get("job_id")) for line in evidence.submissions),
+        attempt=evidence.newest_attempt,
+        step=step,
+        total_steps=total,
+        loss=number(last.get("loss")),
+        validation_loss=number(validation.get("loss")),
+        lr=number(last.get("lr")),
+        tokens_per_s=number(last.get("tokens_per_s")),
+        eta_s=None if state.ended else eta_s(steps, step, total),
+        submitted_at=time_of(evidence.submission),
+        last_activity_at=time_of(evidence.tail[-1]) if evidence.tail else None,
+        checkpoints=evidence.checkpoints,
+        user_error=state is RunState.FAILED and _is_user_error(evidence),
+        rollbacks=evidence.rollbacks,
+        skipped_steps=skipped(evidence),
+        ckpt_interval_s=newest_number(evidence.tail, "ckpt_interval_s"),
+        todo=explained(job.detail)[1] if state is RunState.QUEUED and job.detail else "",
+        nodes=nodes(evidence),
+        user=str(who.get("user") or ""),
+        account=str(sbatch.get("account") or ""),
+        partition=str(sbatch.get("partition") or ""),
+        mem_bytes=newest_number(evidence.tail, "mem_bytes"),
+        step_s=number(last.get("step_s")),
+        last_progress_at=progress_at(evidence.tail),
+        ended_at=ended_at(evidence) if state.ended else None,
+        restarts=restarts(evidence),
+        preflight=newest_in_words(evidence.attempts),
+        checkpoint_at=evidence.checkpoint_at,
+        checkpoint_bytes=integer(saved.get("bytes")),
+        checkpoint_save_s=number(saved.get("save_s")),
+    )
+
+
+def _is_user_error(evidence: RunEvidence) -> bool:
+    """Whether the supervisor, or the first rank that failed by itself, blames the user's input."""
+    if (evidence.summary or {}).get("cause") == "user_error":
+        return True
+    first = first_failure(evidence.failures)
+    return first is not None and str(first.get("exception")).rpartition(".")[2] in USER_ERRORS
+
+
+def first_failure(failures: Iterable[Event]) -> Event | None:
+    """The failure that came first and was no consequence of another rank's."""
+    own = [event for event in failures if not event.get("victim")]
+    return own[0] if own else next(iter(failures), None)
+
+
+def _conclude(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
+    if ended_by_summary(evidence):
+        return _from_summary(evidence.summary or {})
+    if evidence.submission is None:
+        return RunState.UNKNOWN, "nothing was submitted for this run folder"
+    if job.state is JobState.PENDING:
+        return RunState.QUEUED, in_words(job.detail) or "waits in the queue"
+    if job.state is JobState.RUNNING:
+        return _alive(evidence)
+    if job.state is JobState.UNKNOWN:
+        return RunState.UNKNOWN, job.detail or "the scheduler does not answer"
+    return _vanished(evidence, job)
+
+
+def ended_by_summary(evidence: RunEvidence | RunHead) -> bool:
+    """Whether the supervisor wrote that the run has ended; "requeued" is no end."""
+    return evidence.summary is not None and evidence.summary.get("state") in _ENDED
+
+
+def _from_summary(summary: Event) -> tuple[RunState, str]:
+    state = RunState(str(summary["state"]))
+    why = "" if state is RunState.FINISHED else summary.get("explanation") or summary.get("cause")
+    return state, str(why or "")
+
+
+def _alive(evidence: RunEvidence) -> tuple[RunState, str]:
+    if evidence.cancel_requested:
+        return RunState.RUNNING, "cancelled: saves and stops"
+    before = (evidence.submission or {}).get("attempt", 0)
+    if evidence.newest_attempt <= before:
+        return RunState.STARTING, "waits for its supervisor"
+    now = [event for event in evidence.tail if event.get("attempt") == evidence.newest_attempt]
+    if not now:
+        begun = any(line.get("attempt") == evidence.newest_attempt for line in evidence.attempts)
+        return RunState.STARTING, "waits for its ranks" if begun else "looks at its nodes"
+    phase = next((str(event["phase"]) for event in reversed(now) if event.get("phase")), "")
+    stepped = any(event["kind"] == Kind.STEP for event in now)
+    return (RunState.RUNNING, phase) if stepped else (RunState.STARTING, phase or "import")
+
+
+def _vanished(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
+    """The job is gone and its supervisor left no summary: killed, most likely."""
+    world = next(
+        (
+            int(line["world_size"])
+            for line in reversed(evidence.attempts)
+            if line["kind"] == Kind.ATTEMPT_START and isinstance(line.get("world_size"), int)
+        ),
+        0,
+    )
+    if world and evidence.finished_ranks >= world:
+        return RunState.FINISHED, "all ranks finished; the supervisor left no summary"
+    if evidence.cancel_requested:
+        return RunState.CANCELLED, "cancelled"
+    detail = f" ({job.detail})" if job.detail else ""
+    return RunState.FAILED, f"the job ended without a word{detail}: killed from outside?"
+
+
+def job_views(evidence: Iterable[RunEvidence | RunHead]) -> dict[str, JobView]:
+    """State of each run's newest job, by run id; one batched query for all Slurm jobs."""
+    evidence = list(evidence)
+    newest = {item.folder.name: item.submission or {} for item in evidence}
+    done = {item.folder.name for item in evidence if ended_by_summary(item)}
+    wanted = {
+        run_id: str(line["job_id"])
+        for run_id, line in newest.items()
+        if line.get("cluster") == "slurm" and run_id not in done
+    }
+    jobs = query_jobs(wanted.values())
+    return {
+        run_id: view_of_job(jobs[wanted[run_id]]) if run_id in wanted else view_of_process(line)
+        for run_id, line in newest.items()
+    }
+
+
+def view_of_job(job: JobInfo) -> JobView:
+    """A Slurm job; one that Slurm answered about and does not know has ended."""
+    if not job.known:
+        return JobView(JobState.UNKNOWN, job.reason)
+    if job.pending:
+        return JobView(JobState.PENDING, job.reason)
+    if job.running or job.state == "COMPLETING":
+        return JobView(JobState.RUNNING, job.state)
+    return JobView(JobState.ENDED, job.state)
+
+
+def view_of_process(submission: Mapping[str, Any]) -> JobView:
+    """A local job, by its process."""
+    process = ProcessRef.from_json(submission.get("process"))
+    if process is None:
+        return JobView(JobState.UNKNOWN, "no process was recorded")
+    alive = process.alive()
+    if alive is None:
+        return JobView(JobState.UNKNOWN, f"it runs on {process.host}, ask there")
+    return JobView(JobState.RUNNING if alive else JobState.ENDED, f"process {process.pid}")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one look saw of a run, before it is judged."""
+
+    evidence: RunEvidence
+    status: RunStatus
+    job: JobView
+
+
+Trouble = Callable[[Path, Exception], None]
+"""Told of a run that cannot be read."""
+
+
+def see(folders: Iterable[Path], trouble: Trouble | None = None) -> Iterator[Sight]:
+    """These runs one after the other: of many, no two have to fit into memory together.
+
+    A run that cannot be read is left out where somebody is told of its ``trouble``.
+
+    Raises:
+        OSError: one cannot be read, and nobody is told.
+    """
+    heads = (readable_head(folder, trouble) for folder in folders)
+    return sights([head for head in heads if head is not None], trouble)
+
+
+def readable_head(folder: Path, trouble: Trouble | None) -> RunHead | None:
+    """The head of a run; None where it cannot be read and somebody was told."""
+    try:
+        return read_head(folder)
+    except (OSError, UserError) as error:
+        if trouble is None:
+            raise
+        trouble(folder, error)
+        return None
+
+
+def sights(heads: Iterable[RunHead], trouble: Trouble | None = None) -> Iterator[Sight]:
+    """The same for runs whose heads were read."""
+    heads = list(heads)
+    # The job is asked before the folder is read: when it had ended by then, the supervisor's last
+    # words are in the folder.
+    views = job_views(heads)
+    for head in heads:
+        try:
+            evidence = read_evidence(head.folder)
+        except (OSError, UserError) as error:
+            if trouble is None:
+                raise
+            trouble(head.folder, error)
+            continue
+        job = views[head.folder.name]
+        if evidence.submission != head.submission:
+            job = JobView(JobState.UNKNOWN, "it was submitted again a moment ago")
+        yield Sight(evidence, status_of(evidence, job), job)

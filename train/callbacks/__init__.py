@@ -1,0 +1,1 @@
+"""What happens beside the training step: journal, trackers, automatic saves, anomaly checks."""

@@ -1,0 +1,174 @@
+"""All ranks of a job meet, reduce and multiply once, before training: the preflight's last tier.
+
+Every rank writes what it saw into a file of its own, and where it is into the same file before: a
+rank that hangs is known by the stage it did not leave.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from submitrain.config import RunConfig
+from submitrain.run_folder import write_json_atomically
+from submitrain.train.context import RankContext
+from submitrain.train.distributed.groups import choose_device, connect, meet, set_threads
+
+REDUCE_SIZES = (1, 1000, 2**20)
+"""Elements of the tensors whose sums are checked: a word, something odd, 4 MiB."""
+TIMED_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+TIMED_REPEATS = 5
+MATMUL_SIZE = {"cpu": 384, "cuda": 8192}
+MATMUL_REPEATS = {"cpu": 40, "cuda": 20}
+_MODULUS = 251
+
+
+@dataclass
+class Seen:
+    """What one rank saw; seconds unless the name says otherwise."""
+
+    rank: int
+    host: str
+    world_size: int
+    stage: str = "start"
+    meet_s: float | None = None
+    join_s: float | None = None
+    wrong: list[int] = field(default_factory=list)
+    """Sizes of the sums that came out wrong."""
+    reduce_bytes: int = 0
+    reduce_s: float | None = None
+    """The quickest all-reduce of ``reduce_bytes``, by the clock."""
+    matmul_s: float | None = None
+    """The quickest multiplication: CPU time on a CPU, so that a shared core costs nothing."""
+    device: str = ""
+    error: str = ""
+    victim: bool = False
+    """The error is the consequence of another rank's."""
+
+
+def run_trial(context: RankContext, config: RunConfig, folder: Path, timeout_s: int) -> Seen:
+    """Go through all stages; what was seen is in ``folder`` whatever happens to other ranks.
+
+    Raises:
+        Exception: whatever torch raises; the caller records it (``Seen.error``).
+    """
+    seen = Seen(context.rank, host_name(), context.world_size)
+    settings = config.distributed.model_copy(update={"timeout_s": timeout_s})
+    set_threads(context.local_world_size)
+    _enter(folder, seen, "multiply")
+    device = choose_device(settings.backend, context.local_rank)
+    seen.device = device.type
+    seen.matmul_s = time_matmul(device)
+    _enter(folder, seen, "meet")
+    began = time.monotonic()
+    store = meet(
+        context,
+        timeout_s=timeout_s,
+        interface=settings.interface,
+        path=folder / "rendezvous.json",
+    )
+    seen.meet_s = round(time.monotonic() - began, 4)
+    _enter(folder, seen, "join")
+    began = time.monotonic()
+    connect(context, settings, store, device)
+    seen.join_s = round(time.monotonic() - began, 4)
+    _enter(folder, seen, "reduce")
+    seen.wrong = [size for size in REDUCE_SIZES if not sums_are_right(context, device, size)]
+    _enter(folder, seen, "time")
+    seen.reduce_bytes, seen.reduce_s = time_reduce(device)
+    _enter(folder, seen, "done")
+    return seen
+
+
+def host_name() -> str:
+    """Name of this rank's node; simulated nodes are one machine."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def result_file(folder: Path, rank: int) -> Path:
+    """Where a rank writes what it saw."""
+    return folder / f"rank{rank:05d}.json"
+
+
+def _enter(folder: Path, seen: Seen, stage: str) -> None:
+    seen.stage = stage
+    write_seen(folder, seen)
+
+
+def write_seen(folder: Path, seen: Seen) -> None:
+    """Write what a rank saw so far."""
+    write_json_atomically(result_file(folder, seen.rank), asdict(seen))
+
+
+def read_seen(folder: Path, context: RankContext) -> Seen:
+    """What this rank has written so far; fresh where that is nothing."""
+    try:
+        return Seen(**json.loads(result_file(folder, context.rank).read_text()))
+    except (OSError, ValueError, TypeError):
+        return Seen(context.rank, host_name(), context.world_size)
+
+
+def sums_are_right(context: RankContext, device: torch.device, size: int) -> bool:
+    """Whether an all-reduce of small whole numbers is exact on this rank.
+
+    Every element is below 2**24, so float32 holds the sum exactly in any order of adding.
+    """
+    base = torch.arange(size, device=device) % _MODULUS
+    values = (base + context.rank % _MODULUS).to(torch.float32)
+    ranks = sum(rank % _MODULUS for rank in range(context.world_size))
+    expected = (base * context.world_size + ranks).to(torch.float32)
+    dist.all_reduce(values)
+    return bool(torch.equal(values, expected))
+
+
+def time_reduce(device: torch.device) -> tuple[int, float]:
+    """Bytes and seconds of the quickest of a few all-reduces."""
+    size = TIMED_BYTES[device.type]
+    values = torch.ones(size // 4, device=device)
+    times = []
+    for _ in range(TIMED_REPEATS):
+        _settle(device)
+        began = time.perf_counter()
+        dist.all_reduce(values)
+        _settle(device)
+        times.append(time.perf_counter() - began)
+    return size, round(min(times), 6)
+
+
+def time_matmul(device: torch.device) -> float:
+    """Seconds of the quickest of many matrix products on this rank's device.
+
+    The quickest, and on a CPU its processor time: others may use the same cores meanwhile.
+    """
+    size = MATMUL_SIZE[device.type]
+    kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+    left = torch.full((size, size), 0.5, device=device, dtype=kind)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = [_one_matmul(left, device) for _ in range(MATMUL_REPEATS[device.type])]
+    finally:
+        torch.set_num_threads(threads)
+    return round(min(times), 7)
+
+
+def _one_matmul(left: torch.Tensor, device: torch.device) -> float:
+    clock: Any = time.perf_counter if device.type == "cuda" else time.thread_time
+    _settle(device)
+    began = clock()
+    torch.mm(left, left)
+    _settle(device)
+    return float(clock() - began)
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
