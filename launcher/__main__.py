@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    import submitrain.__main__ as start
+    from submitrain.command_line import prefer_installed
 
-    start.prefer_installed()
+    prefer_installed()
     from submitrain.launcher.cli.main import main
 
     sys.exit(main())

@@ -287,7 +287,7 @@ def _cost_arguments(parser: argparse.ArgumentParser) -> None:
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_serve_options(parser)
-    parser.set_defaults(handler=lazy("submitrain.monitor.serve.app"))
+    parser.set_defaults(handler=lazy("submitrain.monitor.serve.cli"))
 
 
 def _top_arguments(parser: argparse.ArgumentParser) -> None:

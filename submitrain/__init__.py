@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from submitrain.launcher.api import launch, sweep
     from submitrain.launcher.run import Run
-    from submitrain.launcher.sweep.handle import Sweep
+    from submitrain.launcher.sweeps.handle import Sweep
     from submitrain.train.user_function.context import Checkpoint, DataOrder, RunContext
 
 __all__ = ["Checkpoint", "DataOrder", "Run", "RunContext", "Sweep", "launch", "sweep"]
@@ -22,7 +22,7 @@ _HOMES = {
     "launch": "submitrain.launcher.api",
     "sweep": "submitrain.launcher.api",
     "Run": "submitrain.launcher.run",
-    "Sweep": "submitrain.launcher.sweep.handle",
+    "Sweep": "submitrain.launcher.sweeps.handle",
     "Checkpoint": "submitrain.train.user_function.context",
     "DataOrder": "submitrain.train.user_function.context",
     "RunContext": "submitrain.train.user_function.context",

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-
-def prefer_installed() -> None:
-    """``python -m`` puts the working directory first: a user's ``queue.py`` there must not win."""
-    here, root = Path.cwd(), Path(__file__).resolve().parent.parent
-    if sys.path and Path(sys.path[0] or ".").resolve() == here != root:
-        sys.path.append(sys.path.pop(0))
-
 
 if __name__ == "__main__":
+    from submitrain.command_line import prefer_installed
+
     prefer_installed()
     from submitrain.launcher.cli.main import main
 

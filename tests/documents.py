@@ -31,7 +31,9 @@ _FENCE = re.compile(
     r"^(?:<!-- runs: (?P<runs>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
 )
 _INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
-_COMMAND = re.compile(r"^(?:\S*python3? -m (launcher|monitor|tests[\w.]*)|submitrain|make)\b")
+_COMMAND = re.compile(
+    r"^(?:\S*python3? -m (launcher|monitor|tests[\w.]*)|submitrain(?![.\w])|make)\b"
+)
 _SHELL_ENDS = re.compile(r"\s(?:\||>|>>|&&|2>)\s|;\s|\s#\s|\s{2,}#|\s->\s")
 _KEY = re.compile(r"^([a-z_]+)\.[a-z_.]+$")
 _FILE_ENDINGS = (".py", ".md", ".yaml", ".json", ".jsonl", ".conf", ".parquet", ".html")
@@ -194,7 +196,7 @@ def key_problem(text: str) -> str | None:
     try:
         explain_key(text)
     except UserError as error:
-        is_module = (ROOT / "train" / f"{text.replace('.', '/')}.py").exists()
+        is_module = (ROOT / "submitrain/train" / f"{text.replace('.', '/')}.py").exists()
         return None if is_module or "given to the component" in str(error) else str(error)
     return None
 
@@ -203,7 +205,7 @@ def key_problem(text: str) -> str | None:
 def source_texts() -> tuple[str, ...]:
     """Every string of the packages' code; a NUL stands for what is put in at run time."""
     found: list[str] = []
-    for package in ("launcher", "monitor", "train"):
+    for package in ("submitrain", "launcher", "monitor", "train"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):

@@ -134,8 +134,7 @@ def stopped_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     monkeypatch.setattr(
         "submitrain.launcher.supervisor.hang_watch.os.fsync", lambda _: going.wait(60)
     )
-    for name in ("folderwatch", "hangwatch"):
-        monkeypatch.setattr(f"launcher.{name}.STOPPED_S", 0.05)
+    monkeypatch.setattr("submitrain.launcher.supervisor.hang_watch.STOPPED_S", 0.05)
     monkeypatch.setattr("submitrain.launcher.supervisor.hang_watch.PROBE_S", 0.01)
     yield going
     going.set()

@@ -213,4 +213,4 @@ def test_a_users_train_py_does_not_shadow_our_package(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.stdout.strip() == str(run_dir.code / "train" / "rundir.py"), done.stderr
+    assert done.stdout.strip() == str(run_dir.code / "submitrain" / "run_folder.py"), done.stderr

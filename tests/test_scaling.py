@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from submitrain.launcher.sweep.scaling import (
+from submitrain.launcher.sweeps.scaling import (
     Curve,
     Goal,
     Repeat,
@@ -27,7 +27,7 @@ from submitrain.launcher.sweep.scaling import (
     time_to_result_s,
     weak_efficiency,
 )
-from submitrain.launcher.sweep.timing import Timing, Wanted, read_sharing, read_waits, timing_of
+from submitrain.launcher.sweeps.timing import Timing, Wanted, read_sharing, read_waits, timing_of
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import Answer
 

@@ -22,7 +22,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from submitrain.monitor.serve.app import Service
+from submitrain.monitor.serve.service import Service
 from submitrain.monitor.watch.fleet import Fleet
 from submitrain.run_folder import list_runs
 from submitrain.status import RunState

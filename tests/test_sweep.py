@@ -12,10 +12,10 @@ import yaml
 from submitrain.errors import UserError
 from submitrain.launcher import Run, Sweep, launch, sweep
 from submitrain.launcher.cli.main import main
-from submitrain.launcher.sweep.folder import make_sweep
-from submitrain.launcher.sweep.handle import request_of
-from submitrain.launcher.sweep.plan import SweepPlan, plan_sweep
-from submitrain.launcher.sweep.request import Point, in_blocks, parse_grid, split_values
+from submitrain.launcher.sweeps.folder import make_sweep
+from submitrain.launcher.sweeps.handle import request_of
+from submitrain.launcher.sweeps.plan import SweepPlan, plan_sweep
+from submitrain.launcher.sweeps.request import Point, in_blocks, parse_grid, split_values
 from tests.tiny import tiny_config
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from submitrain.errors import ConfigError
 from submitrain.launcher import Sweep, launch
-from submitrain.launcher.sweep.folder import PointState
-from submitrain.launcher.sweep.report import EMULATED
+from submitrain.launcher.sweeps.folder import PointState
+from submitrain.launcher.sweeps.report import EMULATED
 from submitrain.status import RunState
 from tests.slurm.cluster import SlurmCluster
 from tests.tiny import tiny_config

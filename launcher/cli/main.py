@@ -323,7 +323,7 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     follow.add_argument("--wait", action="store_true", help="stay until it has ended")
     follow.add_argument("--detach", action="store_true", help="return as soon as it is started")
     _runs_dir_argument(parser)
-    parser.set_defaults(handler=lazy("submitrain.launcher.sweep.cli"))
+    parser.set_defaults(handler=lazy("submitrain.launcher.sweeps.cli"))
 
 
 def _init_arguments(parser: argparse.ArgumentParser) -> None:

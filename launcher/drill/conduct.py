@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from submitrain.command_line import Screen
 from submitrain.errors import SubmitrainError, UserError
 from submitrain.events import Kind, read_events
+from submitrain.launcher.cli.screen import Screen
 from submitrain.launcher.drill.judge import Injection
 from submitrain.launcher.drill.scenarios import Hand, Scenario, Steps
 from submitrain.launcher.run import Run

@@ -13,10 +13,10 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from submitrain.command_line import Screen, make_screen
 from submitrain.errors import SubmitrainError, UserError
 from submitrain.events import Kind, read_events
 from submitrain.launcher.cli.commands import log_to_stderr
+from submitrain.launcher.cli.screen import Screen, make_screen
 from submitrain.launcher.drill.compare import Comparison
 from submitrain.launcher.drill.conduct import Conducted, abort, conduct
 from submitrain.launcher.drill.judge import (

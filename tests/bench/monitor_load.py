@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from submitrain.monitor.serve.app import Service
+from submitrain.monitor.serve.service import Service
 from submitrain.monitor.watch.fleet import Fleet
 from submitrain.monitor.watch.poll import Looker
 from submitrain.monitor.watch.watch import Watcher

@@ -9,15 +9,15 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from submitrain.command_line import Screen, make_screen
 from submitrain.errors import UserError
 from submitrain.launcher.cli.commands import log_to_stderr
+from submitrain.launcher.cli.screen import Screen, make_screen
 from submitrain.launcher.run import WAIT_POLL_S
-from submitrain.launcher.sweep.folder import HTML_NAME, SweepState, counts
-from submitrain.launcher.sweep.handle import Sweep
-from submitrain.launcher.sweep.plan import SweepPlan, plan_sweep
-from submitrain.launcher.sweep.render import report_parts, status_table
-from submitrain.launcher.sweep.request import Request, parse_grid, parse_nodes, parse_price
+from submitrain.launcher.sweeps.folder import HTML_NAME, SweepState, counts
+from submitrain.launcher.sweeps.handle import Sweep
+from submitrain.launcher.sweeps.plan import SweepPlan, plan_sweep
+from submitrain.launcher.sweeps.render import report_parts, status_table
+from submitrain.launcher.sweeps.request import Request, parse_grid, parse_nodes, parse_price
 from submitrain.monitor.status import console
 
 # ruff: noqa: T201 - printing is what a command line does

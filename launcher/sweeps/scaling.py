@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from submitrain.launcher.sweep.timing import SaveCosts
+from submitrain.launcher.sweeps.timing import SaveCosts
 
 PER_HOUR_S = 3600.0
 MILLION = 1e6

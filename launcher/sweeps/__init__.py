@@ -3,7 +3,7 @@
 request (what was asked for), grid (its combinations) and settings (how a run is shaped for timing)
 are pure; plan puts them together and checks every point before anything starts; record is what a
 sweep's folder keeps; conduct starts what is missing; report judges with
-``launcher.sweep.scaling``; text
+``launcher.sweeps.scaling``; text
 and page tell; handle is what Python gets.
 """
 

@@ -17,9 +17,9 @@ from contextlib import chdir, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from submitrain.command_line import Screen
 from submitrain.errors import RunError, UserError
 from submitrain.imports import IMPORT_ROOT
+from submitrain.launcher.cli.screen import Screen
 from submitrain.launcher.plan.prepare import Prepared, prepare
 from submitrain.launcher.run import WAIT_POLL_S, Run
 from submitrain.launcher.submit.claims import claim_submission, read_claims, read_submissions
@@ -27,8 +27,8 @@ from submitrain.launcher.submit.resume import after_job
 from submitrain.launcher.submit.resume import resume as resume_run
 from submitrain.launcher.submit.start import start
 from submitrain.launcher.submit.submit import job_environment
-from submitrain.launcher.sweep.folder import LOG_NAME, PointState, SweepFolder, point_states
-from submitrain.launcher.sweep.request import Point
+from submitrain.launcher.sweeps.folder import LOG_NAME, PointState, SweepFolder, point_states
+from submitrain.launcher.sweeps.request import Point
 from submitrain.run_folder import RunDir
 from submitrain.status import RunState
 

@@ -32,7 +32,7 @@ from submitrain.errors import UserError
 from submitrain.launcher.submit.claims import read_claims
 from submitrain.launcher.submit.dependency import look
 from submitrain.launcher.submit.start import folders_of
-from submitrain.launcher.sweep.request import Point
+from submitrain.launcher.sweeps.request import Point
 from submitrain.run_folder import (
     LATEST,
     RunDir,
@@ -43,7 +43,7 @@ from submitrain.run_folder import (
 from submitrain.status import RunState, RunStatus
 
 if TYPE_CHECKING:
-    from submitrain.launcher.sweep.plan import SweepPlan
+    from submitrain.launcher.sweeps.plan import SweepPlan
 
 
 RECORD_NAME, CONFIG_NAME = "sweep.json", "config.yaml"
@@ -97,7 +97,7 @@ def make_sweep(plan: SweepPlan) -> SweepFolder:
     Raises:
         UserError: it cannot be written.
     """
-    from submitrain.launcher.sweep.plan import record_of
+    from submitrain.launcher.sweeps.plan import record_of
 
     record = record_of(plan, by=getpass.getuser(), host=socket.gethostname())
     with folders_of(plan.runs_dir):

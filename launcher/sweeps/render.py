@@ -16,11 +16,11 @@ from rich.text import Text
 from submitrain.html.charts import Series as Line
 from submitrain.html.charts import line_chart
 from submitrain.html.page import details, page, scoped, section, table
-from submitrain.launcher.sweep import words
-from submitrain.launcher.sweep.folder import PointState
-from submitrain.launcher.sweep.report import EMULATED, PointReport, Series, SweepReport
-from submitrain.launcher.sweep.request import label
-from submitrain.launcher.sweep.scaling import LEAST_EFFICIENCY, Curve, Estimate, NodeCount
+from submitrain.launcher.sweeps import words
+from submitrain.launcher.sweeps.folder import PointState
+from submitrain.launcher.sweeps.report import EMULATED, PointReport, Series, SweepReport
+from submitrain.launcher.sweeps.request import label
+from submitrain.launcher.sweeps.scaling import LEAST_EFFICIENCY, Curve, Estimate, NodeCount
 
 
 def report_parts(report: SweepReport) -> Iterator[RenderableType]:

@@ -1,32 +1,20 @@
-"""The HTTP side: /metrics, /healthz, and a page that names them.
-
-Looks, and answers scrapes from what the newest look saw.
-
-``python -m monitor serve``: looks at all runs again and again, and serves what it saw.
-"""
+"""The endpoint: /metrics and /healthz, answered from what the newest look saw."""
 
 from __future__ import annotations
 
-import argparse
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from socket import AF_INET6
-from typing import NoReturn
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from submitrain.config.types import parse_duration_s
 from submitrain.errors import UserError
 from submitrain.monitor.serve.collector import Accounts, Exported, RunCollector
 from submitrain.monitor.watch.fleet import Fleet
-from submitrain.run_folder import find_run, list_runs
 
 READ_LIMIT_S = 10.0
 """A client that says nothing for so long is left."""
@@ -174,64 +162,3 @@ class Service:
         self._collector.exported = Exported(view, accounts, looks, last.failed_looks)
         self._health.good()
         return "; ".join(f"{run}: {text}" for run, text in view.problems.items())
-
-
-# ruff: noqa: T201 - printing is what a command line does
-
-
-SHORTEST_NAP_S = 0.1
-
-
-def main(options: argparse.Namespace) -> int:
-    """Serve until TERM or Ctrl-C."""
-    try:
-        pass
-    except ImportError as error:
-        raise UserError(
-            "serve: the package prometheus-client is missing; pip install 'submitrain[prometheus]'"
-        ) from error
-    if options.interval <= 0:
-        raise UserError(f"--interval: expected seconds > 0, got {options.interval:g}")
-    service = Service(_fleet(options), interval_s=options.interval)
-    url = service.listen(options.bind, options.port)
-    signal.signal(signal.SIGTERM, _leave)
-    print(f"serving {url}/metrics", flush=True)
-    said = ""
-    while True:
-        began = time.monotonic()
-        problem = service.look()
-        if problem and problem != said:
-            print(f"warning: {problem}", file=sys.stderr, flush=True)
-        said = problem
-        time.sleep(max(SHORTEST_NAP_S, began + options.interval - time.monotonic()))
-
-
-def _fleet(options: argparse.Namespace) -> Fleet:
-    """What is looked at.
-
-    Raises:
-        UserError: a number that makes no sense, or no such run.
-    """
-    if options.run and options.all:
-        raise UserError(
-            "serve: expected a run, or --all for every run of the runs folder, not both"
-        )
-    if options.max_runs < 1:
-        raise UserError(f"--max-runs: expected a number >= 1, got {options.max_runs}")
-    try:
-        keep_ended_s = parse_duration_s(options.keep_ended)
-    except ValueError as error:
-        raise UserError(f"--keep-ended: {error}") from error
-    runs_dir = Path(options.runs_dir).expanduser()
-    folder = find_run(options.run, runs_dir) if options.run else None
-    return Fleet(
-        find=lambda: list_runs(runs_dir) if folder is None else [folder],
-        keep_ended_s=float(keep_ended_s) if folder is None else None,
-        max_runs=options.max_runs,
-        state_dir=Path(options.state_dir).absolute() if options.state_dir else None,
-    )
-
-
-def _leave(number: int, frame: object) -> NoReturn:
-    """TERM is how a service is told to end."""
-    sys.exit(0)

@@ -5,7 +5,7 @@ wait for slower ranks included. A step counts when it is warm (``warmup`` steps 
 came before it, so that a restart warms up anew), ran on as many ranks as were wanted, and nothing
 else went on: no save, in the background neither, no validation.
 
-Reads one run's folder for ``launcher.sweep.scaling``, and asks Slurm how long its first job waited.
+Reads one run's folder for ``sweeps.scaling``, and asks Slurm how long its first job waited.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a sweep measured: reads its runs, and judges them by ``launcher.sweep.scaling``."""
+"""What a sweep measured: reads its runs, and judges them by ``launcher.sweeps.scaling``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from submitrain.launcher.sweep.folder import (
+from submitrain.launcher.sweeps.folder import (
     PointState,
     SweepFolder,
     SweepState,
     point_states,
     sweep_state,
 )
-from submitrain.launcher.sweep.request import Combination, Point, label
-from submitrain.launcher.sweep.scaling import Curve, Goal, Repeat, Terms, curve_of
-from submitrain.launcher.sweep.timing import RunMeasurement, Wanted, read_measurement, read_waits
+from submitrain.launcher.sweeps.request import Combination, Point, label
+from submitrain.launcher.sweeps.scaling import Curve, Goal, Repeat, Terms, curve_of
+from submitrain.launcher.sweeps.timing import RunMeasurement, Wanted, read_measurement, read_waits
 from submitrain.run_facts import read_evidence
 from submitrain.status import RunState
 
@@ -150,7 +150,7 @@ class SweepReport:
         }
 
     def _repr_html_(self) -> str:
-        from submitrain.launcher.sweep.render import fragment
+        from submitrain.launcher.sweeps.render import fragment
 
         return fragment(self)
 

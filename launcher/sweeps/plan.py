@@ -13,7 +13,7 @@ from submitrain.launcher.checks.limits import request_of
 from submitrain.launcher.checks.schedulability import Outcome, judge
 from submitrain.launcher.plan.config import LoadedConfig, load_config
 from submitrain.launcher.plan.prepare import Prepared, prepare
-from submitrain.launcher.sweep.request import (
+from submitrain.launcher.sweeps.request import (
     AT_ONCE,
     REPEATS,
     TIMED_STEPS,
@@ -34,7 +34,7 @@ from submitrain.launcher.sweep.request import (
 from submitrain.slurm.cluster import read_cluster
 
 if TYPE_CHECKING:
-    from submitrain.launcher.sweep.scaling import Mode
+    from submitrain.launcher.sweeps.scaling import Mode
 
 
 @dataclass(frozen=True)

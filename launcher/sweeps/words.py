@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from submitrain.launcher.sweep.folder import SweepState
-from submitrain.launcher.sweep.report import EMULATED, Series, SweepReport
-from submitrain.launcher.sweep.scaling import LEAST_EFFICIENCY, LEAST_MARGINAL, Estimate, NodeCount
+from submitrain.launcher.sweeps.folder import SweepState
+from submitrain.launcher.sweeps.report import EMULATED, Series, SweepReport
+from submitrain.launcher.sweeps.scaling import LEAST_EFFICIENCY, LEAST_MARGINAL, Estimate, NodeCount
 
 NOT_MEASURED = "–"
 

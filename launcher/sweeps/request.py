@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from submitrain.config import RunConfig
 from submitrain.errors import UserError
-from submitrain.launcher.sweep.scaling import Mode
+from submitrain.launcher.sweeps.scaling import Mode
 
 if TYPE_CHECKING:
     from submitrain.config import RunConfig

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from submitrain.command_line import Screen
 from submitrain.config.schema import near
 from submitrain.errors import SubmitrainError, UserError
+from submitrain.launcher.cli.screen import Screen
 from submitrain.launcher.run import WAIT_POLL_S, Run
 from submitrain.launcher.submit.start import folders_of
-from submitrain.launcher.sweep.conduct import conduct, start_in_background
-from submitrain.launcher.sweep.folder import (
+from submitrain.launcher.sweeps.conduct import conduct, start_in_background
+from submitrain.launcher.sweeps.folder import (
     HTML_NAME,
     JSON_NAME,
     PointState,
@@ -30,10 +30,10 @@ from submitrain.launcher.sweep.folder import (
     point_states,
     sweep_state,
 )
-from submitrain.launcher.sweep.plan import SweepPlan
-from submitrain.launcher.sweep.report import SweepReport, read_sweep
-from submitrain.launcher.sweep.request import Request, grid_of, parse_price
-from submitrain.launcher.sweep.scaling import Mode
+from submitrain.launcher.sweeps.plan import SweepPlan
+from submitrain.launcher.sweeps.report import SweepReport, read_sweep
+from submitrain.launcher.sweeps.request import Request, grid_of, parse_price
+from submitrain.launcher.sweeps.scaling import Mode
 from submitrain.run_folder import write_json_atomically, write_text_atomically
 
 
@@ -160,7 +160,7 @@ class Sweep:
         Raises:
             UserError: one of them cannot be written.
         """
-        from submitrain.launcher.sweep.render import sweep_page
+        from submitrain.launcher.sweeps.render import sweep_page
 
         report = self.report()
         page = sweep_page(report)
