@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from submitrain.monitor.accounting.goodput import Goodput, headline, read_goodput, rows
+from submitrain.monitor.accounting.goodput import Goodput, category_rows, headline, read_goodput
 from submitrain.run_folder import find_run, list_runs
 from submitrain.slurm.client import Ask, ask
 from submitrain.status import RunState, RunStatus, see
@@ -219,7 +219,7 @@ def _left_out(found: RunStatus) -> str:
 def time_rows(goodput: Goodput, *, whole: bool) -> list[tuple[str, str]]:
     """The effective share in one line, and where the rest went once the run has ended."""
     line = headline(goodput)
-    parts = [("", f"{text}  {name}") for name, text in rows(goodput)] if whole else []
+    parts = [("", f"{text}  {name}") for name, text in category_rows(goodput)] if whole else []
     return [("time", line), *parts] if line else []
 
 

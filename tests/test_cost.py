@@ -15,27 +15,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from submitrain.errors import UserError
-from submitrain.monitor.accounting.bill import (
+from submitrain.monitor.accounting.cli import as_csv, as_json, as_table
+from submitrain.monitor.accounting.cost import (
     HOUR_US,
     Bill,
     By,
-    PriceTable,
-    make_bill,
-    parse_prices,
-)
-from submitrain.monitor.accounting.charges import (
-    Holding,
-    JobFacts,
     Labels,
-    RunFacts,
-    Unit,
+    RunUsage,
     charges_of,
+    make_bill,
+)
+from submitrain.monitor.accounting.goodput import account
+from submitrain.monitor.accounting.prices import (
+    Holding,
+    PriceTable,
+    Unit,
     holdings_of,
+    parse_prices,
     requested_type,
 )
-from submitrain.monitor.accounting.cli import accounting, as_csv, as_json, as_table, job_facts
-from submitrain.monitor.accounting.goodput import GoodputRecords, account
-from submitrain.monitor.accounting.time import Category, Span
+from submitrain.monitor.accounting.records import RunRecords, SacctJob, query_sacct
+from submitrain.monitor.accounting.timeline import Category
 from submitrain.monitor.cli import main
 from submitrain.slurm.client import Answer
 from tests.test_goodput import (
@@ -141,17 +141,16 @@ def test_a_wrong_price_table_is_refused(text: str, says: str) -> None:
         parse_prices(text, "prices.yaml")
 
 
-def job(started_s: float, ended_s: float | None, *, job_id: str = "7", gpus: int = 4) -> JobFacts:
+def job(started_s: float, ended_s: float | None, *, tres: str = "gres/gpu:h100=4") -> SacctJob:
     ended_us = None if ended_s is None else round(ended_s * 1e6)
-    span = Span(job_id, round(started_s * 1e6), ended_us)
-    return JobFacts(span, (Holding(Unit.GPU, gpus, "h100"),), ME)
+    return SacctJob("7", round(started_s * 1e6), ended_us, tres)
 
 
-def facts(records: GoodputRecords, *jobs: JobFacts) -> RunFacts:
-    return RunFacts(ME, replace(records, jobs=tuple(one.span for one in jobs)), jobs)
+def facts(records: RunRecords, *jobs: SacctJob) -> RunUsage:
+    return RunUsage(ME, replace(records, jobs=jobs))
 
 
-def bill(run: RunFacts, by: By = By.RUN, prices: PriceTable = PRICES, **window: int) -> Bill:
+def bill(run: RunUsage, by: By = By.RUN, prices: PriceTable = PRICES, **window: int) -> Bill:
     return make_bill(charges_of(run), prices, by, **window)
 
 
@@ -169,7 +168,7 @@ def test_hours_are_gpus_times_the_time_of_the_allocation() -> None:
 def test_what_was_wasted_is_told_by_cause() -> None:
     (row,) = bill(facts(killed_and_restarted("hung"), job(8.0, 33.0))).rows
     lost = row.split_us[Category.RECOMPUTED] + row.split_us[Category.STALLED]
-    # Beside: the pause after it, and the start and restore of the next attempt.
+    # In addition: the pause after it, and the start and restore of the next attempt.
     assert set(row.wasted_us) == {"hung"}
     assert row.wasted_us["hung"] == lost + 4 * (1_000_000 + 2_500_000)
 
@@ -181,7 +180,7 @@ def test_every_requeue_and_attempt_is_counted_also_of_a_job_that_did_nothing() -
         began(2, 110.0, restart_count=2),
         over(2, 120.0, "finished"),
     )
-    records = GoodputRecords(attempts=lines, now=200.0)
+    records = RunRecords(attempts=lines, now=200.0)
     jobs = (job(9.0, 21.0), job(50.0, 60.0), job(109.0, 121.0))
     (row,) = bill(facts(records, *jobs)).rows
     assert row.used_us == 4 * (12 + 10 + 12) * 1_000_000
@@ -191,13 +190,13 @@ def test_every_requeue_and_attempt_is_counted_also_of_a_job_that_did_nothing() -
 
 def test_the_accountings_whole_seconds_are_what_is_charged() -> None:
     lines = (began(1, 9.9, job_started_at=9.4), over(1, 20.7, "finished"))
-    (row,) = bill(facts(GoodputRecords(attempts=lines, now=99.0), job(10.0, 20.0))).rows
+    (row,) = bill(facts(RunRecords(attempts=lines, now=99.0), job(10.0, 20.0))).rows
     assert row.used_us == 4 * 10_000_000
 
 
 def test_without_accounting_ranks_are_counted() -> None:
     records = killed_and_restarted()
-    (row,) = bill(RunFacts(ME, records)).rows
+    (row,) = bill(RunUsage(ME, records)).rows
     assert row.unit is Unit.RANK
     assert row.used_us == account(records).allocated_rank_us
     assert row.split_us == account(records).rank_us
@@ -206,20 +205,22 @@ def test_without_accounting_ranks_are_counted() -> None:
 def test_ranks_are_gpus_where_the_site_does_not_account_for_them() -> None:
     setup = event("setup", 1, 11.0, backend="nccl")
     records = replace(killed_and_restarted(), events=(setup, *killed_and_restarted().events))
-    cores = replace(job(8.0, 33.0), holdings=(Holding(Unit.CORE, 64),))
+    cores = job(8.0, 33.0, tres="cpu=64")
     (row,) = bill(replace(facts(records, cores), gpu_type="h100")).rows
     assert (row.unit, row.used_us, row.unpriced_us) == (Unit.GPU, 2 * 25_000_000, 0)
 
 
 def test_a_price_that_changes_within_an_allocation_counts_from_its_day() -> None:
-    records = GoodputRecords(now=2 * MONTH_S)
-    (row,) = bill(facts(records, job(MONTH_S - 3600, MONTH_S + 3600, gpus=1))).rows
+    records = RunRecords(now=2 * MONTH_S)
+    (row,) = bill(facts(records, job(MONTH_S - 3600, MONTH_S + 3600, tres="gres/gpu:h100=1"))).rows
     assert row.money == Decimal("5.10")
 
 
 def test_months_are_cut_at_midnight_utc() -> None:
-    records = GoodputRecords(now=2 * MONTH_S)
-    found = bill(facts(records, job(MONTH_S - 1800, MONTH_S + 3600, gpus=2)), By.MONTH)
+    records = RunRecords(now=2 * MONTH_S)
+    found = bill(
+        facts(records, job(MONTH_S - 1800, MONTH_S + 3600, tres="gres/gpu:h100=2")), By.MONTH
+    )
     assert [(row.group, row.used_us) for row in found.rows] == [
         ("1970-01", HOUR_US),
         ("1970-02", 2 * HOUR_US),
@@ -228,8 +229,8 @@ def test_months_are_cut_at_midnight_utc() -> None:
 
 
 def test_a_window_counts_what_is_inside() -> None:
-    records = GoodputRecords(now=2 * MONTH_S)
-    run = facts(records, job(MONTH_S - 3600, MONTH_S + 7200, gpus=1))
+    records = RunRecords(now=2 * MONTH_S)
+    run = facts(records, job(MONTH_S - 3600, MONTH_S + 7200, tres="gres/gpu:h100=1"))
     (row,) = bill(run, since_us=round(MONTH_S * 1e6), until_us=round(MONTH_S * 1e6) + HOUR_US).rows
     assert row.used_us == HOUR_US
 
@@ -241,9 +242,11 @@ def test_no_price_is_said_and_is_not_zero() -> None:
     assert "unpriced" in as_table(nothing).splitlines()[1]
     assert next(csv.DictReader(StringIO(as_csv(nothing))))["cost"] == "unpriced"
     assert json.loads(as_json(nothing))["groups"][0]["cost"] is None
-    records = GoodputRecords(now=2 * MONTH_S)
+    records = RunRecords(now=2 * MONTH_S)
     late = parse_prices("prices: [{from: 1970-02-01, per_gpu_hour: 1}]", "p")
-    part = bill(facts(records, job(MONTH_S - 3600, MONTH_S + 3600, gpus=1)), prices=late)
+    part = bill(
+        facts(records, job(MONTH_S - 3600, MONTH_S + 3600, tres="gres/gpu:h100=1")), prices=late
+    )
     assert "1.00 + 1.00 h unpriced" in as_table(part)
 
 
@@ -253,9 +256,8 @@ def test_free_is_a_price() -> None:
 
 
 def test_several_gpu_types_in_one_job_are_charged_each() -> None:
-    both = (Holding(Unit.GPU, 1, "h100"), Holding(Unit.GPU, 3, "a100"))
-    one = replace(job(0.0, 3600.0), holdings=both)
-    (row,) = bill(facts(GoodputRecords(now=9000.0), one)).rows
+    one = job(0.0, 3600.0, tres="gres/gpu:h100=1,gres/gpu:a100=3")
+    (row,) = bill(facts(RunRecords(now=9000.0), one)).rows
     assert (row.used_us, row.unpriced_us) == (4 * HOUR_US, 3 * HOUR_US)
     assert row.money == Decimal("2.10")
     assert row.allocations == 1
@@ -266,18 +268,17 @@ def test_several_gpu_types_in_one_job_are_charged_each() -> None:
 def test_groups_and_categories_sum_up_to_the_total(
     attempts: list[Event],
     events: list[Event],
-    spans: list[Span],
+    spans: list[SacctJob],
     ended: bool,
     by: By,
     gpus: int,
 ) -> None:
-    records = GoodputRecords(tuple(attempts), tuple(events), (), tuple(spans), 6000.0, ended)
-    held = (Holding(Unit.GPU, gpus, "h100"),) if gpus else ()
+    tres = f"gres/gpu:h100={gpus}"
     jobs = tuple(
-        JobFacts(span, held, replace(ME, user=f"user{place % 2}"))
-        for place, span in enumerate(spans)
+        replace(span, tres=tres, user=f"user{place % 2}") for place, span in enumerate(spans)
     )
-    run = RunFacts(ME, records, jobs)
+    records = RunRecords(tuple(attempts), tuple(events), (), jobs, 6000.0, ended)
+    run = RunUsage(ME, records)
     prices = parse_prices("prices: [{gpu: h100, per_gpu_hour: 1.37}]", "p")
     charges = charges_of(run)
     found = make_bill(charges, prices, by)
@@ -306,24 +307,22 @@ def test_sacct_is_asked_once_for_all_jobs() -> None:
         asked.append(list(command))
         return Answer(0, f"{ROW}\n", "")
 
-    rows, problem = accounting([str(number) for number in range(900)], run=run)
+    jobs, problem = query_sacct([str(number) for number in range(900)], run=run)
     assert (len(asked), problem) == (1, "")
     assert "--duplicates" in asked[0]
-    found = job_facts(rows[0], Labels("run-1"))
-    assert found is not None
-    assert found.span.ended_us is None
-    assert found.holdings == (Holding(Unit.GPU, 4),)
-    assert found.labels == Labels("run-1", "me", "acc", "chem", "p", "q")
+    assert jobs[0].ended_us is None
+    assert holdings_of(jobs[0].tres) == (Holding(Unit.GPU, 4),)
+    assert Labels("run-1").of_job(jobs[0]) == Labels("run-1", "me", "acc", "chem", "p", "q")
 
 
 def test_accounting_that_is_off_is_said() -> None:
-    rows, problem = accounting(["7"], run=lambda *_, **__: Answer(1, "", "disabled"))
-    assert (rows, problem) == ([], "disabled")
+    jobs, problem = query_sacct(["7"], run=lambda *_, **__: Answer(1, "", "disabled"))
+    assert (jobs, problem) == ([], "disabled")
 
 
 def test_a_job_that_never_ran_held_nothing() -> None:
-    row = {"JobIDRaw": "7", "Start": "None", "End": "2026-01-01T00:00:00"}
-    assert job_facts(row, ME) is None
+    line = "7\x1fNone\x1f2026-01-01T00:00:00\n"
+    assert query_sacct(["7"], run=lambda *_, **__: Answer(0, line, "")) == ([], "")
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from submitrain.monitor.accounting.bill import By, PriceTable, make_bill
-from submitrain.monitor.accounting.charges import Unit, charges_of
 from submitrain.monitor.accounting.cli import read_runs
+from submitrain.monitor.accounting.cost import By, charges_of, make_bill
+from submitrain.monitor.accounting.prices import PriceTable, Unit
 from submitrain.monitor.audit.ledger import read_trail
 from tests.slurm import SlurmCluster
 from tests.supervised_slurm import slurm_run
@@ -41,9 +41,9 @@ def test_gpu_hours_of_a_requeued_run_equal_those_of_sacct_and_no_array_is_charge
     assert len(rows) == 2
     seconds = sum(elapsed * gpu_count for elapsed, gpu_count in rows)
     assert {gpu_count for _, gpu_count in rows} == {4}
-    facts, problem = read_runs([run_dir.root])
+    usage, problem = read_runs([run_dir.root])
     assert problem == ""
-    (row,) = make_bill(charges_of(facts[0]), PriceTable(), By.RUN).rows
+    (row,) = make_bill(charges_of(usage[0]), PriceTable(), By.RUN).rows
     assert (row.unit, Decimal(row.used_us) / 1_000_000) == (Unit.GPU, seconds)
     assert (row.allocations, row.requeues) == (2, 1)
     assert row.attempts == len(run.starts()) == 2

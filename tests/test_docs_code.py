@@ -14,7 +14,7 @@ from submitrain.config import RunConfig
 from submitrain.config.document import parse_document
 from submitrain.config.resolve import resolve
 from submitrain.launcher import Run
-from submitrain.monitor.accounting.bill import parse_prices
+from submitrain.monitor.accounting.prices import parse_prices
 from tests.documents import (
     DOCUMENTS,
     ROOT,

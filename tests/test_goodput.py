@@ -15,15 +15,13 @@ from hypothesis import strategies as st
 from submitrain.events import Kind, Phase
 from submitrain.monitor.accounting.goodput import (
     Goodput,
-    GoodputRecords,
     account,
+    category_rows,
     headline,
-    job_spans,
-    rank_events,
     read_goodput,
-    rows,
 )
-from submitrain.monitor.accounting.time import Category, Span, allocations, attempt_times
+from submitrain.monitor.accounting.records import RunRecords, SacctJob, query_sacct, rank_events
+from submitrain.monitor.accounting.timeline import Category, allocations
 from submitrain.slurm.client import Answer
 
 Event = dict[str, Any]
@@ -87,10 +85,10 @@ AGAIN = (
 )
 
 
-def killed_and_restarted(cause: str = "rank_died") -> GoodputRecords:
+def killed_and_restarted(cause: str = "rank_died") -> RunRecords:
     """Four steps, a checkpoint after two, a death during the fifth; then all the rest again."""
     lines = (began(1, 10.0), over(1, 24.0, cause), began(2, 25.0), over(2, 31.0, "finished"))
-    return GoodputRecords(attempts=lines, events=(*KILLED, *AGAIN), now=99.0)
+    return RunRecords(attempts=lines, events=(*KILLED, *AGAIN), now=99.0)
 
 
 def test_a_killed_attempt_is_split_into_kept_dropped_and_lost_time() -> None:
@@ -128,19 +126,19 @@ def test_steps_that_no_log_line_holds_are_dropped_by_their_share() -> None:
         event("stopped", 2, 130.0),
         event("checkpoint", 2, 130.0, step=100),
     )
-    found = seconds(account(GoodputRecords(attempts=lines, events=events)))
+    found = seconds(account(RunRecords(attempts=lines, events=events)))
     assert found == {"productive": 100.0, "recomputed": 20.0, "startup": 10.0}
 
 
 def test_unsaved_steps_of_a_run_that_ended_badly_are_thrown_away() -> None:
     lines = (began(1, 10.0), over(1, 24.0, "program_error"))
-    found = seconds(account(GoodputRecords(attempts=lines, events=KILLED)))
+    found = seconds(account(RunRecords(attempts=lines, events=KILLED)))
     assert (found["recomputed"], found["lost"]) == (2.0, 3.5)
 
 
 def test_a_living_attempt_counts_until_its_last_sign_and_keeps_its_steps() -> None:
     heartbeat = event("heartbeat", 1, 23.0, step=4)
-    records = GoodputRecords(
+    records = RunRecords(
         attempts=(began(1, 10.0),), events=(*KILLED, heartbeat), now=30.0, ended=False
     )
     found = seconds(account(records))
@@ -152,7 +150,7 @@ def test_a_living_attempt_counts_until_its_last_sign_and_keeps_its_steps() -> No
 def test_spare_nodes_cost_rank_time_and_no_wall_time() -> None:
     lines = (began(1, 0.0, allocated_nodes=3), over(1, 10.0, "finished"))
     events = (phase(1, 0.0, "first_step"), step(1, 10.0, 1, step_s=10.0), event("finish", 1, 10.0))
-    found = account(GoodputRecords(attempts=lines, events=events))
+    found = account(RunRecords(attempts=lines, events=events))
     assert found.wall_us[Category.SPARE] == 0
     assert found.rank_us[Category.SPARE] == 10 * MICRO * 4
     assert found.rank_us[Category.PRODUCTIVE] == 10 * MICRO * 2
@@ -167,9 +165,9 @@ def test_the_queue_is_no_allocation() -> None:
         over(2, 70.0, "finished"),
     )
     submitted = {"kind": "submitted", "t": 4.0, "job_id": "7", "cluster": "slurm"}
-    jobs = (Span("7", 10 * MICRO, 21 * MICRO), Span("7", 60 * MICRO, 71 * MICRO))
+    jobs = (SacctJob("7", 10 * MICRO, 21 * MICRO), SacctJob("7", 60 * MICRO, 71 * MICRO))
     found = account(
-        GoodputRecords(attempts=lines, events=(), submissions=(submitted,), jobs=jobs, now=99.0)
+        RunRecords(attempts=lines, events=(), submissions=(submitted,), jobs=jobs, now=99.0)
     )
     assert found.queued_us == (6 + 39) * MICRO
     assert found.allocated_us == 22 * MICRO
@@ -177,7 +175,7 @@ def test_the_queue_is_no_allocation() -> None:
 
 
 def test_an_allocation_without_a_supervisor_is_unexplained() -> None:
-    records = GoodputRecords(jobs=(Span("7", 10 * MICRO, 21 * MICRO),))
+    records = RunRecords(jobs=(SacctJob("7", 10 * MICRO, 21 * MICRO),))
     assert seconds(account(records)) == {"unexplained": 11.0}
 
 
@@ -188,11 +186,11 @@ def test_a_vanished_supervisors_allocation_is_lost_up_to_its_end_not_its_success
         began(2, 501.0, restart_count=1),
         over(2, 510.0, "finished"),
     )
-    jobs = (Span("7", 10 * MICRO, 40 * MICRO), Span("7", 500 * MICRO, 510 * MICRO))
-    found = account(GoodputRecords(attempts=lines, events=KILLED, jobs=jobs))
+    jobs = (SacctJob("7", 10 * MICRO, 40 * MICRO), SacctJob("7", 500 * MICRO, 510 * MICRO))
+    found = account(RunRecords(attempts=lines, events=KILLED, jobs=jobs))
     assert found.allocated_us == 40 * MICRO
     assert seconds(found)["lost"] == 19.5 + 9.0
-    without = account(GoodputRecords(attempts=lines, events=KILLED))
+    without = account(RunRecords(attempts=lines, events=KILLED))
     assert without.allocated_us == round(10.5 * MICRO) + 9 * MICRO
 
 
@@ -234,7 +232,7 @@ RANKS = st.lists(
 )
 SPANS = st.lists(
     st.builds(
-        lambda job, start, length: Span(job, start, None if length is None else start + length),
+        lambda job, start, length: SacctJob(job, start, None if length is None else start + length),
         st.sampled_from(["7", "8", "9"]),
         st.integers(0, 5000 * MICRO),
         st.one_of(st.none(), st.integers(0, 2000 * MICRO)),
@@ -246,11 +244,11 @@ SPANS = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(SUPERVISED, RANKS, SPANS, st.booleans())
 def test_whatever_was_recorded_the_categories_sum_up_to_the_allocations(
-    attempts: list[Event], events: list[Event], jobs: list[Span], ended: bool
+    attempts: list[Event], events: list[Event], jobs: list[SacctJob], ended: bool
 ) -> None:
-    records = GoodputRecords(tuple(attempts), tuple(events), (), tuple(jobs), 6000.0, ended)
+    records = RunRecords(tuple(attempts), tuple(events), (), tuple(jobs), 6000.0, ended)
     found = account(records)
-    held = [span for span, _ in allocations(records, attempt_times(records))]
+    held = allocations(records)
     assert sum(found.wall_us.values()) == sum(span.ended_us - span.started_us for span in held)
     assert all(value >= 0 for value in [*found.wall_us.values(), *found.rank_us.values()])
     assert found.allocated_rank_us >= found.allocated_us
@@ -302,9 +300,11 @@ def test_sacct_shows_every_stretch_of_a_requeued_job() -> None:
         asked.extend(command)
         return Answer(0, "7\x1f100\x1f160\n7\x1f200\x1fUnknown\n8\x1fUnknown\x1fUnknown\n", "")
 
-    assert job_spans(["7", "8"], run=answer) == [
-        Span("7", 100 * MICRO, 160 * MICRO),
-        Span("7", 200 * MICRO, None),
+    jobs, problem = query_sacct(["7", "8"], run=answer)
+    assert problem == ""
+    assert jobs == [
+        SacctJob("7", 100 * MICRO, 160 * MICRO),
+        SacctJob("7", 200 * MICRO, None),
     ]
     assert "--duplicates" in asked
 
@@ -313,10 +313,10 @@ def test_without_accounting_the_supervisors_records_do() -> None:
     def refused(command: Sequence[str], *, timeout_s: float = 1.0) -> Answer:
         return Answer(1, "", "Slurm accounting storage is disabled")
 
-    assert job_spans(["7"], run=refused) == []
+    assert query_sacct(["7"], run=refused)[0] == []
 
 
 def test_the_text_has_the_share_and_the_largest_category_first() -> None:
     found = account(killed_and_restarted())
     assert headline(found) == "effective 21.4 % of 21 s allocated"
-    assert rows(found)[0] == ("startup", " 28.6 %  6.00 s, 0.00 rank hours")
+    assert category_rows(found)[0] == ("startup", " 28.6 %  6.00 s, 0.00 rank hours")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from submitrain.events import Kind, Phase, read_events
-from submitrain.monitor.accounting.goodput import rank_events
+from submitrain.monitor.accounting.records import rank_events
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import Ask, ask, epoch_s
 

@@ -1,7 +1,5 @@
-"""What runs used and what it cost, by whom: hours of GPUs, money, and where they went.
+"""Where the time of a run's allocations went, and what it cost: ``goodput`` and ``cost``.
 
-``read`` reads run folders and asks sacct once, ``charges`` books (pure), ``prices`` knows the
-price table (pure), ``bill`` sums up by group (pure), ``text`` prints. See docs/cost-and-audit.md.
+``records`` reads, ``timeline`` cuts every allocation into stretches of one category (pure);
+goodput and cost are two sums over them. See docs/goodput.md and docs/cost-and-audit.md.
 """
-
-from __future__ import annotations

@@ -1,9 +1,6 @@
-"""Reads what costs rest on: run folders, and sacct once for all of them where it answers.
+"""``python -m monitor cost``: reads runs, asks sacct once for all, prints what they cost."""
 
-A bill as a table, CSV or JSON. Pure.
-
-``python -m monitor cost``: read runs, book, sum up, print.
-"""
+# ruff: noqa: T201 - printing is what a command line does
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from io import StringIO
 from pathlib import Path
@@ -23,146 +19,77 @@ import yaml
 
 from submitrain.errors import UserError
 from submitrain.events import Kind
-from submitrain.monitor.accounting.bill import (
+from submitrain.monitor.accounting.cost import (
     HOUR_US,
+    NOBODY,
     Bill,
     By,
-    PriceTable,
-    Row,
-    day_us,
-    make_bill,
-    parse_prices,
-)
-from submitrain.monitor.accounting.charges import (
-    NOBODY,
-    JobFacts,
     Labels,
-    RunFacts,
+    Row,
+    RunUsage,
     charges_of,
-    holdings_of,
-    requested_type,
+    make_bill,
 )
-from submitrain.monitor.accounting.goodput import GoodputRecords, rank_events
-from submitrain.monitor.accounting.time import Category, Span
-from submitrain.run_facts import RunEvidence, read_evidence
+from submitrain.monitor.accounting.prices import PriceTable, day_us, parse_prices, requested_type
+from submitrain.monitor.accounting.records import (
+    RunRecords,
+    SacctJob,
+    query_sacct,
+    rank_events,
+    slurm_job_ids,
+)
+from submitrain.monitor.accounting.timeline import Category
+from submitrain.run_facts import RunEvidence, mapping, read_evidence
 from submitrain.run_folder import RunDir, chosen_runs
-from submitrain.slurm.client import Ask, ask, epoch_s
+from submitrain.slurm.client import Ask, ask
 from submitrain.status import JobView, RunState, job_views, status_of
 
-_SEPARATOR = "\x1f"
-_FIELDS = ("JobIDRaw", "Start", "End", "AllocTRES", "User", "Account", "QOS", "Partition", "WCKey")
-_JOBS_A_CALL = 1000
-SacctRow = Mapping[str, str]
 
-
-def read_runs(folders: Sequence[Path], *, run: Ask = ask) -> tuple[list[RunFacts], str]:
-    """Facts of these runs as of now, and why the accounting could not be asked ("" when it was)."""
+def read_runs(folders: Sequence[Path], *, run: Ask = ask) -> tuple[list[RunUsage], str]:
+    """What these runs used as of now, and why sacct could not be asked ("" when it was)."""
     evidence = [read_evidence(folder) for folder in folders]
     views = job_views(evidence)
-    job_ids = [
-        str(line.get("job_id"))
-        for one in evidence
-        for line in one.submissions
-        if line.get("cluster") == "slurm"
-    ]
-    rows, problem = accounting(job_ids, run=run) if job_ids else ([], "")
-    facts = [_facts(one, views[one.folder.name], rows) for one in evidence]
-    return facts, problem
+    job_ids = [job_id for one in evidence for job_id in slurm_job_ids(one.submissions)]
+    jobs, problem = query_sacct(job_ids, run=run)
+    return [_usage(one, views[one.folder.name], jobs) for one in evidence], problem
 
 
-def accounting(job_ids: Sequence[str], *, run: Ask = ask) -> tuple[list[SacctRow], str]:
-    """Every allocation of these jobs by sacct, requeues included, and what went wrong.
-
-    ``--duplicates`` is what makes sacct(1) show a requeued job's earlier stretches.
-    """
-    rows: list[SacctRow] = []
-    for place in range(0, len(job_ids), _JOBS_A_CALL):
-        ids = job_ids[place : place + _JOBS_A_CALL]
-        command = ["sacct", "-X", "--duplicates", "-P", "-n", f"--delimiter={_SEPARATOR}"]
-        answer = run([*command, f"--format={','.join(_FIELDS)}", f"--jobs={','.join(ids)}"])
-        if answer.code != 0:
-            return [], answer.error or f"sacct exited {answer.code}"
-        for line in answer.out.splitlines():
-            rows.append(dict(zip(_FIELDS, line.split(_SEPARATOR), strict=False)))
-    return rows, ""
-
-
-def _facts(evidence: RunEvidence, view: JobView, rows: Sequence[SacctRow]) -> RunFacts:
-    run_dir = RunDir(evidence.folder)
+def _usage(evidence: RunEvidence, view: JobView, jobs: Sequence[SacctJob]) -> RunUsage:
     state = status_of(evidence, view).state
-    labels, sbatch = _labels(evidence)
     own = {str(line.get("job_id")) for line in evidence.submissions}
-    jobs = tuple(
-        job for row in rows if row.get("JobIDRaw") in own and (job := job_facts(row, labels))
-    )
-    events = tuple(rank_events(run_dir.events(0)))
-    records = GoodputRecords(
+    events = tuple(rank_events(RunDir(evidence.folder).events(0)))
+    records = RunRecords(
         attempts=evidence.attempts,
         events=events,
         submissions=evidence.submissions,
-        jobs=tuple(job.span for job in jobs),
+        jobs=tuple(job for job in jobs if job.job_id in own),
         now=time.time(),
         ended=state.ended,
         pending=state is RunState.QUEUED,
     )
+    found = [mapping(line.get("sbatch")) for line in evidence.submissions if line.get("sbatch")]
+    sbatch = found[-1] if found else {}
     devices = (str(one.get("device")) for one in events if one["kind"] == Kind.SETUP)
     gpu_type = requested_type(sbatch) or next(devices, "").lower()
-    return RunFacts(labels, records, jobs, gpu_type)
+    return RunUsage(_labels(evidence, sbatch), records, gpu_type)
 
 
-def job_facts(row: SacctRow, labels: Labels) -> JobFacts | None:
-    """One row of sacct; None when it never held anything. ``labels`` are the run folder's."""
-    start_s, end_s = epoch_s(row.get("Start")), epoch_s(row.get("End"))
-    if start_s is None or (end_s is not None and end_s <= start_s):
-        return None
-    ended_us = None if end_s is None else round(end_s * 1e6)
-    named = {
-        "user": row.get("User"),
-        "account": row.get("Account"),
-        "qos": row.get("QOS"),
-        "partition": row.get("Partition"),
-        # A leading star says that the key is the user's default (sacct(1)); it may be all there is.
-        "project": (row.get("WCKey") or "").lstrip("*"),
-    }
-    known = {key: value for key, value in named.items() if value}
-    return JobFacts(
-        Span(str(row["JobIDRaw"]), round(start_s * 1e6), ended_us),
-        holdings_of(row.get("AllocTRES") or ""),
-        replace(labels, **known),
-    )
-
-
-def _labels(evidence: RunEvidence) -> tuple[Labels, Mapping[str, Any]]:
-    """Whom the run folder names, and the parameters of the newest submission that has some."""
-    found = [_mapping(line.get("sbatch")) for line in evidence.submissions if line.get("sbatch")]
-    sbatch = found[-1] if found else {}
-    more = _mapping(sbatch.get("additional_parameters"))
-    config = _config(evidence.folder)
-    local = evidence.record.get("cluster") == "local"
-    who = _mapping(evidence.record.get("who")).get("user")
-    return Labels(
-        run=evidence.folder.name,
-        user=_word(who),
-        account=_word(sbatch.get("account")),
-        project=_word(more.get("wckey") or _mapping(config.get("wandb")).get("project")),
-        partition="local" if local else _word(sbatch.get("partition")),
-        qos=_word(sbatch.get("qos")),
-    ), sbatch
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
+def _labels(evidence: RunEvidence, sbatch: Mapping[str, Any]) -> Labels:
+    """Whom the run folder names; ``sbatch``: the parameters of the newest submission."""
     try:
-        return _mapping(yaml.safe_load(RunDir(folder).config.read_text()))
+        config = mapping(yaml.safe_load(RunDir(evidence.folder).config.read_text()))
     except (OSError, yaml.YAMLError):
-        return {}
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _word(value: object) -> str:
-    return str(value) if value else NOBODY
+        config = {}
+    wckey = mapping(sbatch.get("additional_parameters")).get("wckey")
+    local = evidence.record.get("cluster") == "local"
+    named = {
+        "user": mapping(evidence.record.get("who")).get("user"),
+        "account": sbatch.get("account"),
+        "project": wckey or mapping(config.get("wandb")).get("project"),
+        "partition": "local" if local else sbatch.get("partition"),
+        "qos": sbatch.get("qos"),
+    }
+    return Labels(evidence.folder.name, **{key: str(v or NOBODY) for key, v in named.items()})
 
 
 UNPRICED = "unpriced"
@@ -274,9 +201,6 @@ def _plain(row: Row) -> dict[str, Any]:
         "split_hours": {str(name): hours(us) for name, us in row.split_us.items()},
         "wasted_hours": {cause: hours(us) for cause, us in sorted(row.wasted_us.items())},
     }
-
-
-# ruff: noqa: T201 - printing is what a command line does
 
 
 _FORMS = {"table": as_table, "csv": as_csv, "json": as_json}

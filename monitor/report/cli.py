@@ -13,7 +13,8 @@ from pathlib import Path
 
 from submitrain.errors import SubmitrainError, UserError
 from submitrain.events import read_events
-from submitrain.monitor.accounting.goodput import Goodput, rank_events, read_goodput
+from submitrain.monitor.accounting.goodput import Goodput, read_goodput
+from submitrain.monitor.accounting.records import rank_events
 from submitrain.monitor.alerts.store import AlertFiles
 from submitrain.monitor.diagnose.cli import newest_job, run_folder
 from submitrain.monitor.diagnose.model import Diagnosis

@@ -12,8 +12,8 @@ from html import escape
 
 from submitrain.html.charts import Bar, Series, Stretch, line_chart, stacked_bars, timeline
 from submitrain.html.page import badge, details, page, section, table
-from submitrain.monitor.accounting.goodput import headline, rows, span
-from submitrain.monitor.accounting.time import Category
+from submitrain.monitor.accounting.goodput import category_rows, duration, headline
+from submitrain.monitor.accounting.timeline import Category
 from submitrain.monitor.diagnose.cli import render as render_diagnosis
 from submitrain.monitor.report.model import MOST_ROWS, AttemptRow, Point, Report
 from submitrain.preflight_results import PreflightRow
@@ -27,7 +27,9 @@ def utc(t: float | None) -> str:
 
 def lasted(one: AttemptRow) -> str:
     """How long an attempt took; empty while no end is recorded."""
-    return "" if one.ended_at is None else span(round(max(0, one.ended_at - one.started_at) * 1e6))
+    return (
+        "" if one.ended_at is None else duration(round(max(0, one.ended_at - one.started_at) * 1e6))
+    )
 
 
 def sentence(report: Report) -> str:
@@ -48,7 +50,7 @@ def render(report: Report) -> str:
         lines.append(f"  loss         {status.loss:.4f}{more}")
     if report.goodput.effective is not None:
         lines.append(f"  time         {headline(report.goodput)}")
-        lines += [f"    {name:<12} {value}" for name, value in rows(report.goodput)[:5]]
+        lines += [f"    {name:<12} {value}" for name, value in category_rows(report.goodput)[:5]]
     counts = [f"{report.count(what)} {what}" for what in ("published", "failed", "rejected")]
     lines.append(f"  checkpoints  {', '.join(counts)}")
     if report.anomalies:
@@ -223,7 +225,9 @@ def _time(report: Report) -> Iterator[str]:
     }
     unit = "GPU time" if goodput.gpus else "rank time"
     yield stacked_bars([Bar(unit, spent)], title=f"Seconds of {unit} by purpose")
-    yield table(("spent on", "share, time"), [[escape(a), escape(b)] for a, b in rows(goodput)])
+    yield table(
+        ("spent on", "share, time"), [[escape(a), escape(b)] for a, b in category_rows(goodput)]
+    )
 
 
 def _checkpoints(report: Report) -> Iterator[str]:
