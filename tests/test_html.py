@@ -9,6 +9,9 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
+from markupsafe import Markup
+from rich.console import Console
 
 from submitrain.html.charts import (
     HEIGHT,
@@ -21,6 +24,8 @@ from submitrain.html.charts import (
     ticks,
 )
 from submitrain.html.page import badge, details, page, scoped, section, table
+from submitrain.html.table import Cell, Table
+from submitrain.html.templates import environment
 
 HOSTILE = "<script>alert('&')</script>"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -156,3 +161,46 @@ def test_a_piece_for_a_notebook_styles_nothing_but_itself() -> None:
     assert ":root" not in style
     assert "body {" not in style
     assert "<html" not in text
+
+
+TABLE = Table(
+    ["<name>", "seconds", "why"],
+    [["a", "1.0", Cell("<no>", "bad", note="<else>")], [Cell("b", "code"), "2.0", Cell("c")]],
+    numbers=["seconds"],
+    left_out=7,
+)
+
+
+def test_a_table_is_the_same_on_a_page_and_on_the_terminal() -> None:
+    text = "{% from 'html/parts.html.j2' import table %}{{ table(found) }}"
+    body = environment().from_string(text).render(found=TABLE)
+    assert '<th>&lt;name&gt;</th><th class="number">seconds</th>' in body
+    assert '<td class="number">1.0</td>' in body
+    assert '<span class="badge bad">✗ &lt;no&gt;</span><br><span class="faint">&lt;else&gt;' in body
+    assert "<td><code>b</code></td>" in body
+    assert "7 earlier ones are left out." in body
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(TABLE.without("seconds").on_terminal())
+    assert [line.split() for line in capture.get().splitlines()] == [
+        ["<name>", "why"],
+        ["a", "✗", "<no>"],
+        ["b", "c"],
+    ]
+
+
+def test_a_template_escapes_and_names_nothing_that_is_not_given() -> None:
+    found = environment().from_string("{{ text }} {{ chart }}")
+    assert found.render(text=HOSTILE, chart=Markup("<svg/>")).endswith("&lt;/script&gt; <svg/>")
+    with pytest.raises(UndefinedError, match="'chart' is undefined"):
+        found.render(text="")
+
+
+def test_grid_lines_of_bars_stand_where_the_bars_begin() -> None:
+    tree = parsed(stacked_bars([Bar("first", {"load": 2.0, "step": 1.0})], title="times"))
+    begin = float(next(tree.iter(f"{SVG}rect")).attrib["x"])
+    lines = [float(line.attrib["x1"]) for line in tree.iter(f"{SVG}line")]
+    assert min(lines) == begin
+    assert max(lines) >= begin + 3.0 * (lines[1] - lines[0]) / 0.5
+    name = next(e for e in tree.iter(f"{SVG}text") if e.text == "first")
+    assert float(name.attrib["x"]) < begin

@@ -1,1 +1,1 @@
-"""HTML of reports and notebooks: one self-contained page, charts as inline SVG; no scripts."""
+"""HTML of reports and notebooks: Jinja2 templates beside their callers, charts as inline SVG."""

@@ -1,10 +1,6 @@
-"""A line chart as inline SVG, with a legend and marked points. Pure.
+"""Charts as inline SVG: lines with a legend, stacked bars, timelines. Pure.
 
-Ticks at round numbers. Pure.
-
-Horizontal stacked bars on one axis of seconds, as inline SVG: where time went. Pure.
-
-Stretches of time below each other on one axis, as inline SVG. Pure.
+Ticks are at round numbers. A ``title`` is for screen readers. Every chart is empty without data.
 """
 
 from __future__ import annotations
@@ -12,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+
+from markupsafe import escape
 
 
 def ticks(low: float, high: float, *, about: int = 6, whole: bool = False) -> list[float]:
@@ -86,9 +83,9 @@ class _Frame:
 def line_chart(
     series: Sequence[Series], *, x_label: str, y_label: str, title: str, y_from_zero: bool = False
 ) -> str:
-    """All series in one frame over whole numbers (steps, nodes); empty text without a point.
+    """All series in one frame over whole numbers (steps, nodes).
 
-    ``title`` is for screen readers; ``y_from_zero`` for what is to be compared by its height.
+    ``y_from_zero`` is for what is to be compared by its height.
     """
     points = [p for one in series for p in one.points if all(map(math.isfinite, p))]
     if not points:
@@ -100,18 +97,13 @@ def line_chart(
         ticks(min([*heights, 0.0] if y_from_zero else heights), max(heights)),
     )
     legend, legend_height = _legend(series)
-    return "\n".join(
-        [
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT + legend_height}" role="img" '
-            f'aria-label="{escape(title)}"><title>{escape(title)}</title>',
-            *_axes(frame, x_label, y_label),
-            *(_line(one, frame) for one in series),
-            *(span for one in series for span in _spans(one, frame)),
-            *(mark for one in series for mark in _marks(one, frame)),
-            *legend,
-            "</svg>",
-        ]
-    )
+    parts = [
+        *_axes(frame, x_label, y_label),
+        *(_line(one, frame) for one in series),
+        *(_spans_and_marks(one, frame) for one in series),
+        *legend,
+    ]
+    return _svg(title, HEIGHT + legend_height, parts)
 
 
 def _axes(frame: _Frame, x_label: str, y_label: str) -> list[str]:
@@ -148,15 +140,15 @@ def _line(one: Series, frame: _Frame) -> str:
             pieces[-1].append((frame.x(x), frame.y(y)))
         elif pieces[-1]:
             pieces.append([])
-    return "".join(_piece(one, piece) for piece in pieces if piece)
-
-
-def _piece(one: Series, piece: list[tuple[float, float]]) -> str:
-    if len(piece) == 1:
-        ((x, y),) = piece
-        return f'<circle cx="{x}" cy="{y}" r="3" fill="var(--c{one.color})"/>'
-    points = " ".join(f"{x},{y}" for x, y in piece)
-    return f'<polyline points="{points}" {_stroke(one)}/>'
+    drawn = ""
+    for piece in pieces:
+        if len(piece) == 1:
+            ((x, y),) = piece
+            drawn += f'<circle cx="{x}" cy="{y}" r="3" fill="var(--c{one.color})"/>'
+        elif piece:
+            places = " ".join(f"{x},{y}" for x, y in piece)
+            drawn += f'<polyline points="{places}" {_stroke(one)}/>'
+    return drawn
 
 
 def _stroke(one: Series) -> str:
@@ -168,24 +160,22 @@ def _stroke(one: Series) -> str:
     return f'{style} stroke-width="1.8"{dashes}'
 
 
-def _marks(one: Series, frame: _Frame) -> list[str]:
-    return [
-        f'<g><title>{escape(text)}</title><circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="5.5" '
-        f'fill="var(--paper)" stroke="var(--c{one.color})" stroke-width="2.5"/></g>'
-        for x, y, text in one.marks
-        if math.isfinite(x) and math.isfinite(y)
-    ]
-
-
-def _spans(one: Series, frame: _Frame) -> list[str]:
-    """A vertical stroke with a cap at either end."""
-    return [
-        f'<path d="M{x - 6} {top}h12m-6 0V{bottom}m-6 0h12" fill="none" '
-        f'stroke="var(--c{one.color})" stroke-width="1.5"/>'
-        for x, top, bottom in (
-            (frame.x(x), frame.y(high), frame.y(low)) for x, low, high in one.spans
+def _spans_and_marks(one: Series, frame: _Frame) -> str:
+    """Vertical strokes with a cap at either end, and circles that say something."""
+    drawn = ""
+    for at, low, high in one.spans:
+        x, top, bottom = frame.x(at), frame.y(high), frame.y(low)
+        drawn += (
+            f'<path d="M{x - 6} {top}h12m-6 0V{bottom}m-6 0h12" fill="none" '
+            f'stroke="var(--c{one.color})" stroke-width="1.5"/>'
         )
-    ]
+    for x, y, text in one.marks:
+        if math.isfinite(x) and math.isfinite(y):
+            drawn += (
+                f'<g><title>{escape(text)}</title><circle cx="{frame.x(x)}" cy="{frame.y(y)}" '
+                f'r="5.5" fill="var(--paper)" stroke="var(--c{one.color})" stroke-width="2.5"/></g>'
+            )
+    return drawn
 
 
 def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
@@ -203,92 +193,22 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
     return parts, _LEGEND_ROW * math.ceil(len(series) / columns) + 4
 
 
-BARS_WIDTH = 1000
-_BARS_LEFT, _BARS_RIGHT, _BARS_TOP, _ROW, _BAR = 170, 70, 8, 32, 20
 COLORS = 10
+_ROW, _BAR = 30, 18
+_UNITS = ((2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One row: seconds by part, in order."""
+    """One row of stacked bars: seconds by part, in order."""
 
     name: str
     seconds: Mapping[str, float]
 
 
-def stacked_bars(bars: Sequence[Bar], *, title: str) -> str:
-    """All bars below each other; empty text without a bar. ``title`` is for screen readers."""
-    longest = max((sum(bar.seconds.values()) for bar in bars), default=0.0)
-    if longest <= 0:
-        return ""
-    names = list(dict.fromkeys(part for bar in bars for part in bar.seconds))
-    color = {name: index % COLORS for index, name in enumerate(names)}
-    axis = [tick for tick in ticks(0.0, longest, about=8) if tick >= 0]
-    scale = (BARS_WIDTH - _BARS_LEFT - _BARS_RIGHT) / axis[-1]
-    bottom = _BARS_TOP + _ROW * len(bars)
-    legend, height = _bars_legend(color, bottom + 42)
-    return "\n".join(
-        [
-            f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
-            f"<title>{escape(title)}</title>",
-            *_axis(axis, scale, bottom),
-            *(_bar(bar, index, scale, color) for index, bar in enumerate(bars)),
-            *legend,
-            "</svg>",
-        ]
-    )
-
-
-def _axis(axis: list[float], scale: float, bottom: float) -> list[str]:
-    return [
-        f'<line class="axis" x1="{_LEFT + tick * scale:.1f}" y1="{_TOP}" '
-        f'x2="{_LEFT + tick * scale:.1f}" y2="{bottom}"/>'
-        f'<text class="faint" x="{_LEFT + tick * scale:.1f}" y="{bottom + 16}" '
-        f'text-anchor="middle">{tick_text(tick)}{" s" if tick == axis[-1] else ""}</text>'
-        for tick in axis
-    ]
-
-
-def _bar(bar: Bar, index: int, scale: float, color: Mapping[str, int]) -> str:
-    y = _BARS_TOP + index * _ROW + (_ROW - _BAR) / 2
-    x, pieces = float(_BARS_LEFT), []
-    for part, seconds in bar.seconds.items():
-        width = seconds * scale
-        pieces.append(
-            f'<rect class="gap" x="{x:.2f}" y="{y}" width="{width:.2f}" height="{_BAR}" '
-            f'fill="var(--c{color[part]})"><title>{escape(part)}: {seconds:.2f} s</title></rect>'
-        )
-        x += width
-    total = sum(bar.seconds.values())
-    return (
-        f'<text x="{_LEFT - 10}" y="{y + 15}" text-anchor="end">{escape(bar.name)}</text>'
-        f"{''.join(pieces)}"
-        f'<text x="{x + 8:.1f}" y="{y + 15}">{total:.1f} s</text>'
-    )
-
-
-def _bars_legend(color: Mapping[str, int], top: float) -> tuple[list[str], float]:
-    width = max(120, 8 * max(map(len, color)) + 40)
-    columns = max(1, (BARS_WIDTH - 20) // width)
-    parts = []
-    for index, (name, number) in enumerate(color.items()):
-        x = 20 + index % columns * width
-        y = top + index // columns * _LEGEND_ROW
-        parts.append(
-            f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="var(--c{number})"/>'
-            f'<text x="{x + 18}" y="{y}">{escape(name)}</text>'
-        )
-    return parts, top + _LEGEND_ROW * math.ceil(len(color) / columns)
-
-
-TIMELINE_WIDTH = 1000
-_TIMELINE_LEFT, _TIMELINE_RIGHT, _TIMELINE_TOP, _TIMELINE_ROW, _TIMELINE_BAR = 110, 240, 8, 26, 16
-_UNITS = ((2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
-
-
 @dataclass(frozen=True)
 class Stretch:
-    """One row; seconds since the first start."""
+    """One row of a timeline; seconds since the first start."""
 
     name: str
     start_s: float
@@ -298,37 +218,96 @@ class Stretch:
     """A colour of the page: ``good``, ``bad``, ``warn``, ``c0`` .. ``c9``."""
 
 
-def timeline(rows: Sequence[Stretch], *, title: str) -> str:
-    """All stretches; empty text without one. ``title`` is for screen readers."""
-    if not rows:
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    start_s: float
+    pieces: Sequence[tuple[float, str, str]]
+    """(seconds, colour of the page, text on hovering)"""
+    label: str
+
+
+def stacked_bars(bars: Sequence[Bar], *, title: str) -> str:
+    """Where time went: all bars below each other on one axis of time, with a legend."""
+    if not any(sum(bar.seconds.values()) > 0 for bar in bars):
         return ""
-    longest = max(1e-3, *(row.end_s for row in rows))
+    names = dict.fromkeys(part for bar in bars for part in bar.seconds)
+    color = {name: f"c{index % COLORS}" for index, name in enumerate(names)}
+    rows = [
+        _Row(
+            bar.name,
+            0.0,
+            [(s, color[part], f"{part}: {s:.2f} s") for part, s in bar.seconds.items()],
+            f"{sum(bar.seconds.values()):.1f} s",
+        )
+        for bar in bars
+    ]
+    return _rows_by_time(rows, title, left=170, right=90, legend=color)
+
+
+def timeline(stretches: Sequence[Stretch], *, title: str) -> str:
+    """Stretches of time below each other on one axis."""
+    rows = [
+        _Row(one.name, one.start_s, [(one.end_s - one.start_s, one.color, "")], one.label)
+        for one in stretches
+    ]
+    return _rows_by_time(rows, title, left=110, right=240) if rows else ""
+
+
+def _rows_by_time(
+    rows: Sequence[_Row],
+    title: str,
+    *,
+    left: int,
+    right: int,
+    legend: Mapping[str, str] | None = None,
+) -> str:
+    longest = max(1e-3, *(row.start_s + sum(s for s, _, _ in row.pieces) for row in rows))
     _, size, unit = next(entry for entry in _UNITS if longest >= entry[0])
-    axis = [tick for tick in ticks(0.0, longest / size, about=7) if tick >= 0]
-    scale = (TIMELINE_WIDTH - _TIMELINE_LEFT - _TIMELINE_RIGHT) / axis[-1] / size
-    bottom = _TIMELINE_TOP + _TIMELINE_ROW * len(rows)
-    parts = [
-        f'<line class="axis" x1="{_LEFT + tick * size * scale:.1f}" y1="{_TOP}" '
-        f'x2="{_LEFT + tick * size * scale:.1f}" y2="{bottom}"/>'
-        f'<text class="faint" x="{_LEFT + tick * size * scale:.1f}" y="{bottom + 16}" '
-        f'text-anchor="middle">{tick_text(tick)}{f" {unit}" if tick == axis[-1] else ""}</text>'
-        for tick in axis
-    ]
-    parts += [
-        _row(row, _TIMELINE_TOP + index * _TIMELINE_ROW, scale) for index, row in enumerate(rows)
-    ]
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {bottom + 24}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
-    )
+    axis = [tick for tick in ticks(0.0, longest / size, about=8) if tick >= 0]
+    scale = (WIDTH - left - right) / axis[-1] / size
+    top, bottom = 8, 8 + _ROW * len(rows)
+    parts = []
+    for tick in axis:
+        x = f"{left + tick * size * scale:.1f}"
+        parts.append(
+            f'<line class="axis" x1="{x}" y1="{top}" x2="{x}" y2="{bottom}"/>'
+            f'<text class="faint" x="{x}" y="{bottom + 16}" text-anchor="middle">{tick_text(tick)}'
+            f"{f' {unit}' if tick == axis[-1] else ''}</text>"
+        )
+    for index, row in enumerate(rows):
+        y = top + index * _ROW + (_ROW - _BAR) / 2
+        x_at = float(left + row.start_s * scale)
+        parts.append(
+            f'<text x="{left - 10}" y="{y + 14}" text-anchor="end">{escape(row.name)}</text>'
+        )
+        for seconds, color, text in row.pieces:
+            width = max(0.0 if text else 2.0, seconds * scale)
+            hover = f"<title>{escape(text)}</title>" if text else ""
+            parts.append(
+                f'<rect class="gap" x="{x_at:.2f}" y="{y}" width="{width:.2f}" height="{_BAR}" '
+                f'fill="var(--{color})">{hover}</rect>'
+            )
+            x_at += width
+        parts.append(f'<text x="{x_at + 7:.1f}" y="{y + 14}">{escape(row.label)}</text>')
+    height = bottom + 24
+    if legend:
+        width = max(120, 8 * max(map(len, legend)) + 40)
+        columns = max(1, (WIDTH - 20) // width)
+        for index, (name, color) in enumerate(legend.items()):
+            x_at, y = 20 + index % columns * width, bottom + 42 + index // columns * _LEGEND_ROW
+            parts.append(
+                f'<rect x="{x_at}" y="{y - 10}" width="12" height="12" fill="var(--{color})"/>'
+                f'<text x="{x_at + 18}" y="{y}">{escape(name)}</text>'
+            )
+        height = bottom + 42 + _LEGEND_ROW * math.ceil(len(legend) / columns)
+    return _svg(title, height, parts)
 
 
-def _row(row: Stretch, top: float, scale: float) -> str:
-    x, y = _TIMELINE_LEFT + row.start_s * scale, top + (_TIMELINE_ROW - _TIMELINE_BAR) / 2
-    width = max(2.0, (row.end_s - row.start_s) * scale)
+def _svg(title: str, height: float, parts: Sequence[str]) -> str:
+    name = escape(title)
     return (
-        f'<text x="{_LEFT - 10}" y="{y + 13}" text-anchor="end">{escape(row.name)}</text>'
-        f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_BAR}" rx="2" '
-        f'fill="var(--{row.color})"/>'
-        f'<text x="{x + width + 6:.1f}" y="{y + 13}">{escape(row.label)}</text>'
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}"><title>{name}</title>'
+        + "\n".join(parts)
+        + "</svg>"
     )
