@@ -42,11 +42,11 @@ test: $(INSTALLED) ## Every test, on a real Slurm where it can be installed
 	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 cluster: $(INSTALLED) slurm ## A private 4-node Slurm on this machine to play with
-	$(RUN) -m tests.slurm shell
+	$(RUN) -m tests.cluster shell
 
-bench: $(INSTALLED) ## Print the measurements of tests/bench (minutes)
+bench: $(INSTALLED) ## Print the measurements of benchmarks/ (minutes)
 	tests/with-retries $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(RUN) -m tests.bench
+	$(RUN) -m benchmarks
 
 faults: $(INSTALLED) ## The fault matrix and a storm of 20 faults on a private Slurm (root; half an hour)
 	@tests/install-debian-packages --slurm

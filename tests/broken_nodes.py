@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.slurm import SlurmCluster
+from tests.cluster import SlurmCluster
 
 
 def on_node(cluster: SlurmCluster, node: str, *command: str) -> None:

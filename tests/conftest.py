@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from tests.slurm.fixtures import (
+from tests.cluster.fixtures import (
     make_cluster,
     report_not_run,
     report_repairs,

@@ -2,10 +2,10 @@
 
 A comment before a block says where it is executed, and is not seen in rendered Markdown:
 
-    <!-- runs: site -->                                    in a scene of `tests/test_docs_run.py`
-    <!-- runs: local, exit code 2 -->                      and it is expected to end so
-    <!-- runs: site, but drill in tests/test_drill.py -->  all but the commands with that word
-    <!-- runs: elsewhere tests/test_watch.py::test_it -->  by another test, or by a step of CI
+    <!-- runs: site -->                                      in a scene of `test_docs_run.py`
+    <!-- runs: local, exit code 2 -->                        and it is expected to end so
+    <!-- runs: site, but drill in tests/x/test_drill.py -->  all but the commands with that word
+    <!-- runs: elsewhere tests/x/test_watch.py::test_it -->  by another test, or by a step of CI
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Runs:
     """Where a block is executed."""
 
     scene: str | None
-    """Of `tests/test_docs_run.py`; None where other tests run all of it."""
+    """Of `tests/local/test_docs_run.py`; None where other tests run all of it."""
     elsewhere: tuple[tuple[str, str], ...] = ()
     """Words of commands that are not run there, and what runs them: ``file`` or ``file::test``."""
     exit_code: int = 0

@@ -14,7 +14,7 @@ from submitrain.launcher.plan.sbatch import job_shape
 from submitrain.launcher.submit.claims import note_submission
 from submitrain.launcher.submit.submit import submit_slurm
 from submitrain.run_folder import write_json_atomically
-from tests.slurm import SlurmCluster
+from tests.cluster import SlurmCluster
 from tests.supervised import CountingRun, make_run, rank_environment
 
 

@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from submitrain.events import Kind, read_events
+from tests.cluster.cluster import SlurmCluster
 from tests.faults.site import Site
 from tests.faults.watch import RunWatch
-from tests.slurm.cluster import SlurmCluster
 
 
 @dataclass

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from submitrain.run_folder import write_text_atomically
-from tests.slurm.cluster import SlurmCluster
-from tests.slurm.options import ClusterOptions
+from tests.cluster.cluster import SlurmCluster
+from tests.cluster.options import ClusterOptions
 from tests.supervised_slurm import environment
 from tests.tiny import tiny_config, write_samples
 

@@ -109,7 +109,7 @@ VARLEN_MODELS = frozenset(
         "starcoder2",
     }
 )
-"""Model types proven to honour document boundaries (tests/test_model_attention.py)."""
+"""Model types proven to honour document boundaries (tests/unit/train/test_model_attention.py)."""
 
 PER_DOCUMENT = "submitrain_per_document"
 TORCH_VARLEN = "submitrain_torch_varlen"

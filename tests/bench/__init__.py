@@ -1,5 +1,0 @@
-"""Measurements, printed with their aims: ``python -m tests.bench [name ...]``.
-
-They assert nothing: a clock that fails a build on a busy machine teaches nobody anything. Ratios
-are of rounds that alternate in one run; seconds are this machine's.
-"""
