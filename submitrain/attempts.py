@@ -1,21 +1,20 @@
-"""attempts.jsonl: one line at the start and one at the end of every attempt of a run.
+"""The attempts of a run: why one ended, what follows, and attempts.jsonl, where both are recorded.
 
-The supervisor of the moment is the only writer. Budgets are counted from here, so they survive
-requeues and the supervisor's own death.
-
-The words for what became of an attempt and what follows. Pure; imports nothing heavy.
+The file has one line at the start and one at the end of every attempt; the supervisor of the moment
+is its only writer. Budgets are counted from it, so they survive requeues and the supervisor's own
+death. This is the only module that reads it.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from submitrain.events import EventWriter, Kind, read_events
+from submitrain.events import Event, EventWriter, Kind, integer, mapping, number, read_events
 from submitrain.run_folder import RunDir
 
 RESUME_HINT = "`python -m launcher resume` goes on from the newest checkpoint"
@@ -82,7 +81,7 @@ class Action(StrEnum):
     RESTART = "restart"
     """A new attempt in place, in the same allocation."""
     REQUEUE = "requeue"
-    """Back into the queue by our own hand; locally: a new attempt with a new time limit."""
+    """The supervisor requeues the job; locally: a new attempt with a new time limit."""
     RESUBMIT = "resubmit"
     """A new job on the same run folder, since Slurm does not take this one back."""
     LEAVE = "leave"
@@ -93,7 +92,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """Verdict on one attempt; ``explanation`` is one sentence for people, next step included."""
+    """What is decided after an attempt; ``explanation`` is one sentence, next step included."""
 
     cause: Cause
     action: Action
@@ -117,90 +116,164 @@ STOPPED_CAUSES = frozenset(
 """Causes that leave a healthy run behind: ``resume`` goes on where it stopped."""
 
 
-SUPERVISOR_RANK = -1
-_Word = TypeVar("_Word", Cause, Action)
-
-
 @dataclass(frozen=True)
-class AttemptRecord:
-    """One attempt as attempts.jsonl tells it; ``cause`` None while no end is recorded."""
+class Attempt:
+    """One attempt; ``cause``, ``action`` and ``ended_at`` are None while no end is recorded.
 
-    attempt: int
-    job_id: str
+    Times are UTC seconds.
+    """
+
+    number: int
+    job_id: str = ""
     cause: Cause | None = None
     action: Action | None = None
     first_step: int | None = None
     last_step: int | None = None
     started_at: float = 0.0
     ended_at: float | None = None
+    """When an end was first recorded: a later line may correct what follows, not when it was."""
     explanation: str = ""
     nodes: tuple[str, ...] = ()
+    world_size: int = 0
+    """0 where it is not recorded."""
+    restarts: int = 0
+    """How often Slurm had restarted the job when the attempt began."""
+    noticed_at: float | None = None
+    """When the supervisor saw the first sign of the end."""
+    start: Event = field(default_factory=dict)
+    end: Event = field(default_factory=dict)
+    """The whole lines; ``end`` is the last one about the attempt's end."""
+
+    @property
+    def outcome(self) -> str:
+        """``rank_died, then restart``; empty while no end is recorded."""
+        return f"{self.cause}, then {self.action}" if self.cause else ""
+
+    @property
+    def evidence(self) -> Mapping[str, Any]:
+        """What the supervisor's decision was based on; empty where it is not recorded."""
+        return mapping(self.end.get("evidence"))
+
+    def as_json(self) -> Event:
+        """Plain values for ``--json``, without the lines."""
+        values = {name: value for name, value in vars(self).items() if name not in _LINES}
+        return {
+            "attempt": values.pop("number"),
+            **values,
+            "nodes": list(self.nodes),
+            "cause": str(self.cause or ""),
+            "action": str(self.action or ""),
+        }
+
+
+_LINES = frozenset({"start", "end"})
+
+
+def read_attempts(run_dir: RunDir) -> list[Attempt]:
+    """All attempts of a run in order."""
+    return attempts_of(read_events(run_dir.attempts))
+
+
+def attempts_of(events: Iterable[Event]) -> list[Attempt]:
+    """Attempts in order, of the lines of attempts.jsonl; the last line about an end holds."""
+    found: dict[int, Attempt] = {}
+    for event in events:
+        attempt = event.get("attempt")
+        if not isinstance(attempt, int):
+            continue
+        if event["kind"] == Kind.ATTEMPT_START:
+            found[attempt] = _started(attempt, event)
+        elif event["kind"] == Kind.ATTEMPT_END and attempt in found:
+            found[attempt] = _ended(found[attempt], event)
+    return [found[attempt] for attempt in sorted(found)]
+
+
+def _started(attempt: int, event: Event) -> Attempt:
+    nodes = event.get("nodes")
+    return Attempt(
+        number=attempt,
+        job_id=str(event.get("job_id", "")),
+        started_at=number(event.get("t")) or 0.0,
+        nodes=tuple(map(str, nodes)) if isinstance(nodes, list | tuple) else (),
+        world_size=max(0, integer(event.get("world_size")) or 0),
+        restarts=max(0, integer(event.get("restart_count")) or 0),
+        start=event,
+    )
+
+
+def _ended(attempt: Attempt, event: Event) -> Attempt:
+    ended_at = number(event.get("t")) or 0.0
+    return replace(
+        attempt,
+        cause=_member(Cause, event.get("cause"), Cause.LOST),
+        action=_member(Action, event.get("action"), Action.STOP),
+        first_step=integer(event.get("first_step")),
+        last_step=integer(event.get("last_step")),
+        ended_at=ended_at if attempt.ended_at is None else attempt.ended_at,
+        explanation=str(event.get("explanation", "")),
+        noticed_at=number(event.get("noticed_at")),
+        end=event,
+    )
+
+
+_Word = TypeVar("_Word", Cause, Action)
+
+
+def _member(kind: type[_Word], text: object, otherwise: _Word) -> _Word:
+    try:
+        return kind(str(text))
+    except ValueError:
+        return otherwise
+
+
+def of_jobs(attempts: Iterable[Attempt], job_ids: Sequence[str]) -> list[Attempt]:
+    """The attempts of a job and of those that it continues: budgets are counted over them."""
+    return [one for one in attempts if one.job_id in job_ids]
+
+
+SUPERVISOR_RANK = -1
 
 
 @dataclass(frozen=True)
-class AttemptLog:
-    """Reads and writes the attempts of one run."""
+class AttemptWriter:
+    """Writes attempts.jsonl for the supervisor of one job."""
 
     run_dir: RunDir
+    job_id: str
 
-    def read(self) -> list[AttemptRecord]:
-        """All attempts in order; the last line about the end of an attempt holds."""
-        records: dict[int, AttemptRecord] = {}
-        for event in read_events(self.run_dir.attempts):
-            number = event.get("attempt")
-            if not isinstance(number, int):
-                continue
-            if event["kind"] == Kind.ATTEMPT_START:
-                records[number] = _started(event)
-            elif event["kind"] == Kind.ATTEMPT_END and number in records:
-                records[number] = _ended(records[number], event)
-        return [records[number] for number in sorted(records)]
-
-    def start(self, attempt: int, job_id: str, **fields: Any) -> None:
+    def start(self, attempt: int, **fields: Any) -> None:
         """Record that an attempt begins; ``fields``: nodes, world_size, restart_count, ends_at."""
-        self._writer(attempt, job_id).write(
-            Kind.ATTEMPT_START, pid=os.getpid(), host=socket.gethostname(), **fields
-        )
+        self.note(Kind.ATTEMPT_START, attempt, pid=os.getpid(), host=socket.gethostname(), **fields)
 
-    def end(self, attempt: int, decision: Decision, job_id: str, **fields: Any) -> None:
+    def end(self, attempt: int, decision: Decision, **fields: Any) -> None:
         """Record how an attempt ended and what follows; ``fields``: what it was decided on."""
-        self._writer(attempt, job_id).write(
-            Kind.ATTEMPT_END,
-            cause=str(decision.cause),
-            action=str(decision.action),
-            explanation=decision.explanation,
-            **fields,
-        )
+        words = {"cause": str(decision.cause), "action": str(decision.action)}
+        self.note(Kind.ATTEMPT_END, attempt, **words, explanation=decision.explanation, **fields)
 
-    def close_lost(self, job_id: str) -> list[AttemptRecord]:
+    def note(self, kind: Kind, attempt: int, *, job_id: str = "", **fields: Any) -> None:
+        """Append one line."""
+        job_id = job_id or self.job_id
+        EventWriter(self.run_dir.attempts, SUPERVISOR_RANK, attempt, job_id).write(kind, **fields)
+
+    def close_lost(self) -> list[Attempt]:
         """Write the missing end of attempts whose supervisor vanished; returns what it closed."""
-        closed = []
-        for record in self.read():
-            if record.cause is not None:
-                continue
-            first, last = steps_of(self.run_dir, record.attempt)
-            explanation = "the supervisor vanished: killed, or its node was lost"
-            self._writer(record.attempt, record.job_id).write(
+        lost = [one for one in read_attempts(self.run_dir) if one.cause is None]
+        for one in lost:
+            first, last = recorded_steps(self.run_dir, one.number)
+            self.note(
                 Kind.ATTEMPT_END,
+                one.number,
+                job_id=one.job_id,
                 cause=str(Cause.LOST),
-                action=str(Action.LEAVE if record.job_id == job_id else Action.STOP),
-                explanation=explanation,
+                action=str(Action.LEAVE if one.job_id == self.job_id else Action.STOP),
+                explanation="the supervisor vanished: killed, or its node was lost",
                 first_step=first,
                 last_step=last,
             )
-            closed.append(record)
-        return closed
-
-    def _writer(self, attempt: int, job_id: str) -> EventWriter:
-        return EventWriter(self.run_dir.attempts, SUPERVISOR_RANK, attempt, job_id)
+        return lost
 
 
-def of_jobs(records: Sequence[AttemptRecord], job_ids: Sequence[str]) -> list[AttemptRecord]:
-    """The attempts of a job and of those that it continues: budgets are counted over them."""
-    return [record for record in records if record.job_id in job_ids]
-
-
-def steps_of(run_dir: RunDir, attempt: int) -> tuple[int | None, int | None]:
+def recorded_steps(run_dir: RunDir, attempt: int) -> tuple[int | None, int | None]:
     """The step from which rank 0 started in an attempt, and the last one that it recorded."""
     first: int | None = None
     last: int | None = None
@@ -212,34 +285,3 @@ def steps_of(run_dir: RunDir, attempt: int) -> tuple[int | None, int | None]:
             first = step if event["kind"] == Kind.RESUME else step - 1
         last = step
     return first, last
-
-
-def _started(event: dict[str, Any]) -> AttemptRecord:
-    return AttemptRecord(
-        attempt=event["attempt"],
-        job_id=str(event.get("job_id", "")),
-        started_at=float(event.get("t", 0.0)),
-        nodes=tuple(event.get("nodes") or ()),
-    )
-
-
-def _ended(record: AttemptRecord, event: dict[str, Any]) -> AttemptRecord:
-    return AttemptRecord(
-        attempt=record.attempt,
-        job_id=record.job_id,
-        cause=_member(Cause, event.get("cause"), Cause.LOST),
-        action=_member(Action, event.get("action"), Action.STOP),
-        first_step=event.get("first_step"),
-        last_step=event.get("last_step"),
-        started_at=record.started_at,
-        ended_at=float(event.get("t", 0.0)),
-        explanation=str(event.get("explanation", "")),
-        nodes=record.nodes,
-    )
-
-
-def _member(kind: type[_Word], text: object, otherwise: _Word) -> _Word:
-    try:
-        return kind(str(text))
-    except ValueError:
-        return otherwise

@@ -88,6 +88,7 @@ def _put_back(aside: Path, path: Path) -> None:
         aside.rename(path)
 
 
+Event = dict[str, Any]
 VERSION = 1
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
@@ -283,6 +284,25 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
 def curve(path: Path) -> dict[int, dict[str, Any]]:
     """Step events by step; where a step was computed again after a restart, the last one holds."""
     return {event["step"]: event for event in read_events(path, kinds=frozenset({Kind.STEP}))}
+
+
+def number(value: object) -> float | None:
+    """A number of an event, also one that is not finite."""
+    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
+        # JSON has no NaN, so it was written by name.
+        return float(value)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def integer(value: object) -> int | None:
+    """The same as an integer."""
+    found = number(value)
+    return None if found is None or not math.isfinite(found) else int(found)
+
+
+def mapping(value: object) -> Event:
+    """The value where it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def _finite(value: Any) -> Any:

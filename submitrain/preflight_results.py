@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from submitrain.events import Kind
+from submitrain.attempts import Attempt
+from submitrain.events import Event
 
-Event = dict[str, Any]
 MOST_NAMED = 3
 _WHAT = {
     "unknown": "checks that could not be made",
@@ -72,12 +72,12 @@ def in_words(record: Mapping[str, Any]) -> str:
     return f"no node of {total} is unfit, {', '.join(others)}, {took}"
 
 
-def newest_in_words(attempts: Iterable[Event]) -> str:
-    """What the last preflight of a run came to, by attempts.jsonl; empty where there was none."""
+def newest_in_words(attempts: Iterable[Attempt]) -> str:
+    """What the last preflight of a run came to, empty where there was none."""
     found = ""
-    for event in attempts:
-        record = event.get("preflight")
-        if event.get("kind") == Kind.ATTEMPT_START and isinstance(record, dict):
+    for one in attempts:
+        record = one.start.get("preflight")
+        if isinstance(record, dict):
             found = in_words(record)
     return found
 

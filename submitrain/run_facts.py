@@ -8,22 +8,19 @@ What single values a run folder's events hold. Pure; whatever is not there is No
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from submitrain.events import Kind, parse_event, read_events
+from submitrain.attempts import Attempt, Cause, read_attempts
+from submitrain.events import Event, Kind, number, parse_event, read_events
 from submitrain.rollbacks import read_rollbacks
 from submitrain.run_folder import RunDir
 
 TAIL_BYTES = 256 * 1024
 _CHECKPOINT_PREFIX = "step-"
-
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class RunEvidence:
     folder: Path
     record: Event
     submissions: tuple[Event, ...]
-    attempts: tuple[Event, ...]
+    attempts: tuple[Attempt, ...]
     newest_attempt: int
     summary: Event | None
     cancel_requested: bool
@@ -86,7 +83,7 @@ def read_evidence(folder: Path) -> RunEvidence:
         folder=folder,
         record=_read_json(run_dir.record) or {},
         submissions=tuple(read_events(run_dir.submissions)),
-        attempts=tuple(read_events(run_dir.attempts)),
+        attempts=tuple(read_attempts(run_dir)),
         newest_attempt=attempt,
         summary=summary,
         cancel_requested=run_dir.cancel_request.exists(),
@@ -195,14 +192,6 @@ def skipped(evidence: RunEvidence) -> int:
     return sum(skipped.values())
 
 
-def nodes(evidence: RunEvidence) -> tuple[str, ...]:
-    """Nodes of the newest attempt."""
-    for line in reversed(evidence.attempts):
-        if line["kind"] == Kind.ATTEMPT_START:
-            return tuple(str(node) for node in line.get("nodes") or ())
-    return ()
-
-
 def progress_at(tail: tuple[Event, ...]) -> float | None:
     """When rank 0 last wrote something but a sign of life."""
     idle = frozenset({Kind.HEARTBEAT, Kind.SAMPLES})
@@ -211,19 +200,15 @@ def progress_at(tail: tuple[Event, ...]) -> float | None:
 
 def ended_at(evidence: RunEvidence) -> float | None:
     """When the last thing happened."""
-    ends = (evidence.submission, *evidence.attempts[-1:], *evidence.tail[-1:])
-    return max((t for event in ends if (t := time_of(event)) is not None), default=None)
+    times = [time_of(evidence.submission), *(time_of(event) for event in evidence.tail[-1:])]
+    times += [one.ended_at or one.started_at for one in evidence.attempts[-1:]]
+    return max((t for t in times if t is not None), default=None)
 
 
 def restarts(evidence: RunEvidence) -> dict[str, int]:
     """Attempts that another one followed, by cause."""
-    causes: dict[int, str] = {}
-    for line in evidence.attempts:
-        attempt = line.get("attempt")
-        if isinstance(attempt, int):
-            causes[attempt] = str(line.get("cause") or causes.get(attempt) or "lost")
-    followed = [cause for attempt, cause in causes.items() if attempt < evidence.newest_attempt]
-    return dict(sorted(Counter(followed).items()))
+    followed = (one for one in evidence.attempts if one.number < evidence.newest_attempt)
+    return dict(sorted(Counter(str(one.cause or Cause.LOST) for one in followed).items()))
 
 
 def step_of(evidence: RunEvidence) -> int:
@@ -267,25 +252,6 @@ def newest_of(events: Iterable[Event], kind: Kind) -> Event:
 def newest_number(events: tuple[Event, ...], key: str) -> float | None:
     """The newest number of that name."""
     return next((number(event[key]) for event in reversed(events) if key in event), None)
-
-
-def number(value: object) -> float | None:
-    """A number of an event, also one that is not finite."""
-    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
-        # JSON has no NaN, so it was written by name.
-        return float(value)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def integer(value: object) -> int | None:
-    """The same as an integer."""
-    found = number(value)
-    return None if found is None or not math.isfinite(found) else int(found)
-
-
-def mapping(value: object) -> Event:
-    """The value where it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}
 
 
 def time_of(event: Event | None) -> float | None:

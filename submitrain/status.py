@@ -16,22 +16,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from submitrain.attempts import Cause
 from submitrain.errors import UserError
-from submitrain.events import Kind
+from submitrain.events import Event, Kind, integer, mapping, number
 from submitrain.preflight_results import newest_in_words
 from submitrain.processes import ProcessRef
 from submitrain.run_facts import (
-    Event,
     RunEvidence,
     RunHead,
     ended_at,
     eta_s,
-    integer,
-    mapping,
     newest_number,
     newest_of,
-    nodes,
-    number,
     progress_at,
     read_evidence,
     read_head,
@@ -179,7 +175,7 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
         skipped_steps=skipped(evidence),
         ckpt_interval_s=newest_number(evidence.tail, "ckpt_interval_s"),
         todo=explained(job.detail)[1] if state is RunState.QUEUED and job.detail else "",
-        nodes=nodes(evidence),
+        nodes=evidence.attempts[-1].nodes if evidence.attempts else (),
         user=str(who.get("user") or ""),
         account=str(sbatch.get("account") or ""),
         partition=str(sbatch.get("partition") or ""),
@@ -197,7 +193,7 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
 
 def _is_user_error(evidence: RunEvidence) -> bool:
     """Whether the supervisor, or the first rank that failed by itself, blames the user's input."""
-    if (evidence.summary or {}).get("cause") == "user_error":
+    if (evidence.summary or {}).get("cause") == Cause.USER_ERROR:
         return True
     first = first_failure(evidence.failures)
     return first is not None and str(first.get("exception")).rpartition(".")[2] in USER_ERRORS
@@ -242,7 +238,7 @@ def _alive(evidence: RunEvidence) -> tuple[RunState, str]:
         return RunState.STARTING, "waits for its supervisor"
     now = [event for event in evidence.tail if event.get("attempt") == evidence.newest_attempt]
     if not now:
-        begun = any(line.get("attempt") == evidence.newest_attempt for line in evidence.attempts)
+        begun = any(one.number == evidence.newest_attempt for one in evidence.attempts)
         return RunState.STARTING, "waits for its ranks" if begun else "looks at its nodes"
     phase = next((str(event["phase"]) for event in reversed(now) if event.get("phase")), "")
     stepped = any(event["kind"] == Kind.STEP for event in now)
@@ -251,14 +247,7 @@ def _alive(evidence: RunEvidence) -> tuple[RunState, str]:
 
 def _vanished(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
     """The job is gone and its supervisor left no summary: killed, most likely."""
-    world = next(
-        (
-            int(line["world_size"])
-            for line in reversed(evidence.attempts)
-            if line["kind"] == Kind.ATTEMPT_START and isinstance(line.get("world_size"), int)
-        ),
-        0,
-    )
+    world = next((one.world_size for one in reversed(evidence.attempts) if one.world_size), 0)
     if world and evidence.finished_ranks >= world:
         return RunState.FINISHED, "all ranks finished; the supervisor left no summary"
     if evidence.cancel_requested:

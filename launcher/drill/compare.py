@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from submitrain.attempts import Attempt, read_attempts
 from submitrain.events import Kind, Phase, read_events
 from submitrain.run_folder import RunDir
 
@@ -145,12 +146,11 @@ def compare_curves(got: Curve, expected: Curve, samples: tuple[int, ...] = ()) -
 def read_curve(folder: Path) -> Curve:
     """The curve of the run in ``folder``; empty when it recorded no step."""
     run_dir = RunDir(folder)
-    starts = read_events(run_dir.attempts, kinds=frozenset({Kind.ATTEMPT_START}))
-    worlds = {event.get("attempt"): int(event.get("world_size") or 0) for event in starts}
+    worlds = {one.number: one.world_size for one in read_attempts(run_dir)}
     steps: dict[int, StepValues] = {}
     recomputed, contradictory = 0, set()
     for event in read_events(run_dir.events(0), kinds=frozenset({Kind.STEP})):
-        step, world = event["step"], worlds.get(event.get("attempt"), 0)
+        step, world = event["step"], worlds.get(event.get("attempt", 0), 0)
         # A training function of the user's own may record no gradient norm.
         values = StepValues(event["loss_hex"], event.get("grad_norm_hex", "nan"), world)
         before = steps.get(step)
@@ -226,22 +226,6 @@ _BEGINS = {
 
 
 @dataclass(frozen=True)
-class AttemptStory:
-    """One attempt as the supervisor recorded it. Times are UTC seconds, None where not recorded."""
-
-    attempt: int
-    world_size: int
-    started_at: float | None
-    noticed_at: float | None
-    ended_at: float | None
-    cause: str
-    action: str
-    explanation: str
-    first_step: int | None
-    last_step: int | None
-
-
-@dataclass(frozen=True)
 class Recovery:
     """From the end of one attempt to the first step of the next one that made a step."""
 
@@ -266,35 +250,23 @@ class Recovery:
         return max(0, self.reached - self.resumed)
 
 
-def read_attempts(folder: Path) -> list[AttemptStory]:
-    """All attempts of a run in order; of several ends of one attempt, the last line holds."""
-    starts: dict[int, Event] = {}
-    ends: dict[int, Event] = {}
-    for event in read_events(RunDir(folder).attempts):
-        if event["kind"] == Kind.ATTEMPT_START:
-            starts[event["attempt"]] = event
-        elif event["kind"] == Kind.ATTEMPT_END:
-            ends[event["attempt"]] = event
-    return [_story(number, starts[number], ends.get(number, {})) for number in sorted(starts)]
-
-
 def read_recoveries(folder: Path, faults: Sequence[float] = ()) -> list[Recovery]:
     """Every recovery of a run; ``faults`` are the known times of interruptions (UTC seconds)."""
-    stories = read_attempts(folder)
+    stories = read_attempts(RunDir(folder))
     events = list(read_events(RunDir(folder).events(0)))
     by_attempt = {
-        story.attempt: [e for e in events if e.get("attempt") == story.attempt] for story in stories
+        story.number: [e for e in events if e.get("attempt") == story.number] for story in stories
     }
     found = []
     for index, story in enumerate(stories[:-1]):
-        after = next((s for s in stories[index + 1 :] if _steps(by_attempt[s.attempt])), None)
+        after = next((s for s in stories[index + 1 :] if _steps(by_attempt[s.number])), None)
         if after is not None and story.ended_at is not None:
-            found.append(_recovery(story, after, by_attempt[after.attempt], faults))
+            found.append(_recovery(story, after, by_attempt[after.number], faults))
     return found
 
 
 def _recovery(
-    story: AttemptStory, after: AttemptStory, events: list[Event], faults: Sequence[float]
+    story: Attempt, after: Attempt, events: list[Event], faults: Sequence[float]
 ) -> Recovery:
     marks = _marks(story, after, events)
     began = _time_of_fault(story, faults) or min(marks.values())
@@ -306,9 +278,9 @@ def _recovery(
             before = marks[part]
     resumed = next((e["step"] for e in events if e["kind"] == Kind.RESUME), 0)
     return Recovery(
-        attempt=story.attempt,
-        cause=story.cause,
-        action=story.action,
+        attempt=story.number,
+        cause=str(story.cause or ""),
+        action=str(story.action or ""),
         began=began,
         total_s=round(before - began, 3),
         seconds=seconds,
@@ -317,7 +289,7 @@ def _recovery(
     )
 
 
-def _marks(story: AttemptStory, after: AttemptStory, events: list[Event]) -> dict[str, float]:
+def _marks(story: Attempt, after: Attempt, events: list[Event]) -> dict[str, float]:
     """When each part was over (UTC seconds), in the order of ``PARTS``."""
     marks: dict[str, float | None] = {
         "noticed": story.noticed_at,
@@ -337,7 +309,7 @@ def _marks(story: AttemptStory, after: AttemptStory, events: list[Event]) -> dic
     return {part: t for part in PARTS if (t := marks.get(part)) is not None}
 
 
-def _time_of_fault(story: AttemptStory, faults: Sequence[float]) -> float | None:
+def _time_of_fault(story: Attempt, faults: Sequence[float]) -> float | None:
     """The last known interruption before the end of the attempt, and after its start."""
     begin, end = story.started_at or 0.0, story.ended_at or 0.0
     return max((t for t in faults if begin <= t <= end), default=None)
@@ -345,18 +317,3 @@ def _time_of_fault(story: AttemptStory, faults: Sequence[float]) -> float | None
 
 def _steps(events: list[Event]) -> list[Event]:
     return [event for event in events if event["kind"] == Kind.STEP]
-
-
-def _story(number: int, start: Event, end: Event) -> AttemptStory:
-    return AttemptStory(
-        attempt=number,
-        world_size=int(start.get("world_size") or 0),
-        started_at=start.get("t"),
-        noticed_at=end.get("noticed_at"),
-        ended_at=end.get("t"),
-        cause=str(end.get("cause", "")),
-        action=str(end.get("action", "")),
-        explanation=str(end.get("explanation", "")),
-        first_step=end.get("first_step"),
-        last_step=end.get("last_step"),
-    )

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from submitrain.attempts import Attempt, Cause, read_attempts
 from submitrain.events import Kind, read_events
 from submitrain.launcher.drill.compare import (
-    AttemptStory,
     Comparison,
     Recovery,
     compare_runs,
-    read_attempts,
     read_recoveries,
 )
 from submitrain.launcher.drill.scenarios import Expected, Scenario
@@ -54,7 +53,7 @@ class Outcome:
     why: str
     duration_s: float
     injections: tuple[Injection, ...]
-    attempts: tuple[AttemptStory, ...]
+    attempts: tuple[Attempt, ...]
     recoveries: tuple[Recovery, ...]
     rejected: tuple[str, ...]
     """Checkpoints that were refused when the run went on, and why."""
@@ -69,12 +68,12 @@ class Outcome:
     @property
     def cause(self) -> str:
         """How the first interrupted attempt was classified."""
-        return self.attempts[0].cause if self.attempts else ""
+        return str(self.attempts[0].cause or "") if self.attempts else ""
 
     @property
     def action(self) -> str:
         """What followed."""
-        return self.attempts[0].action if self.attempts else ""
+        return str(self.attempts[0].action or "") if self.attempts else ""
 
     @property
     def recovery_s(self) -> float | None:
@@ -89,6 +88,7 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         """Plain values; times in seconds."""
         value = asdict(self)
+        value["attempts"] = [one.as_json() for one in self.attempts]
         value["losses"] = [(step, _json_number(loss)) for step, loss in self.losses]
         if self.comparison is not None:
             value["comparison"] |= {
@@ -124,7 +124,7 @@ def read_outcome(
         Injection(f"{one.kind} at {one.moment}", one.t, one.step, one.attempt, one.rank, one.host)
         for one in fired
     ]
-    attempts = tuple(read_attempts(folder))
+    attempts = tuple(read_attempts(run_dir))
     injections = tuple(sorted([*inside, *by_hand], key=lambda one: one.t))
     if scenario is not None and scenario.short_time_limit:
         injections = time_limits(attempts)
@@ -153,12 +153,12 @@ def read_outcome(
     )
 
 
-def time_limits(attempts: Sequence[AttemptStory]) -> tuple[Injection, ...]:
+def time_limits(attempts: Sequence[Attempt]) -> tuple[Injection, ...]:
     """A time limit strikes when the supervisor asks the ranks to stop for it."""
     return tuple(
-        Injection("time limit", one.noticed_at, one.last_step or 0, one.attempt, None, "")
+        Injection("time limit", one.noticed_at, one.last_step or 0, one.number, None, "")
         for one in attempts
-        if one.cause == "time_limit" and one.noticed_at is not None
+        if one.cause is Cause.TIME_LIMIT and one.noticed_at is not None
     )
 
 

@@ -316,11 +316,11 @@ def _recovery_table(outcomes: list[Outcome]) -> str:
 def _details(one: Outcome) -> str:
     attempts = [
         [
-            str(attempt.attempt),
+            str(attempt.number),
             _clock(attempt.started_at),
             _clock(attempt.ended_at),
             f"{attempt.first_step or 0} to {attempt.last_step or 0}",
-            escape(f"{attempt.cause}, then {attempt.action}" if attempt.cause else "not ended"),
+            escape(attempt.outcome or "not ended"),
             escape(attempt.explanation),
         ]
         for attempt in one.attempts

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from submitrain.attempts import Cause
 from submitrain.config import RunConfig
 from submitrain.errors import UserError
 from submitrain.train.faults import Fault, FaultKind, Moment
@@ -139,11 +138,6 @@ def _requeues_on_slurm(place: Place) -> str | None:
     return _on_slurm(place) or _requeues(place)
 
 
-def _finds_hangs(_place: Place) -> str | None:
-    known = any(cause.value == "hung" for cause in Cause)
-    return None if known else "this version does not look for hung ranks"
-
-
 def _goes_on_after_nan(place: Place) -> str | None:
     limits = place.config.resilience
     if any(getattr(limits, key, 0) for key in ("max_skipped_steps", "max_rollbacks")):
@@ -189,7 +183,6 @@ CATALOGUE: tuple[Scenario, ...] = (
         moment=Moment.STEP,
         kind=FaultKind.STOP,
         extra_s=75.0,
-        why_not=_finds_hangs,
     ),
     Scenario(
         id="stop",

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from submitrain.attempts import Attempt
 from submitrain.errors import UserError
 from submitrain.events import VERSION, Kind, append_line, read_events
 from submitrain.launcher.submit.record import via
@@ -198,27 +199,20 @@ def read_claims(run_dir: RunDir) -> list[ClaimState]:
 
 
 def superseded(
-    claims: Sequence[ClaimState], mine: int | None, starts: Sequence[dict[str, Any]], restarts: int
+    claims: Sequence[ClaimState], mine: int | None, attempts: Sequence[Attempt], restarts: int
 ) -> str | None:
     """Why a supervisor that starts now must not act; None when the run is its own.
 
-    ``starts`` are this job's own ``attempt_start`` events: a job that Slurm restarted elsewhere has
-    counted one restart more than the process that was left behind.
+    ``attempts`` are those of this job: one that Slurm restarted elsewhere has counted one restart
+    more than the process that was left behind.
     """
     later = [one for one in claims if mine is not None and one.number > mine and one.job_id]
     if later:
         return f"job {later[-1].job_id} was submitted for this run later"
-    counts = [count for one in starts if isinstance(count := one.get("restart_count"), int)]
-    if max(counts, default=0) > restarts:
-        return f"the job runs elsewhere: it was restarted {max(counts)} times, here {restarts}"
+    counted = max((one.restarts for one in attempts), default=0)
+    if counted > restarts:
+        return f"the job runs elsewhere: it was restarted {counted} times, here {restarts}"
     return None
-
-
-def starts_of(events: Sequence[dict[str, Any]], job_id: str) -> list[dict[str, Any]]:
-    """The ``attempt_start`` events of one job."""
-    return [
-        one for one in events if one["kind"] == Kind.ATTEMPT_START and one.get("job_id") == job_id
-    ]
 
 
 def _holder(doing: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from submitrain.attempts import RESUME_HINT, Action, AttemptRecord, Cause, Decision
+from submitrain.attempts import RESUME_HINT, Action, Attempt, Cause, Decision
 from submitrain.config.job import ResilienceConfig
 from submitrain.errors import ClusterError, UserError
 from submitrain.launcher.submit.claims import read_submissions, recorded_parameters
@@ -203,7 +203,7 @@ class Turn:
 
 
 def ended_while_waiting(
-    allocation: Allocation, history: Sequence[AttemptRecord], limits: ResilienceConfig
+    allocation: Allocation, history: Sequence[Attempt], limits: ResilienceConfig
 ) -> Decision:
     """What follows a TERM before the turn has come: by who sent it, as after any attempt."""
     evidence = AttemptEvidence(

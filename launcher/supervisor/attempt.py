@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from submitrain.attempts import AttemptWriter
 from submitrain.config import RunConfig
 from submitrain.errors import FencedError, UserError
-from submitrain.events import EventWriter, Kind
+from submitrain.events import Event, Kind
 from submitrain.launcher.plan.deadlines import LAST_CALL_S, Fit, lead_of
 from submitrain.launcher.supervisor.allocation import Allocation
 from submitrain.launcher.supervisor.evidence import AttemptEvidence, StopCause
@@ -137,12 +138,9 @@ class AttemptWatch:
             self._lead_told = lead.fit
             if lead.why:
                 log.warning("lead", attempt=self.attempt, fit=str(lead.fit), why=lead.why)
-                writer = EventWriter(
-                    self.run_dir.attempts, -1, self.attempt, self.allocation.job_id
-                )
-                writer.write(
-                    Kind.LEAD, fit=str(lead.fit), lead_s=round(lead.seconds, 1), why=lead.why
-                )
+                told: Event = {"fit": str(lead.fit), "lead_s": round(lead.seconds, 1)}
+                writer = AttemptWriter(self.run_dir, self.allocation.job_id)
+                writer.note(Kind.LEAD, self.attempt, why=lead.why, **told)
         return lead.seconds
 
     def _look(self) -> None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from submitrain.attempts import RESUME_HINT, Action, AttemptRecord, Cause, Decision
+from submitrain.attempts import RESUME_HINT, Action, Attempt, Cause, Decision
 from submitrain.config.job import ResilienceConfig
 from submitrain.launcher.supervisor.evidence import (
     AttemptEvidence,
@@ -65,7 +65,7 @@ def of_anomaly(kind: str, text: str, evidence: AttemptEvidence) -> Decision:
 def without_budget(
     decision: Decision,
     evidence: AttemptEvidence,
-    history: Sequence[AttemptRecord],
+    history: Sequence[Attempt],
     limits: ResilienceConfig,
 ) -> Decision | None:
     """The decision to stop once ``max_rollbacks`` is spent; None while there is budget left."""
@@ -125,7 +125,7 @@ NEUTRAL = frozenset(
 def within_budgets(
     decision: Decision,
     evidence: AttemptEvidence,
-    history: Sequence[AttemptRecord],
+    history: Sequence[Attempt],
     limits: ResilienceConfig,
 ) -> Decision:
     """The decision to go on, while every budget that it draws on lasts; else the end."""
@@ -147,7 +147,7 @@ def within_budgets(
 
 
 def within_budget(
-    decision: Decision, history: Sequence[AttemptRecord], limits: ResilienceConfig
+    decision: Decision, history: Sequence[Attempt], limits: ResilienceConfig
 ) -> Decision:
     """The decision while its budget lasts, else the end; new jobs count as requeues."""
     alike = {Action.RESTART} if decision.action is Action.RESTART else _BACK
@@ -167,7 +167,7 @@ _BACK = frozenset({Action.REQUEUE, Action.RESUBMIT})
 
 
 def attempts_without_progress(
-    evidence: AttemptEvidence, history: Sequence[AttemptRecord], cause: Cause
+    evidence: AttemptEvidence, history: Sequence[Attempt], cause: Cause
 ) -> int:
     """How many attempts in a row, this one included, reached no step beyond all earlier ones."""
     best, idle = -1, 0
@@ -183,9 +183,7 @@ def attempts_without_progress(
     return idle
 
 
-def vanished_in_a_row(
-    history: Sequence[AttemptRecord], limits: ResilienceConfig
-) -> Decision | None:
+def vanished_in_a_row(history: Sequence[Attempt], limits: ResilienceConfig) -> Decision | None:
     """Whether to give up because supervisor after supervisor was killed without a new step.
 
     Nobody judged those attempts, so their successor has to, before it starts another one.
@@ -194,7 +192,7 @@ def vanished_in_a_row(
         return None
     last = history[-1]
     evidence = AttemptEvidence(
-        attempt=last.attempt, world_size=0, first_step=last.first_step, last_step=last.last_step
+        attempt=last.number, world_size=0, first_step=last.first_step, last_step=last.last_step
     )
     idle = attempts_without_progress(evidence, history[:-1], Cause.LOST)
     if idle < limits.max_attempts_without_progress:
@@ -223,7 +221,7 @@ _DETERMINISTIC = frozenset({"PermissionError", "FileNotFoundError", "NotADirecto
 
 
 def decide(
-    evidence: AttemptEvidence, history: Sequence[AttemptRecord], limits: ResilienceConfig
+    evidence: AttemptEvidence, history: Sequence[Attempt], limits: ResilienceConfig
 ) -> Decision:
     """Verdict on one attempt; ``history`` holds the earlier attempts of the same job.
 
@@ -239,7 +237,7 @@ def decide(
     return within_budgets(decision, evidence, history, limits)
 
 
-def _verdict(evidence: AttemptEvidence, history: Sequence[AttemptRecord]) -> Decision:
+def _verdict(evidence: AttemptEvidence, history: Sequence[Attempt]) -> Decision:
     if evidence.all_finished:
         return Decision(Cause.FINISHED, Action.DONE, f"all {evidence.world_size} ranks finished")
     if evidence.cancel_requested:
@@ -336,7 +334,7 @@ def _ended_by_a_stray_signal(evidence: AttemptEvidence) -> bool:
 
 
 def _of_exception(
-    failure: RankFailure, evidence: AttemptEvidence, history: Sequence[AttemptRecord]
+    failure: RankFailure, evidence: AttemptEvidence, history: Sequence[Attempt]
 ) -> Decision:
     """A rank's own account of an exception that is not the consequence of another's death."""
     text = describe_failure(failure)
@@ -365,7 +363,7 @@ def _blames_host(failure: RankFailure) -> bool:
 
 
 def _out_of_memory(
-    cause: Cause, text: str, evidence: AttemptEvidence, history: Sequence[AttemptRecord]
+    cause: Cause, text: str, evidence: AttemptEvidence, history: Sequence[Attempt]
 ) -> Decision:
     """Memory may run out by chance (fragmentation, a neighbour); twice at one step it does not."""
     before = history[-1] if history else None

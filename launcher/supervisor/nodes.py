@@ -12,13 +12,12 @@ update of a job that shrank before it was requeued, until the job's own processe
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from submitrain.attempts import Action, AttemptRecord, Cause, Decision
+from submitrain.attempts import Action, Attempt, Cause, Decision, read_attempts
 from submitrain.config import RunConfig
-from submitrain.events import Kind, read_events
 from submitrain.launcher.checks.preflight import Verdict
 from submitrain.launcher.supervisor.allocation import Allocation
 from submitrain.launcher.supervisor.decide import within_budget
@@ -60,22 +59,12 @@ class Left:
         return now == self.restarts + 1 and bool(set(exclude) & set(self.among(granted)))
 
 
-def last_left(events: Iterable[Mapping[str, Any]], job_id: str) -> Left:
-    """What the last recorded attempt of this job left behind, by attempts.jsonl."""
-    restarts: dict[object, int] = {}
-    found = Left()
-    for event in events:
-        if event.get("job_id") != job_id:
-            continue
-        attempt = event.get("attempt")
-        if event.get("kind") == Kind.ATTEMPT_START:
-            restarts[attempt] = int(event.get("restart_count") or 0)
-            found = Left()
-        elif event.get("kind") == Kind.ATTEMPT_END:
-            leaves = event.get("action") == Action.REQUEUE
-            nodes = tuple(map(str, event.get("nodes_excluded") or ())) if leaves else ()
-            found = Left(nodes, restarts.get(attempt, 0))
-    return found
+def last_left(attempts: Iterable[Attempt], job_id: str) -> Left:
+    """What the last attempt of this job left behind."""
+    last = next((one for one in reversed(list(attempts)) if one.job_id == job_id), Attempt(0))
+    leaves = last.action is Action.REQUEUE
+    nodes = tuple(map(str, last.end.get("nodes_excluded") or ())) if leaves else ()
+    return Left(nodes, last.restarts if last.cause else 0)
 
 
 _FOLLOWED = frozenset({Action.RESTART, Action.REQUEUE, Action.RESUBMIT})
@@ -108,7 +97,7 @@ class NodeKeeper:
         self._living: tuple[str, ...] = ()
         self._unfit: dict[str, str] = {}
         self._unfit_attempt = 0
-        self._left = last_left(read_events(self.run_dir.attempts), self.allocation.job_id)
+        self._left = last_left(read_attempts(self.run_dir), self.allocation.job_id)
         self._returned = self._left.among(self.allocation.spawner.nodes)
         """Nodes that this job left, and that Slurm gave it all the same."""
 
@@ -149,9 +138,7 @@ class NodeKeeper:
         self.allocation.use(nodes)
         self._idle = tuple(node for node in standing.living if node not in nodes)
 
-    def weigh(
-        self, verdict: Verdict, attempt: int, history: Sequence[AttemptRecord]
-    ) -> Decision | None:
+    def weigh(self, verdict: Verdict, attempt: int, history: Sequence[Attempt]) -> Decision | None:
         """Do without the nodes that a preflight found unfit; a decision where that means to leave.
 
         A spare takes their place, or fewer nodes go on; a node that cannot be done without stays.
@@ -185,7 +172,7 @@ class NodeKeeper:
         self,
         evidence: AttemptEvidence,
         decision: Decision,
-        history: Sequence[AttemptRecord],
+        history: Sequence[Attempt],
     ) -> Decision:
         """What the attempt's end means for the nodes: a restart may have to become a requeue."""
         self.lost |= {sign.node: sign.sign for sign in evidence.lost_nodes}
@@ -236,7 +223,7 @@ class NodeKeeper:
     def _struck(self, blamed: Sequence[NodeSign]) -> dict[str, list[Strike]]:
         """Nodes that are out, with the strikes that are not in the record yet."""
         now, resilience = time.time(), self.config.resilience
-        strikes = strikes_in(read_events(self.run_dir.attempts))
+        strikes = strikes_in(read_attempts(self.run_dir))
         strikes += [Strike(one.node, now, 0, one.sign) for one in blamed]
         return struck_out(
             strikes, now=now, limit=resilience.max_strikes, expiry_s=resilience.strike_expiry
@@ -247,7 +234,7 @@ class NodeKeeper:
         return outlook(standing, self.rule, self.allocation.pool() if bad else None)
 
     def _leave(
-        self, decision: Decision, standing: Standing, history: Sequence[AttemptRecord]
+        self, decision: Decision, standing: Standing, history: Sequence[Attempt]
     ) -> Decision:
         """Back into the queue, without the bad nodes, as often as the budget allows."""
         self.exclude = self._outlook(standing).exclude
@@ -271,7 +258,7 @@ class NodeKeeper:
         )
 
 
-def _left_in_a_row(history: Sequence[AttemptRecord]) -> bool:
+def _left_in_a_row(history: Sequence[Attempt]) -> bool:
     """Whether the last attempts were given up for unfit nodes as often as is worth it."""
     last = history[-MOST_LEAVES:]
     return len(last) == MOST_LEAVES and all(one.cause is Cause.PREFLIGHT for one in last)

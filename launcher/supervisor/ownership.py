@@ -18,10 +18,9 @@ from typing import TypeVar
 import structlog
 import tenacity
 
-from submitrain.attempts import Action, Cause, Decision
+from submitrain.attempts import Action, Cause, Decision, of_jobs, read_attempts
 from submitrain.errors import FencedError
-from submitrain.events import read_events
-from submitrain.launcher.submit.claims import CLAIM_VARIABLE, read_claims, starts_of, superseded
+from submitrain.launcher.submit.claims import CLAIM_VARIABLE, read_claims, superseded
 from submitrain.run_folder import RunDir
 
 PATIENCE_S = 600.0
@@ -80,7 +79,7 @@ class Ownership:
         reason = superseded(
             read_claims(self.run_dir),
             int(number) if number.isdigit() else None,
-            starts_of(list(read_events(self.run_dir.attempts)), self.job_id),
+            of_jobs(read_attempts(self.run_dir), [self.job_id]),
             self.restarts,
         )
         if reason:

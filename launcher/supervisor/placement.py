@@ -10,20 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from submitrain.attempts import Cause, Decision
+from submitrain.attempts import Attempt, Cause, Decision
 from submitrain.config.job import SlurmConfig
-from submitrain.events import Kind
+from submitrain.events import mapping
 from submitrain.launcher.supervisor.evidence import (
     AttemptEvidence,
     NodeSign,
     RankExit,
     refused_exits,
 )
-
-HUNG = "hung"
-"""Cause of attempts whose record names the hanging rank's host itself, under ``hang``."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ def blame(evidence: AttemptEvidence, decision: Decision) -> tuple[NodeSign, ...]
 
     One node at the most for a rank's death: what follows on other nodes is its consequence.
     """
-    if decision.cause == HUNG:
+    if decision.cause is Cause.HUNG:
         host = evidence.hang.host if evidence.hang is not None else ""
         return (NodeSign(host, "a rank hung"),) if host else ()
     if decision.cause is Cause.NODE_LOST:
@@ -69,36 +65,27 @@ def _unexplained(one: RankExit, evidence: AttemptEvidence) -> bool:
     return one.died and not one.ours and not told
 
 
-def strikes_in(events: Iterable[Mapping[str, Any]]) -> list[Strike]:
-    """All strikes that attempts.jsonl tells of; of an attempt's ends the last one holds."""
-    ends = {
-        event["attempt"]: event
-        for event in events
-        if event.get("kind") == Kind.ATTEMPT_END and isinstance(event.get("attempt"), int)
-    }
-    return [strike for event in ends.values() for strike in _strikes_of(event)]
+def strikes_in(attempts: Iterable[Attempt]) -> list[Strike]:
+    """All strikes that the ends of attempts tell of."""
+    return [strike for one in attempts for strike in _strikes_of(one)]
 
 
-def _strikes_of(event: Mapping[str, Any]) -> list[Strike]:
-    t, attempt = float(event.get("t") or 0.0), int(event["attempt"])
+def _strikes_of(one: Attempt) -> list[Strike]:
+    t, attempt = one.ended_at or 0.0, one.number
     found = [
-        Strike(str(one["node"]), t, attempt, str(one.get("why", "")), one.get("alone") is True)
-        for one in event.get("strikes") or ()
-        if isinstance(one, Mapping) and one.get("node")
+        Strike(str(line["node"]), t, attempt, str(line.get("why", "")), line.get("alone") is True)
+        for line in one.end.get("strikes") or ()
+        if isinstance(line, Mapping) and line.get("node")
     ]
-    host = _hung_host(event) if event.get("cause") == HUNG else ""
-    if host and all(one.node != host for one in found):
+    host = _hung_host(one) if one.cause is Cause.HUNG else ""
+    if host and all(strike.node != host for strike in found):
         found.append(Strike(host, t, attempt, "a rank hung"))
     return found
 
 
-def _hung_host(event: Mapping[str, Any]) -> str:
-    evidence = event.get("evidence")
-    inside = evidence.get("hang") if isinstance(evidence, Mapping) else None
-    for hang in (event.get("hang"), inside):
-        if isinstance(hang, Mapping) and hang.get("host"):
-            return str(hang["host"])
-    return ""
+def _hung_host(one: Attempt) -> str:
+    hangs = (mapping(one.end.get("hang")), mapping(one.evidence.get("hang")))
+    return next((str(hang["host"]) for hang in hangs if hang.get("host")), "")
 
 
 def struck_out(

@@ -21,11 +21,12 @@ import structlog
 from submitrain.attempts import (
     RESUME_HINT,
     Action,
-    AttemptLog,
-    AttemptRecord,
+    Attempt,
+    AttemptWriter,
     Cause,
     Decision,
     of_jobs,
+    read_attempts,
 )
 from submitrain.config import RunConfig
 from submitrain.errors import FencedError, SubmitrainError
@@ -89,7 +90,7 @@ class Supervisor:
     resubmit: Resubmit | None = None
 
     def __post_init__(self) -> None:
-        self.attempts = AttemptLog(self.run_dir)
+        self.attempts = AttemptWriter(self.run_dir, self.allocation.job_id)
         self.ownership = Ownership(self.run_dir, self.allocation.job_id, self.allocation.restarts)
         self.nodes = NodeKeeper(self.run_dir, self.config, self.allocation)
         self._guard: Guard | None = None
@@ -165,8 +166,8 @@ class Supervisor:
     def _take_over(self) -> None:
         """Forget what the last supervisor made of the run, and close what it left open."""
         self.run_dir.summary.unlink(missing_ok=True)
-        for lost in self.attempts.close_lost(self.allocation.job_id):
-            log.warning("lost_attempt", attempt=lost.attempt, job_id=lost.job_id)
+        for lost in self.attempts.close_lost():
+            log.warning("lost_attempt", attempt=lost.number, job_id=lost.job_id)
         self.acts.published()
 
     def _pause(self, evidence: AttemptEvidence, decision: Decision) -> None:
@@ -175,20 +176,20 @@ class Supervisor:
         idle = attempts_without_progress(evidence, history, decision.cause)
         time.sleep(RESTART_PAUSES_S[min(idle, len(RESTART_PAUSES_S) - 1)])
 
-    def _history(self) -> list[AttemptRecord]:
+    def _history(self) -> list[Attempt]:
         """Attempts of this job and of those that it continues: budgets are counted over them."""
         chain = chain_of(read_submissions(self.run_dir), self.allocation.job_id)
-        return of_jobs(self.attempts.read(), chain)
+        return of_jobs(read_attempts(self.run_dir), chain)
 
     def _cancelled_before(self) -> Decision:
         """The cancel request was there before an attempt began: start nothing."""
         decision = Decision(Cause.CANCELLED, Action.STOP, "cancelled by the user between attempts")
         self.ownership.check()
         self._take_over()
-        before = self.attempts.read()
+        before = read_attempts(self.run_dir)
         last = before[-1] if before else None
         evidence = AttemptEvidence(
-            attempt=last.attempt if last else 0,
+            attempt=last.number if last else 0,
             world_size=self.allocation.spawner.world_size,
             last_step=last.last_step if last else None,
         )
@@ -208,7 +209,6 @@ class Supervisor:
         spawner = self.allocation.spawner
         self.attempts.start(
             attempt,
-            job_id,
             nodes=list(spawner.nodes),
             world_size=spawner.world_size,
             restart_count=self.allocation.restarts,
@@ -234,12 +234,12 @@ class Supervisor:
         self._record(evidence, decision)
         return evidence, decision
 
-    def _nothing_done(self, attempt: int, history: Sequence[AttemptRecord]) -> AttemptEvidence:
+    def _nothing_done(self, attempt: int, history: Sequence[Attempt]) -> AttemptEvidence:
         """The evidence of an attempt that never started a rank."""
         last_step = history[-1].last_step if history else None
         return AttemptEvidence(attempt, self.allocation.spawner.world_size, last_step=last_step)
 
-    def _preflight(self, attempt: int, history: Sequence[AttemptRecord]) -> Decision | None:
+    def _preflight(self, attempt: int, history: Sequence[Attempt]) -> Decision | None:
         """Look at this job's nodes once, before its first attempt; a decision to leave, or None."""
         if self.config.preflight == "off":
             return None
@@ -271,7 +271,7 @@ class Supervisor:
         tail = log_tail(self.run_dir, evidence.attempt, rank) if rank is not None else []
         more = {"nodes": nodes, "log_tail": tail, **self.nodes.at_end(evidence.attempt)}
         fields = attempt_end_fields(evidence) | more
-        self.attempts.end(evidence.attempt, decision, self.allocation.job_id, **fields)
+        self.attempts.end(evidence.attempt, decision, **fields)
         log.info(
             "attempt_ended",
             attempt=evidence.attempt,

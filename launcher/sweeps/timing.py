@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from submitrain.events import Kind, Phase, read_events
+from submitrain.attempts import read_attempts
+from submitrain.events import Kind, Phase, number, read_events
 from submitrain.monitor.accounting.records import rank_events
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import Ask, ask, epoch_s
@@ -155,7 +156,7 @@ class _Walk:
     def _step(self, event: Event) -> None:
         before, self._before = self._before, event
         if self.first_step_at is None:
-            self.first_step_at = _number(event.get("t"))
+            self.first_step_at = number(event.get("t"))
         steps = 1 if before is None else event["step"] - before["step"]
         warm = self._done >= self.wanted.warmup
         self._done += max(0, steps)
@@ -164,7 +165,7 @@ class _Walk:
         self._saved, self._other = self._saving, False
 
     def _count(self, before: Event, event: Event, steps: int) -> None:
-        seconds = (_number(event.get("t")) or 0.0) - (_number(before.get("t")) or 0.0)
+        seconds = (number(event.get("t")) or 0.0) - (number(before.get("t")) or 0.0)
         late = self.wanted.until_step is not None and event["step"] > self.wanted.until_step
         if not self._right_size or self._other or seconds <= 0:
             self.left_out += steps
@@ -183,26 +184,22 @@ class _Walk:
             return None
         usual_s = sum(self.spans) / self.steps
         longer_s = sum(s for s, _ in self._beside) - usual_s * sum(n for _, n in self._beside)
-        blocked_s = statistics.median(_number(one.get("blocked_s")) or 0.0 for one in self._saves)
+        blocked_s = statistics.median(number(one.get("blocked_s")) or 0.0 for one in self._saves)
         return SaveCosts(
             saves=len(self._saves),
             cost_s=max(blocked_s, longer_s / max(1, len(self._followed))),
             blocked_s=blocked_s,
-            save_s=statistics.median(_number(one.get("save_s")) or 0.0 for one in self._saves),
-            bytes=max(int(_number(one.get("bytes")) or 0) for one in self._saves),
+            save_s=statistics.median(number(one.get("save_s")) or 0.0 for one in self._saves),
+            bytes=max(int(number(one.get("bytes")) or 0) for one in self._saves),
         )
 
 
 def _tokens(before: Event, event: Event, steps: int) -> int:
     """Tokens between two step events, by the run's total where it is recorded."""
-    totals = [_number(one.get("total_tokens")) for one in (before, event)]
+    totals = [number(one.get("total_tokens")) for one in (before, event)]
     if totals[0] is not None and totals[1] is not None:
         return int(totals[1] - totals[0])
-    return int(_number(event.get("tokens")) or 0) * steps
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return int(number(event.get("tokens")) or 0) * steps
 
 
 _SEPARATOR = "\x1f"
@@ -241,18 +238,16 @@ def read_measurement(
 ) -> RunMeasurement:
     """Measure the run in a folder, as far as it has come; ``waits`` are those of ``read_waits``."""
     run_dir = RunDir(folder)
-    attempts = list(read_events(run_dir.attempts, kinds=frozenset({Kind.ATTEMPT_START})))
-    started_at = (
-        _number(attempts[0].get("job_started_at") or attempts[0]["t"]) if attempts else None
-    )
+    first = next(iter(read_attempts(run_dir)), None)
+    started_at = number(first.start.get("job_started_at")) or first.started_at if first else None
     losses: dict[int, float] = {}
     validation: float | None = None
     events = list(rank_events(run_dir.events(0)))
     for event in events:
-        if event["kind"] == Kind.STEP and (loss := _number(event.get("loss"))) is not None:
+        if event["kind"] == Kind.STEP and (loss := number(event.get("loss"))) is not None:
             losses[event["step"]] = loss
         elif event["kind"] == Kind.VALIDATION:
-            validation = _number(event.get("loss"))
+            validation = number(event.get("loss"))
     return RunMeasurement(
         timing=timing_of(events, wanted, started_at=started_at),
         wait_s=_wait_s(run_dir, started_at, waits),

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from submitrain.errors import UserError
-from submitrain.events import Kind
+from submitrain.events import Kind, mapping
 from submitrain.monitor.accounting.cost import (
     HOUR_US,
     NOBODY,
@@ -39,7 +39,7 @@ from submitrain.monitor.accounting.records import (
     slurm_job_ids,
 )
 from submitrain.monitor.accounting.timeline import Category
-from submitrain.run_facts import RunEvidence, mapping, read_evidence
+from submitrain.run_facts import RunEvidence, read_evidence
 from submitrain.run_folder import RunDir, chosen_runs
 from submitrain.slurm.client import Ask, ask
 from submitrain.status import JobView, RunState, job_views, status_of

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, Inexact
 from enum import StrEnum
 
+from submitrain.attempts import Cause
 from submitrain.monitor.accounting.goodput import on_gpus
 from submitrain.monitor.accounting.prices import EVER_US, Holding, PriceTable, Unit, holdings_of
 from submitrain.monitor.accounting.records import RunRecords, SacctJob
@@ -127,20 +128,15 @@ def _wasted(category: Category, own: str, before: str) -> str:
     if category in _LOST_WORK:
         return own or "unknown"
     if category is Category.WAITING:
-        return "" if own == "finished" else own
+        return "" if own == Cause.FINISHED else own
     return before if category in _STARTING else ""
 
 
 def _causes(records: RunRecords) -> dict[int, tuple[str, str]]:
     """Attempt to why it ended, and why the one before it did."""
-    causes: dict[int, str] = {}
-    for event in records.attempts:
-        number = event.get("attempt")
-        if isinstance(number, int):
-            ended = event["kind"] == "attempt_end"
-            causes[number] = str(event.get("cause") or "") if ended else causes.get(number, "lost")
-    if not records.ended and causes and causes[max(causes)] == "lost":
-        causes[max(causes)] = "running"
+    causes = {one.number: str(one.cause or Cause.LOST) for one in records.attempts}
+    if not records.ended and records.attempts and records.attempts[-1].cause is None:
+        causes[records.attempts[-1].number] = "running"
     numbers = sorted(causes)
     before = ["", *(causes[number] for number in numbers)]
     return {number: (causes[number], before[place]) for place, number in enumerate(numbers)}

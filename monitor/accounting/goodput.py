@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from submitrain.events import Kind, read_events
+from submitrain.attempts import read_attempts
+from submitrain.events import Event, Kind, read_events
 from submitrain.monitor.accounting.records import (
-    Event,
     RunRecords,
     query_sacct,
     rank_events,
@@ -80,7 +80,7 @@ def read_goodput(
     job_ids = slurm_job_ids(submissions) if run is not None else []
     return account(
         RunRecords(
-            attempts=tuple(read_events(run_dir.attempts)),
+            attempts=read_attempts(run_dir),
             events=tuple(rank_events(run_dir.events(0))),
             submissions=submissions,
             jobs=tuple(query_sacct(job_ids, run=run or ask)[0]),

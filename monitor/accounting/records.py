@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from submitrain.events import parse_event
+from submitrain.attempts import Attempt
+from submitrain.events import Event, parse_event
 from submitrain.slurm.client import Ask, ask, epoch_s
-
-Event = dict[str, Any]
 
 _HEARTBEAT, _SAMPLES, _START = (
     f'"kind":"{kind}"'.encode() for kind in ("heartbeat", "samples", "start")
@@ -41,8 +39,7 @@ class SacctJob:
 class RunRecords:
     """A run's records at one moment."""
 
-    attempts: tuple[Event, ...] = ()
-    """attempts.jsonl"""
+    attempts: Sequence[Attempt] = ()
     events: tuple[Event, ...] = ()
     """Events of rank 0; heartbeats and samples may be left out but for each attempt's last."""
     submissions: tuple[Event, ...] = ()

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from submitrain.events import Kind, Phase
-from submitrain.monitor.accounting.records import Event, RunRecords, SacctJob
+from submitrain.attempts import Attempt, Cause
+from submitrain.events import Event, Kind, Phase
+from submitrain.monitor.accounting.records import RunRecords, SacctJob
 
 
 class Category(StrEnum):
@@ -61,8 +62,8 @@ class AttemptTime:
     """The recorded end; of an attempt whose supervisor vanished, the last sign of life."""
     ended: bool
     """Whether it is over."""
-    cause: str
-    """Why it ended, as attempts.jsonl says; empty where it says nothing."""
+    cause: Cause | None
+    """Why it ended; None while it lasts."""
     world_size: int
     capacity: int
     """Ranks that the allocation has room for: spare nodes count."""
@@ -152,50 +153,39 @@ def _recorded_allocations(records: RunRecords) -> list[Allocation]:
 
 def _attempts(records: RunRecords) -> list[AttemptTime]:
     """All attempts in the order of their numbers."""
-    starts: dict[int, Event] = {}
-    ends: dict[int, list[Event]] = {}
-    for event in records.attempts:
-        number = event.get("attempt")
-        if not isinstance(number, int) or time_us(event) is None:
-            continue
-        if event["kind"] == Kind.ATTEMPT_START:
-            starts.setdefault(number, event)
-        elif event["kind"] == Kind.ATTEMPT_END:
-            ends.setdefault(number, []).append(event)
     last_us: dict[int, int] = {}
     for event in records.events:
         attempt, t_us = event.get("attempt"), time_us(event)
         if isinstance(attempt, int) and t_us is not None:
             last_us[attempt] = max(t_us, last_us.get(attempt, 0))
-    newest = max(starts, default=0)
-    attempts = []
-    for number in sorted(starts):
-        live = number == newest and not records.ended and number not in ends
-        until_us = _us(records.now) if live else last_us.get(number, 0)
-        attempts.append(_attempt(starts[number], ends.get(number, []), until_us, live=live))
-    return attempts
+    dated = [one for one in records.attempts if time_us(one.start) is not None]
+    newest = max((one.number for one in dated), default=0)
+    times = []
+    for one in dated:
+        live = one.number == newest and not records.ended and one.ended_at is None
+        until_us = _us(records.now) if live else last_us.get(one.number, 0)
+        times.append(_attempt(one, until_us, live=live))
+    return times
 
 
-def _attempt(start: Event, ends: Sequence[Event], until_us: int, *, live: bool) -> AttemptTime:
-    started_us = time_us(start) or 0
-    cause = str(ends[-1].get("cause") or "") if ends else "" if live else "lost"
-    if ends and cause != "lost":
-        until_us = time_us(ends[0]) or started_us
-    world_size = _positive(start.get("world_size"), 1)
-    nodes = start.get("nodes")
-    used = len(nodes) if isinstance(nodes, list) and nodes else 1
-    held = _positive(start.get("allocated_nodes"), used)
+def _attempt(one: Attempt, until_us: int, *, live: bool) -> AttemptTime:
+    started_us = _us(one.started_at)
+    cause = one.cause or (None if live else Cause.LOST)
+    if one.ended_at is not None and cause is not Cause.LOST:
+        until_us = _us(one.ended_at) or started_us
+    world_size, used = max(1, one.world_size), max(1, len(one.nodes))
+    held = _positive(one.start.get("allocated_nodes"), used)
     return AttemptTime(
-        attempt=start["attempt"],
-        job_id=str(start.get("job_id", "")),
-        restart=_positive(start.get("restart_count"), 0),
+        attempt=one.number,
+        job_id=one.job_id,
+        restart=one.restarts,
         started_us=started_us,
         ended_us=max(started_us, until_us),
         ended=not live,
         cause=cause,
         world_size=world_size,
         capacity=max(world_size, world_size * held // used),
-        job_started_us=min(started_us, _us(start.get("job_started_at")) or started_us),
+        job_started_us=min(started_us, _us(one.start.get("job_started_at")) or started_us),
     )
 
 
@@ -223,7 +213,7 @@ def _without_overlaps(found: Sequence[Allocation]) -> list[Allocation]:
         end_us = max(one.started_us, end_us)
         attempts = []
         for place, attempt in enumerate(one.attempts):
-            over = attempt.ended and attempt.cause != "lost"
+            over = attempt.ended and attempt.cause is not Cause.LOST
             until_us = attempt.ended_us if over else end_us
             until_us = min([until_us, *(next_.started_us for next_ in one.attempts[place + 1 :])])
             attempts.append(replace(attempt, ended_us=max(attempt.started_us, until_us)))
@@ -361,12 +351,12 @@ def _book_attempt(
             booking.mark(t_us, Category.WAITING)
     if not left and attempt.ended:
         # The open piece of work was not booked yet: only its name changes.
-        booking.mark(last_us, Category.STALLED if attempt.cause == "hung" else Category.LOST)
+        booking.mark(last_us, Category.STALLED if attempt.cause is Cause.HUNG else Category.LOST)
     elif not left:
         # It lives: what it does counts until its last sign of life, silence does not.
         signs = [t_us for event in events if (t_us := time_us(event)) is not None]
         booking.mark(max([last_us, *signs]), Category.UNEXPLAINED)
-    if attempt.ended and attempt.cause != "lost":
+    if attempt.ended and attempt.cause is not Cause.LOST:
         booking.wait(attempt.ended_us)
 
 

@@ -9,9 +9,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from submitrain.attempts import Action, Attempt, Cause
 from submitrain.monitor.watch.snapshot import (
     Answer,
-    AttemptPoint,
     Finding,
     Limits,
     RankPoint,
@@ -25,10 +25,11 @@ from submitrain.status import JobState, RunState
 
 DAY_S = 86400.0
 _NO_FAULT = frozenset(
-    {"finished", "time_limit", "preempted", "requeued", "cancelled", "terminated", "fenced"}
+    {Cause.FINISHED, Cause.TIME_LIMIT, Cause.PREEMPTED, Cause.REQUEUED, Cause.CANCELLED}
+    | {Cause.TERMINATED, Cause.FENCED}
 )
-"""Causes of an attempt's end that say nothing against the program (submitrain.attempts.Cause)."""
-_SENT_BACK = frozenset({"requeue", "leave"})
+"""Causes of an attempt's end that say nothing against the program."""
+_SENT_BACK = frozenset({Action.REQUEUE, Action.LEAVE})
 
 
 def queue(snapshot: Snapshot, limits: Limits) -> Answer:
@@ -54,12 +55,12 @@ def requeued(snapshot: Snapshot, limits: Limits) -> Answer:
         one
         for one in snapshot.attempts
         if one.action in _SENT_BACK
-        and one.cause != "time_limit"
+        and one.cause is not Cause.TIME_LIMIT
         and snapshot.now - (one.ended_at or snapshot.now) <= DAY_S
     ]
     if len(recent) <= limits.requeues_per_day or snapshot.state.ended:
         return []
-    causes = ", ".join(sorted({one.cause for one in recent}))
+    causes = ", ".join(sorted({str(one.cause) for one in recent}))
     text = f"{len(recent)} requeues in 24 hours ({causes})"
     todo = "choose a partition or QOS that is preempted less often, or shorter jobs"
     return [Finding(Rule.REQUEUED, "run", Severity.WARNING, text, todo)]
@@ -82,10 +83,10 @@ def crash_loop(snapshot: Snapshot, limits: Limits) -> Answer:
     return [Finding(Rule.CRASH_LOOP, "run", Severity.CRITICAL, text, todo)]
 
 
-def failures_without_progress(attempts: tuple[AttemptPoint, ...]) -> list[AttemptPoint]:
+def failures_without_progress(attempts: tuple[Attempt, ...]) -> list[Attempt]:
     """The newest attempts that failed, back to the last one that made a new step."""
     best = 0
-    streak: list[AttemptPoint] = []
+    streak: list[Attempt] = []
     for one in attempts:
         if not one.cause:
             continue

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from submitrain.attempts import Attempt, Cause, read_attempts
 from submitrain.errors import UserError
 from submitrain.events import Kind, read_events
 from submitrain.monitor.diagnose.cause import diagnose
@@ -37,25 +38,25 @@ _ENDED_FOR = {
     "JOB REQUEUE": F.PREEMPTED,
     "NODE FAILURE": F.NODE_FAIL,
 }
-_CAUSES: dict[str, tuple[FailureClass, Trust]] = {
-    "time_limit": (F.TIME_LIMIT, Trust.SCHEDULER),
-    "preempted": (F.PREEMPTED, Trust.SCHEDULER),
-    "requeued": (F.PREEMPTED, Trust.SCHEDULER),
-    "cancelled": (F.PREEMPTED, Trust.SCHEDULER),
-    "terminated": (F.PREEMPTED, Trust.KERNEL),
-    "not_finite": (F.NAN_LOSS, Trust.RECORD),
-    "loss_spike": (F.NAN_LOSS, Trust.RECORD),
-    "hung": (F.NCCL_TIMEOUT, Trust.SCHEDULER),
-    "node_lost": (F.NODE_FAIL, Trust.SCHEDULER),
-    "host_out_of_memory": (F.HOST_OOM, Trust.KERNEL),
-    "out_of_memory": (F.CUDA_OOM, Trust.RECORD),
-    "user_error": (F.CONFIG_ERROR, Trust.CAUSE),
-    "checkpoint_error": (F.FILESYSTEM, Trust.EXCEPTION),
-    "container_error": (F.CONTAINER_ERROR, Trust.CAUSE),
-    "launch_failed": (F.CONFIG_ERROR, Trust.EXIT),
-    "lost": (F.NODE_FAIL, Trust.EXIT),
+_CAUSES: dict[Cause | None, tuple[FailureClass, Trust]] = {
+    Cause.TIME_LIMIT: (F.TIME_LIMIT, Trust.SCHEDULER),
+    Cause.PREEMPTED: (F.PREEMPTED, Trust.SCHEDULER),
+    Cause.REQUEUED: (F.PREEMPTED, Trust.SCHEDULER),
+    Cause.CANCELLED: (F.PREEMPTED, Trust.SCHEDULER),
+    Cause.TERMINATED: (F.PREEMPTED, Trust.KERNEL),
+    Cause.NOT_FINITE: (F.NAN_LOSS, Trust.RECORD),
+    Cause.LOSS_SPIKE: (F.NAN_LOSS, Trust.RECORD),
+    Cause.HUNG: (F.NCCL_TIMEOUT, Trust.SCHEDULER),
+    Cause.NODE_LOST: (F.NODE_FAIL, Trust.SCHEDULER),
+    Cause.HOST_OUT_OF_MEMORY: (F.HOST_OOM, Trust.KERNEL),
+    Cause.OUT_OF_MEMORY: (F.CUDA_OOM, Trust.RECORD),
+    Cause.USER_ERROR: (F.CONFIG_ERROR, Trust.CAUSE),
+    Cause.CHECKPOINT_ERROR: (F.FILESYSTEM, Trust.EXCEPTION),
+    Cause.CONTAINER_ERROR: (F.CONTAINER_ERROR, Trust.CAUSE),
+    Cause.LAUNCH_FAILED: (F.CONFIG_ERROR, Trust.EXIT),
+    Cause.LOST: (F.NODE_FAIL, Trust.EXIT),
 }
-"""What the supervisor's own verdict means (submitrain.attempts.Cause)."""
+"""What the supervisor's own verdict means."""
 _EXCEPTIONS = {
     "UserError": F.CONFIG_ERROR,
     "ConfigError": F.CONFIG_ERROR,
@@ -80,21 +81,6 @@ _SUPERVISORS_WORD = re.compile(r"^\s*\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[[a-z]+ *\]
 """A line of the supervisor's log; kernel and slurmstepd write none that begins like this."""
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt as the supervisor recorded it; ``end`` None while it runs."""
-
-    number: int
-    started_at: float
-    end: dict[str, Any] | None
-    is_first: bool
-
-    @property
-    def cause(self) -> str:
-        """The supervisor's word for how it ended, or nothing."""
-        return str((self.end or {}).get("cause", ""))
-
-
 def diagnose_run(
     folder: Path,
     *,
@@ -110,15 +96,15 @@ def diagnose_run(
         UserError: the folder holds no attempt (of that number).
     """
     run_dir = RunDir(folder)
-    chosen = _attempt(run_dir, attempt)
-    if chosen.cause == "finished":
+    chosen, is_first = _attempt(run_dir, attempt)
+    if chosen.cause is Cause.FINISHED:
         return _finished(chosen)
-    notes = [] if chosen.end else [f"attempt {chosen.number} has no recorded end (yet)"]
+    notes = [] if chosen.cause else [f"attempt {chosen.number} has no recorded end (yet)"]
     findings = [
         *_of_scheduler(chosen, job),
         *_of_supervisor(chosen),
         *_of_ranks(run_dir, chosen.number),
-        *_of_logs(run_dir, chosen, log_bytes),
+        *_of_logs(run_dir, chosen, log_bytes, is_first=is_first),
     ]
     verdict = diagnose(findings, notes)
     return replace(verdict, node=verdict.node or _host_of(run_dir, chosen.number, verdict.rank))
@@ -134,28 +120,19 @@ def _finished(attempt: Attempt) -> Diagnosis:
     )
 
 
-def _attempt(run_dir: RunDir, wanted: int | None) -> Attempt:
-    starts: dict[int, float] = {}
-    ends: dict[int, dict[str, Any]] = {}
-    for event in read_events(run_dir.attempts):
-        number = event.get("attempt")
-        if not isinstance(number, int):
-            continue
-        if event["kind"] == Kind.ATTEMPT_START:
-            starts[number] = float(event.get("t", 0.0))
-        elif event["kind"] == Kind.ATTEMPT_END:
-            ends[number] = event
-    numbers = sorted(starts.keys() | ends.keys())
-    if not numbers or (wanted is not None and wanted not in numbers):
-        known = ", ".join(str(number) for number in numbers) or "none yet"
+def _attempt(run_dir: RunDir, wanted: int | None) -> tuple[Attempt, bool]:
+    """The attempt to diagnose, and whether it is the run's first one."""
+    attempts = read_attempts(run_dir)
+    found = [one for one in attempts if wanted in (None, one.number)]
+    if not found:
+        known = ", ".join(str(one.number) for one in attempts) or "none yet"
         asked = f"attempt {wanted}" if wanted is not None else "an attempt"
         raise UserError(f"{run_dir.root}: expected {asked} in attempts.jsonl, got: {known}")
-    number = wanted if wanted is not None else numbers[-1]
-    return Attempt(number, starts.get(number, 0.0), ends.get(number), number == numbers[0])
+    return found[-1], found[-1] is attempts[0]
 
 
 def _of_scheduler(attempt: Attempt, job: JobInfo | None) -> Iterator[Finding]:
-    facts = (attempt.end or {}).get("evidence") or {}
+    facts = attempt.evidence
     states = [("attempts.jsonl", str(facts.get("job_state") or ""))]
     if job is not None and job.known:
         states.append(("scheduler", job.state))
@@ -171,9 +148,9 @@ def _of_scheduler(attempt: Attempt, job: JobInfo | None) -> Iterator[Finding]:
 
 def _of_supervisor(attempt: Attempt) -> Iterator[Finding]:
     """The supervisor's own verdict; of signals the one that it names, the others are its doing."""
-    if attempt.end is None:
+    if attempt.cause is None:
         return
-    text = str(attempt.end.get("explanation") or attempt.cause)
+    text = attempt.explanation or str(attempt.cause)
     named = _KILLED.search(text)
     rank = int(match[1]) if (match := _NAMED_RANK.search(text)) else None
     kind, trust = F.PYTHON_EXCEPTION, Trust.EXIT
@@ -227,7 +204,9 @@ def kind_of_exception(exception: str, message: str, traceback: str = "") -> Fail
     return F.PYTHON_EXCEPTION
 
 
-def _of_logs(run_dir: RunDir, attempt: Attempt, log_bytes: int | None) -> Iterator[Finding]:
+def _of_logs(
+    run_dir: RunDir, attempt: Attempt, log_bytes: int | None, *, is_first: bool
+) -> Iterator[Finding]:
     ranks = sorted(run_dir.logs(attempt.number).glob("*"))
     found = run_dir.submitit.iterdir() if run_dir.submitit.is_dir() else ()
     jobs = sorted(path for path in found if path.suffix in (".out", ".err", ".log"))
@@ -235,7 +214,9 @@ def _of_logs(run_dir: RunDir, attempt: Attempt, log_bytes: int | None) -> Iterat
     for path in ranks:
         yield from _scan(path, run_dir, share)
     for path in jobs:
-        yield from (one for one in _scan(path, run_dir, share) if _belongs(one, attempt))
+        yield from (
+            one for one in _scan(path, run_dir, share) if _belongs(one, attempt, is_first=is_first)
+        )
 
 
 def _scan(path: Path, run_dir: RunDir, last_bytes: int | None) -> list[Finding]:
@@ -245,7 +226,7 @@ def _scan(path: Path, run_dir: RunDir, last_bytes: int | None) -> list[Finding]:
         return []
 
 
-def _belongs(finding: Finding, attempt: Attempt) -> bool:
+def _belongs(finding: Finding, attempt: Attempt, *, is_first: bool) -> bool:
     """Whether a line of the job's own log is Slurm's word about this attempt.
 
     All attempts of a job share that log, and our supervisor repeats in it what ranks said.
@@ -255,7 +236,7 @@ def _belongs(finding: Finding, attempt: Attempt) -> bool:
     if finding.trust < Trust.KERNEL and not _SLURMS_WORD.match(finding.text):
         return False
     if finding.moment is None or finding.moment.clock != "wall":
-        return attempt.is_first
+        return is_first
     return finding.moment.seconds >= attempt.started_at - 1.0
 
 

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from submitrain.events import Kind
+from submitrain.attempts import Attempt
+from submitrain.events import Event, Kind
 from submitrain.monitor.accounting.goodput import Goodput
 from submitrain.monitor.diagnose.model import Diagnosis
 from submitrain.preflight_results import PreflightRow
-from submitrain.run_facts import Event, RunEvidence
+from submitrain.run_facts import RunEvidence
 from submitrain.status import RunStatus
 
 MOST_POINTS = 2000
@@ -97,27 +98,6 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class AttemptRow:
-    """One attempt; times are UTC seconds."""
-
-    attempt: int
-    job_id: str
-    nodes: tuple[str, ...]
-    started_at: float
-    ended_at: float | None = None
-    first_step: int | None = None
-    last_step: int | None = None
-    cause: str = ""
-    action: str = ""
-    explanation: str = ""
-
-    @property
-    def good(self) -> bool:
-        """Whether it ended as an attempt should."""
-        return self.cause == "finished"
-
-
-@dataclass(frozen=True)
 class Report:
     """Everything that the page and the text show."""
 
@@ -125,7 +105,7 @@ class Report:
     summary: Event
     record: Event
     setup: Event
-    attempts: tuple[AttemptRow, ...]
+    attempts: tuple[Attempt, ...]
     curves: dict[str, list[Point]]
     goodput: Goodput
     checkpoints: tuple[Event, ...]
@@ -144,7 +124,7 @@ class Report:
             "summary": self.summary,
             "record": self.record,
             "setup": self.setup,
-            "attempts": [{**vars(one), "nodes": list(one.nodes)} for one in self.attempts],
+            "attempts": [one.as_json() for one in self.attempts],
             "curves": {
                 name: [[x, y if math.isfinite(y) else None] for x, y in points]
                 for name, points in self.curves.items()
@@ -180,7 +160,7 @@ def report_of(
         summary=evidence.summary or {},
         record=evidence.record,
         setup=curves.setup,
-        attempts=tuple(attempt_rows(evidence.attempts)),
+        attempts=evidence.attempts,
         curves={name: curves.points(name) for name in curves.values},
         goodput=goodput,
         checkpoints=tuple(_checkpoint(event) for event in curves.checkpoints),
@@ -205,35 +185,6 @@ def alert_rows(lines: Iterable[Event], deliveries: Iterable[Event]) -> list[Even
         for line in lines
         if line["kind"] == "alert"
     ]
-
-
-def attempt_rows(events: Iterable[Event]) -> list[AttemptRow]:
-    """The attempts in order; the last line about an attempt's end holds."""
-    starts: dict[int, Event] = {}
-    ends: dict[int, Event] = {}
-    for event in events:
-        number = event.get("attempt")
-        if isinstance(number, int) and event["kind"] == Kind.ATTEMPT_START:
-            starts[number] = event
-        elif isinstance(number, int) and event["kind"] == Kind.ATTEMPT_END:
-            ends[number] = event
-    return [_attempt(number, starts[number], ends.get(number)) for number in sorted(starts)]
-
-
-def _attempt(number: int, start: Event, end: Event | None) -> AttemptRow:
-    found = end or {}
-    return AttemptRow(
-        attempt=number,
-        job_id=str(start.get("job_id", "")),
-        nodes=tuple(map(str, start.get("nodes") or ())),
-        started_at=float(start.get("t", 0.0)),
-        ended_at=float(found["t"]) if "t" in found else None,
-        first_step=found.get("first_step"),
-        last_step=found.get("last_step"),
-        cause=str(found.get("cause", "")),
-        action=str(found.get("action", "")),
-        explanation=str(found.get("explanation", "")),
-    )
 
 
 def _checkpoint(event: Event) -> Event:

@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from submitrain.attempts import Action, Attempt, Cause
 from submitrain.html.charts import Bar, Series, Stretch, line_chart, stacked_bars, timeline
 from submitrain.html.page import badge, details, page, section, table
 from submitrain.monitor.accounting.goodput import category_rows, duration, headline
 from submitrain.monitor.accounting.timeline import Category
 from submitrain.monitor.diagnose.cli import render as render_diagnosis
-from submitrain.monitor.report.model import MOST_ROWS, AttemptRow, Point, Report
+from submitrain.monitor.report.model import MOST_ROWS, Point, Report
 from submitrain.preflight_results import PreflightRow
 from submitrain.status import RunState
 
@@ -25,7 +26,7 @@ def utc(t: float | None) -> str:
     return "" if t is None else time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(t))
 
 
-def lasted(one: AttemptRow) -> str:
+def lasted(one: Attempt) -> str:
     """How long an attempt took; empty while no end is recorded."""
     return (
         "" if one.ended_at is None else duration(round(max(0, one.ended_at - one.started_at) * 1e6))
@@ -63,10 +64,8 @@ def render(report: Report) -> str:
             f"  alerts       {len(report.alerts)}, the last one: {last['rule']} {last['event']}"
         )
     for one in report.attempts[-5:]:
-        ended = f"{one.cause}, then {one.action}" if one.cause else "no end recorded"
-        lines.append(
-            f"  attempt {one.attempt:<4} {utc(one.started_at)} UTC  {lasted(one)}  {ended}"
-        )
+        ended = one.outcome or "no end recorded"
+        lines.append(f"  attempt {one.number:<4} {utc(one.started_at)} UTC  {lasted(one)}  {ended}")
     if report.diagnosis is not None:
         lines.append(f"  diagnosis    {report.diagnosis.kind}: {report.diagnosis.summary}")
         lines.append(f"  do           {report.diagnosis.remedy.text}")
@@ -155,7 +154,7 @@ def _not_finite(points: Sequence[Point]) -> str:
     return f'<p class="bad">✗ not finite at {word} {", ".join(steps[:8])}{more}</p>'
 
 
-def _attempts(attempts: Sequence[AttemptRow]) -> Iterator[str]:
+def _attempts(attempts: Sequence[Attempt]) -> Iterator[str]:
     if not attempts:
         yield "<p>None has begun.</p>"
         return
@@ -163,13 +162,13 @@ def _attempts(attempts: Sequence[AttemptRow]) -> Iterator[str]:
     yield timeline([_stretch(one, shown[0].started_at) for one in shown], title="Attempts by time")
     lines = [
         [
-            str(one.attempt),
+            str(one.number),
             utc(one.started_at),
             lasted(one),
             escape(one.job_id),
             escape(_few(one.nodes)),
             f"{one.first_step or 0} to {one.last_step or 0}" if one.cause else "",
-            badge(one.cause, good=one.good) if one.cause else "no end recorded",
+            badge(one.cause, good=one.cause is Cause.FINISHED) if one.cause else "no end recorded",
             escape(f"{one.explanation}; then {one.action}" if one.action else ""),
         ]
         for one in attempts[-MOST_ROWS:]
@@ -197,12 +196,13 @@ def _preflights(found: Sequence[PreflightRow]) -> Iterator[str]:
             yield table(("node", "", "check", "seen", "what to do"), lines)
 
 
-def _stretch(one: AttemptRow, origin: float) -> Stretch:
+def _stretch(one: Attempt, origin: float) -> Stretch:
     start = max(0.0, one.started_at - origin)
     end = start if one.ended_at is None else max(start, one.ended_at - origin)
-    color = "good" if one.good else "bad" if one.action == "stop" else "warn"
-    label = f"{one.cause}, then {one.action}" if one.cause else "no end recorded"
-    return Stretch(f"attempt {one.attempt}", start, end, label, color)
+    color = "bad" if one.action is Action.STOP else "warn"
+    color = "good" if one.cause is Cause.FINISHED else color
+    label = one.outcome or "no end recorded"
+    return Stretch(f"attempt {one.number}", start, end, label, color)
 
 
 def _few(nodes: Sequence[str]) -> str:

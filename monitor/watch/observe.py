@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from submitrain.attempts import Attempt
 from submitrain.errors import UserError
-from submitrain.events import Kind, Phase
+from submitrain.events import Event, Kind, Phase, number
 from submitrain.monitor.diagnose import diagnose_run
 from submitrain.monitor.watch.snapshot import (
-    AttemptPoint,
     CheckpointFacts,
     DiskFacts,
     RankPoint,
@@ -19,7 +19,7 @@ from submitrain.monitor.watch.snapshot import (
     Snapshot,
     StepPoint,
 )
-from submitrain.run_facts import Event, RunEvidence, read_tail
+from submitrain.run_facts import RunEvidence, read_tail
 from submitrain.run_folder import RunDir
 from submitrain.status import RunState, Sight
 
@@ -42,7 +42,6 @@ def observe(
     evidence, status = sight.evidence, sight.status
     steps = steps_of(evidence.tail)
     ranks = ranks_of(evidence)
-    attempts = attempts_of(evidence.attempts)
     return Snapshot(
         run_id=evidence.folder.name,
         now=now,
@@ -54,11 +53,11 @@ def observe(
         total_steps=status.total_steps,
         steps=steps,
         ranks=ranks,
-        attempts=attempts,
+        attempts=evidence.attempts,
         anomalies=_anomalies(evidence.tail, past.seen_step),
         checkpoints=checkpoints_of(evidence, checkpoint_interval_steps),
         disk=disk,
-        queued_since=_queued_since(evidence, attempts),
+        queued_since=_queued_since(evidence),
         submitted_at=status.submitted_at,
         samples=_extended(past, steps, ranks, disk, now, status.attempt),
     )
@@ -97,20 +96,18 @@ def steps_of(tail: Sequence[Event]) -> tuple[StepPoint, ...]:
 def ranks_of(evidence: RunEvidence) -> tuple[RankPoint, ...]:
     """Every rank that has spoken in the newest attempt."""
     found = []
-    start: Event = next(
-        (e for e in reversed(evidence.attempts) if e["kind"] == Kind.ATTEMPT_START), {"kind": ""}
-    )
+    attempt = evidence.attempts[-1] if evidence.attempts else Attempt(0)
     for path in sorted(RunDir(evidence.folder).events_dir.glob("rank*.jsonl")):
         tail = read_tail(path, limit_bytes=RANK_TAIL_BYTES)
         mine = [event for event in tail if event.get("attempt") == evidence.newest_attempt]
         if mine:
-            found.append(_rank(mine, start))
+            found.append(_rank(mine, attempt))
     return tuple(found)
 
 
-def _rank(events: Sequence[Event], start: Event) -> RankPoint:
+def _rank(events: Sequence[Event], attempt: Attempt) -> RankPoint:
     rank = int(events[-1].get("rank", 0))
-    host = next((str(e["host"]) for e in reversed(events) if e.get("host")), _host(rank, start))
+    host = next((str(e["host"]) for e in reversed(events) if e.get("host")), _host(rank, attempt))
     phase, step, advanced = str(Phase.IMPORT), 0, number(events[0].get("t")) or 0.0
     busy = []
     for event in events:
@@ -129,36 +126,12 @@ def _rank(events: Sequence[Event], start: Event) -> RankPoint:
     return RankPoint(rank, host, phase, step, advanced, last, tuple(busy))
 
 
-def _host(rank: int, start: Event) -> str:
+def _host(rank: int, attempt: Attempt) -> str:
     """The node of a rank whose own word has scrolled away: ranks are spread evenly, in order."""
-    nodes, world_size = start.get("nodes") or (), start.get("world_size")
-    if not nodes or not isinstance(world_size, int) or world_size % len(nodes):
+    nodes, world_size = attempt.nodes, attempt.world_size
+    if not nodes or not world_size or world_size % len(nodes):
         return "?"
-    return str(nodes[min(rank // (world_size // len(nodes)), len(nodes) - 1)])
-
-
-def attempts_of(lines: Sequence[Event]) -> tuple[AttemptPoint, ...]:
-    """Attempts in order, from the lines of attempts.jsonl."""
-    found: dict[int, AttemptPoint] = {}
-    for event in lines:
-        attempt = event.get("attempt")
-        if not isinstance(attempt, int):
-            continue
-        t = number(event.get("t")) or 0.0
-        if event["kind"] == Kind.ATTEMPT_START:
-            nodes = tuple(str(node) for node in event.get("nodes") or ())
-            found[attempt] = AttemptPoint(attempt, t, nodes=nodes)
-        elif event["kind"] == Kind.ATTEMPT_END:
-            last = event.get("last_step")
-            found[attempt] = replace(
-                found.get(attempt, AttemptPoint(attempt, t)),
-                ended_at=t,
-                cause=str(event.get("cause", "")),
-                action=str(event.get("action", "")),
-                explanation=str(event.get("explanation", "")),
-                last_step=last if isinstance(last, int) else None,
-            )
-    return tuple(found[attempt] for attempt in sorted(found))
+    return nodes[min(rank // (world_size // len(nodes)), len(nodes) - 1)]
 
 
 def checkpoints_of(evidence: RunEvidence, interval_steps: int | None) -> CheckpointFacts:
@@ -188,9 +161,9 @@ def _anomalies(tail: Sequence[Event], seen_step: int) -> tuple[tuple[int, str, s
     )
 
 
-def _queued_since(evidence: RunEvidence, attempts: Sequence[AttemptPoint]) -> float | None:
+def _queued_since(evidence: RunEvidence) -> float | None:
     submitted = number((evidence.submission or {}).get("t"))
-    ended = attempts[-1].ended_at if attempts else None
+    ended = evidence.attempts[-1].ended_at if evidence.attempts else None
     return max((t for t in (submitted, ended) if t is not None), default=None)
 
 
@@ -230,10 +203,3 @@ def lag_of(ranks: Sequence[RankPoint]) -> dict[int, float]:
         (step_a, busy_a), (step_b, busy_b) = recent[0], recent[-1]
         found[one.rank] = round((busy_b - busy_a) / (step_b - step_a), 6)
     return found if len(found) > 1 else {}
-
-
-def number(value: object) -> float | None:
-    """A number of an event, also one that is not finite and so was written by name."""
-    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
-        return float(value)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

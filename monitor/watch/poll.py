@@ -38,6 +38,7 @@ from submitrain.monitor.audit.ledger import AuditLedger
 from submitrain.monitor.audit.transcribe import transcribe_alerts
 from submitrain.monitor.watch.observe import diagnosed, observe
 from submitrain.monitor.watch.snapshot import DiskFacts, Samples, Snapshot, Verdicts
+from submitrain.run_facts import ended_at
 from submitrain.run_folder import RunDir
 from submitrain.status import Sight
 
@@ -331,6 +332,4 @@ def _disk(sight: Sight, past: Samples, now: float) -> DiskFacts | None:
 def _ended_at(sight: Sight) -> float:
     """When a run ended, as far as its folder tells."""
     evidence = sight.evidence
-    times = [event.get("t") for event in (*evidence.attempts[-1:], *evidence.tail[-1:])]
-    times.append((evidence.submission or {}).get("t"))
-    return max((float(t) for t in times if isinstance(t, int | float)), default=0.0)
+    return ended_at(evidence) or 0.0

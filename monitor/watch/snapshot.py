@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from submitrain.attempts import Attempt
 from submitrain.config.alerts import MonitorConfig
 from submitrain.status import JobState, RunState
 
@@ -40,20 +41,6 @@ class RankPoint:
     last_event_at: float
     busy: tuple[tuple[int, float], ...] = ()
     """(step, cumulative busy seconds) of its heartbeats; none where it computes on a GPU."""
-
-
-@dataclass(frozen=True)
-class AttemptPoint:
-    """An attempt as attempts.jsonl tells it; ``cause`` is empty while it has no end."""
-
-    number: int
-    started_at: float
-    ended_at: float | None = None
-    cause: str = ""
-    action: str = ""
-    explanation: str = ""
-    last_step: int | None = None
-    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +119,7 @@ class Snapshot:
     total_steps: int | None = None
     steps: tuple[StepPoint, ...] = ()
     ranks: tuple[RankPoint, ...] = ()
-    attempts: tuple[AttemptPoint, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     anomalies: tuple[tuple[int, str, str], ...] = ()
     """(step, what, action) that the training itself noticed since the look before"""
     checkpoints: CheckpointFacts = CheckpointFacts(None)

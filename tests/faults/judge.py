@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from submitrain.attempts import Action, AttemptLog, AttemptRecord
+from submitrain.attempts import Action, Attempt, read_attempts
 from submitrain.events import Kind, read_events
 from submitrain.run_folder import RunDir
 from tests.faults.drive import Played, Strike
@@ -51,7 +51,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         run_dir = RunDir(self.played.run.folder)
-        self.records = {one.attempt: one for one in AttemptLog(run_dir).read()}
+        self.records = {one.number: one for one in read_attempts(run_dir)}
         events = list(read_events(run_dir.events(0)))
         self.steps = [event for event in events if event["kind"] == Kind.STEP]
         self.resumes = {e["attempt"]: e["step"] for e in events if e["kind"] == Kind.RESUME}
@@ -81,7 +81,7 @@ class Judge:
         return verdict
 
     def _judge_end(
-        self, verdict: Verdict, expected: Expected, strike: Strike, record: AttemptRecord
+        self, verdict: Verdict, expected: Expected, strike: Strike, record: Attempt
     ) -> None:
         if not expected.ends:
             verdict.cause = "none"

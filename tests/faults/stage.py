@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from submitrain.attempts import AttemptLog
+from submitrain.attempts import read_attempts
 from tests.faults.drive import Driver, say
 from tests.faults.judge import Judge, Verdict, samples_by_epoch
 from tests.faults.rows import Course
@@ -60,7 +60,7 @@ class Stage:
             bad = [row.inside.plan(row.name, 1) for row in course.data if row.inside]
             run = launch_faulty(config, *bad)
             assert run.wait(REFERENCE_S).state == "finished", run.status().why
-            causes = [str(one.cause) for one in AttemptLog(run.run_dir).read()]
+            causes = [str(one.cause) for one in read_attempts(run.run_dir)]
             assert causes == ["finished"], f"misjudged although nothing happened: {causes}"
             first, *_ = samples_by_epoch(run.folder)
             assert set(first.values()) == {1}, "a sample came twice in the undisturbed run"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from submitrain.attempts import AttemptLog, AttemptRecord
+from submitrain.attempts import Attempt, read_attempts
 from submitrain.events import Kind, read_events
 from submitrain.launcher import Run
 from submitrain.launcher.supervisor.rank_events import EventTail
@@ -96,10 +96,10 @@ class RunWatch:
             return None
         return next((one for one in read_fired(self.run_dir) if one.id == name), None)
 
-    def attempt(self, number: int) -> AttemptRecord | None:
+    def attempt(self, number: int) -> Attempt | None:
         """What attempts.jsonl says of an attempt by now."""
-        records = AttemptLog(self.run_dir).read()
-        return next((one for one in records if one.attempt == number), None)
+        records = read_attempts(self.run_dir)
+        return next((one for one in records if one.number == number), None)
 
     def ended(self, number: int) -> bool:
         """Whether the end of an attempt is recorded."""
@@ -109,7 +109,7 @@ class RunWatch:
     @property
     def newest(self) -> int:
         """Number of the newest attempt that was recorded as started."""
-        return max((one.attempt for one in AttemptLog(self.run_dir).read()), default=0)
+        return max((one.number for one in read_attempts(self.run_dir)), default=0)
 
     @property
     def supervisor(self) -> tuple[int, Path]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from submitrain.attempts import Attempt
 from submitrain.errors import FencedError, UserError
 from submitrain.events import EXIT_FENCED, Kind, append_line, read_events
 from submitrain.launcher.submit.claims import (
@@ -116,8 +117,8 @@ def claim_state(number: int, job_id: str | None) -> ClaimState:
 def test_which_supervisor_is_superseded(
     claims: list[Any], mine: int | None, restart_counts: list[int], restarts: int, expected: str
 ) -> None:
-    starts = [{"restart_count": count} for count in restart_counts]
-    assert superseded([claim_state(*one) for one in claims], mine, starts, restarts) == expected
+    attempts = [Attempt(n, restarts=count) for n, count in enumerate(restart_counts, start=1)]
+    assert superseded([claim_state(*one) for one in claims], mine, attempts, restarts) == expected
 
 
 HOLD = """

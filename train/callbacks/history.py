@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from submitrain.events import Kind, parse_event, read_events
+from submitrain.attempts import Attempt, read_attempts
+from submitrain.events import Kind, parse_event
 from submitrain.run_folder import RunDir
 
 FIRST_STEPS = 10
@@ -163,33 +164,25 @@ class History:
 
 def read_history(run_dir: RunDir, attempt: int) -> History:
     """Failures and time of the attempts before ``attempt``, and its own time until now."""
-    began: dict[int, float] = {}
-    ended: dict[int, dict[str, Any]] = {}
-    for event in read_events(run_dir.attempts):
-        number = event.get("attempt")
-        if not isinstance(number, int) or number > attempt:
-            continue
-        if event["kind"] == Kind.ATTEMPT_START:
-            began[number] = float(event.get("t", 0.0))
-        elif event["kind"] == Kind.ATTEMPT_END and number in began:
-            ended[number] = event
-    observed_s = sum(
-        max(0.0, float(event.get("t", 0.0)) - began[number]) for number, event in ended.items()
-    )
-    if attempt in began and attempt not in ended:
-        observed_s += max(0.0, time.time() - began[attempt])
-    return History(sum(lost_work(event) for event in ended.values()), observed_s)
+    attempts = [one for one in read_attempts(run_dir) if one.number <= attempt]
+    observed_s = 0.0
+    for one in attempts:
+        until = one.ended_at
+        if until is None and one.number == attempt:
+            until = time.time()
+        observed_s += max(0.0, (until or one.started_at) - one.started_at)
+    return History(sum(map(lost_work, attempts)), observed_s)
 
 
-def lost_work(end: Mapping[str, Any]) -> bool:
-    """Whether an attempt's end means that steps were lost.
+def lost_work(attempt: Attempt) -> bool:
+    """Whether steps were lost at an attempt's end.
 
     One that made no step has none to lose (most often its configuration was wrong), and one whose
     ranks all finished, or saved and stopped as asked, has lost none.
     """
-    if (end.get("last_step") or 0) <= (end.get("first_step") or 0):
+    if attempt.cause is None or (attempt.last_step or 0) <= (attempt.first_step or 0):
         return False
-    facts = end.get("evidence") or {}
+    facts = attempt.evidence
     orderly = (facts.get("finished") or 0) + (facts.get("stopped") or 0)
     return bool(orderly < (facts.get("world_size") or 1))
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from submitrain.attempts import Cause
+from submitrain.attempts import Action, Attempt, Cause
 from submitrain.config import RunConfig
 from submitrain.errors import UserError
 from submitrain.launcher.cli.main import main
-from submitrain.launcher.drill.compare import AttemptStory, Comparison
+from submitrain.launcher.drill.compare import Comparison
 from submitrain.launcher.drill.judge import CONTROL, UNDISTURBED, Injection, Outcome, judged
 from submitrain.launcher.drill.report import sentence
 from submitrain.launcher.drill.scenarios import CATALOGUE, Expected, Place, Scenario, Steps, choose
@@ -222,8 +222,20 @@ def test_only_quick_steps_are_paced_and_only_where_it_helps() -> None:
     assert paced(BY_ID["kill"], 0.0, steps) == ()
 
 
-def attempt(number: int = 1, cause: str = "rank_died", action: str = "restart") -> AttemptStory:
-    return AttemptStory(number, 2, 1.0, 2.0, 3.0, cause, action, "because", 0, 7)
+def attempt(number: int = 1, cause: str = "rank_died", action: str = "restart") -> Attempt:
+    return Attempt(
+        number,
+        "7",
+        Cause(cause),
+        Action(action),
+        0,
+        7,
+        1.0,
+        3.0,
+        "because",
+        world_size=2,
+        noticed_at=2.0,
+    )
 
 
 HIT = Injection("kill at step", 2.0, 8, 1, 1, "node2")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from submitrain.attempts import Action, Attempt, Cause
 from submitrain.config import RunConfig
-from submitrain.launcher.drill.compare import AttemptStory, Comparison, Recovery
+from submitrain.launcher.drill.compare import Comparison, Recovery
 from submitrain.launcher.drill.judge import UNDISTURBED, Injection, Outcome, judged
 from submitrain.launcher.drill.report import (
     HTML_NAME,
@@ -21,6 +22,21 @@ from submitrain.launcher.drill.report import (
 )
 from submitrain.launcher.drill.scenarios import CATALOGUE, Place, Steps
 from submitrain.launcher.drill.settings import DrillPlan, Request, Settings
+
+
+def attempt(
+    number: int,
+    cause: Cause,
+    action: Action,
+    steps: tuple[int, int],
+    times: tuple[float, float, float],
+    why: str,
+) -> Attempt:
+    started, noticed, ended = times
+    return Attempt(
+        number, "7", cause, action, *steps, started, ended, why, world_size=2, noticed_at=noticed
+    )
+
 
 KILL = next(one for one in CATALOGUE if one.id == "kill")
 HIT = Injection("kill at step", 102.0, 3, 1, 1, "node2")
@@ -42,7 +58,9 @@ CALM = Outcome(
     why="",
     duration_s=9.0,
     injections=(),
-    attempts=(AttemptStory(1, 2, 90.0, 99.0, 100.0, "finished", "done", "all finished", 0, 4),),
+    attempts=(
+        attempt(1, Cause.FINISHED, Action.DONE, (0, 4), (90.0, 99.0, 100.0), "all finished"),
+    ),
     recoveries=(),
     rejected=(),
     comparison=None,
@@ -57,8 +75,10 @@ KILLED = replace(
     folder="/runs/<kill>",
     injections=(HIT,),
     attempts=(
-        AttemptStory(1, 2, 101.0, 102.5, 103.0, "rank_died", "restart", "rank 1: <SIGKILL>", 0, 2),
-        AttemptStory(2, 2, 103.0, 119.0, 120.0, "finished", "done", "all finished", 1, 4),
+        attempt(
+            1, Cause.RANK_DIED, Action.RESTART, (0, 2), (101.0, 102.5, 103.0), "rank 1: <SIGKILL>"
+        ),
+        attempt(2, Cause.FINISHED, Action.DONE, (1, 4), (103.0, 119.0, 120.0), "all finished"),
     ),
     recoveries=(RECOVERY,),
     rejected=("step-00000002: size differs",),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from submitrain.attempts import attempts_of
 from submitrain.launcher.supervisor.nodes import Left, last_left
 
 
@@ -44,7 +45,7 @@ LEFT: dict[str, tuple[list[dict[str, Any]], Left]] = {
 @pytest.mark.parametrize("name", LEFT)
 def test_what_a_job_left_is_what_its_last_attempt_excluded(name: str) -> None:
     events, expected = LEFT[name]
-    assert last_left(events, "7") == expected
+    assert last_left(attempts_of(events), "7") == expected
 
 
 @pytest.mark.parametrize(

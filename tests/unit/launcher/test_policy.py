@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from submitrain.attempts import Action, AttemptRecord, Cause, Decision
+from submitrain.attempts import Action, Attempt, Cause, Decision
 from submitrain.config.job import ResilienceConfig
 from submitrain.launcher.plan.deadlines import stop_lead_s
 from submitrain.launcher.supervisor.decide import (
@@ -48,15 +48,13 @@ def failure(exception: str = "builtins.ValueError", **changes: Any) -> RankFailu
     return RankFailure(exception=exception, **values)
 
 
-def outcome(
-    found: AttemptEvidence, history: tuple[AttemptRecord, ...] = ()
-) -> tuple[Cause, Action]:
+def outcome(found: AttemptEvidence, history: tuple[Attempt, ...] = ()) -> tuple[Cause, Action]:
     decision = decide(found, history, LIMITS)
     return decision.cause, decision.action
 
 
-def record(cause: Cause, action: Action, first: int | None, last: int | None) -> AttemptRecord:
-    return AttemptRecord(1, "7", cause, action, first, last)
+def record(cause: Cause, action: Action, first: int | None, last: int | None) -> Attempt:
+    return Attempt(1, "7", cause, action, first, last)
 
 
 def test_finished_needs_the_word_of_every_rank() -> None:
@@ -442,7 +440,7 @@ records = st.builds(
 
 @given(st.lists(records, max_size=8), steps)
 def test_an_attempt_beyond_all_earlier_ones_always_resets_the_count(
-    history: list[AttemptRecord], first: int | None
+    history: list[Attempt], first: int | None
 ) -> None:
     found = evidence(first_step=first, last_step=21)
     assert attempts_without_progress(found, history, Cause.RANK_DIED) == 0
@@ -450,7 +448,7 @@ def test_an_attempt_beyond_all_earlier_ones_always_resets_the_count(
 
 @given(st.lists(records, max_size=8), st.sets(st.sampled_from([0, 1])), st.booleans())
 def test_nothing_but_the_ranks_word_is_success(
-    history: list[AttemptRecord], finished: set[int], terminated: bool
+    history: list[Attempt], finished: set[int], terminated: bool
 ) -> None:
     exits = (RankExit(0, 0), RankExit(1, 0))
     found = evidence(finished=frozenset(finished), terminated=terminated, exits=exits)

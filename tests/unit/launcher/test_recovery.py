@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from submitrain.launcher.drill.compare import PARTS, read_attempts, read_recoveries
+from submitrain.attempts import read_attempts
+from submitrain.launcher.drill.compare import PARTS, read_recoveries
 from submitrain.run_folder import RunDir
 
 
@@ -80,8 +81,10 @@ def test_without_the_time_of_the_fault_it_begins_when_it_was_noticed(run: Path) 
 
 
 def test_an_attempt_without_a_step_is_part_of_the_recovery(run: Path) -> None:
+    path = RunDir(run).attempts
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     write(
-        RunDir(run).attempts,
+        path,
         (110.0, "attempt_end", 2, {"cause": "rank_died", "action": "restart", "last_step": 7}),
         (111.0, "attempt_start", 3, {"world_size": 2}),
         (113.0, "attempt_end", 3, {"cause": "rank_died", "action": "restart", "last_step": None}),
@@ -96,8 +99,8 @@ def test_an_attempt_without_a_step_is_part_of_the_recovery(run: Path) -> None:
 
 
 def test_an_attempt_that_nobody_followed_has_no_recovery(run: Path) -> None:
-    stories = read_attempts(run)
-    assert [(story.attempt, story.cause, story.last_step) for story in stories] == [
+    stories = read_attempts(RunDir(run))
+    assert [(story.number, story.cause, story.last_step) for story in stories] == [
         (1, "rank_died", 7),
         (2, "finished", 20),
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from submitrain.attempts import Action, Cause, Decision
+from submitrain.attempts import Action, Attempt, Cause, Decision, attempts_of
 from submitrain.launcher.supervisor.evidence import AttemptEvidence, NodeSign, RankExit, RankFailure
 from submitrain.launcher.supervisor.placement import Strike, blame, strikes_in, struck_out
 
@@ -81,15 +81,19 @@ def end(attempt: int, t: float, **fields: Any) -> dict[str, Any]:
     return {"kind": "attempt_end", "attempt": attempt, "t": t, **fields}
 
 
+def recorded(*ends: dict[str, Any]) -> list[Attempt]:
+    starts = [{"kind": "attempt_start", "attempt": one["attempt"], "t": 1.0} for one in ends]
+    return attempts_of([*starts, *ends])
+
+
 def test_strikes_are_read_from_the_ends_of_attempts() -> None:
     events = [
-        {"kind": "attempt_start", "attempt": 1, "t": 1.0},
         end(1, 2.0, cause="rank_died", strikes=[{"node": "node2", "why": "rank 1 died"}]),
         end(2, 3.0, cause="hung", hang={"host": "node3"}),
         end(3, 4.0, cause="hung", evidence={"hang": {"host": "node4"}}),
         end(4, 5.0, cause="finished"),
     ]
-    assert strikes_in(events) == [
+    assert strikes_in(recorded(*events)) == [
         Strike("node2", 2.0, 1, "rank 1 died"),
         Strike("node3", 3.0, 2, "a rank hung"),
         Strike("node4", 4.0, 3, "a rank hung"),
@@ -99,7 +103,7 @@ def test_strikes_are_read_from_the_ends_of_attempts() -> None:
 def test_a_corrected_end_does_not_count_twice() -> None:
     strike = [{"node": "node2", "why": "x"}]
     events = [end(1, 2.0, strikes=strike), end(1, 3.0, strikes=strike)]
-    assert len(strikes_in(events)) == 1
+    assert len(strikes_in(recorded(*events))) == 1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_a_corrected_end_does_not_count_twice() -> None:
     ],
 )
 def test_what_is_no_strike_is_none(broken: dict[str, Any]) -> None:
-    assert strikes_in([end(1, 2.0, **broken)]) == []
+    assert strikes_in(recorded(end(1, 2.0, **broken))) == []
 
 
 def strike(node: str, t: float) -> Strike:

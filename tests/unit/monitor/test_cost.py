@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from submitrain.attempts import attempts_of
 from submitrain.errors import UserError
 from submitrain.monitor.accounting.cli import as_csv, as_json, as_table
 from submitrain.monitor.accounting.cost import (
@@ -180,7 +181,7 @@ def test_every_requeue_and_attempt_is_counted_also_of_a_job_that_did_nothing() -
         began(2, 110.0, restart_count=2),
         over(2, 120.0, "finished"),
     )
-    records = RunRecords(attempts=lines, now=200.0)
+    records = RunRecords(attempts=attempts_of(lines), now=200.0)
     jobs = (job(9.0, 21.0), job(50.0, 60.0), job(109.0, 121.0))
     (row,) = bill(facts(records, *jobs)).rows
     assert row.used_us == 4 * (12 + 10 + 12) * 1_000_000
@@ -190,7 +191,8 @@ def test_every_requeue_and_attempt_is_counted_also_of_a_job_that_did_nothing() -
 
 def test_the_accountings_whole_seconds_are_what_is_charged() -> None:
     lines = (began(1, 9.9, job_started_at=9.4), over(1, 20.7, "finished"))
-    (row,) = bill(facts(RunRecords(attempts=lines, now=99.0), job(10.0, 20.0))).rows
+    records = RunRecords(attempts=attempts_of(lines), now=99.0)
+    (row,) = bill(facts(records, job(10.0, 20.0))).rows
     assert row.used_us == 4 * 10_000_000
 
 
@@ -277,7 +279,7 @@ def test_groups_and_categories_sum_up_to_the_total(
     jobs = tuple(
         replace(span, tres=tres, user=f"user{place % 2}") for place, span in enumerate(spans)
     )
-    records = RunRecords(tuple(attempts), tuple(events), (), jobs, 6000.0, ended)
+    records = RunRecords(attempts_of(attempts), tuple(events), (), jobs, 6000.0, ended)
     run = RunUsage(ME, records)
     prices = parse_prices("prices: [{gpu: h100, per_gpu_hour: 1.37}]", "p")
     charges = charges_of(run)

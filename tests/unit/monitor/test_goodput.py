@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from submitrain.attempts import attempts_of
 from submitrain.events import Kind, Phase
 from submitrain.monitor.accounting.goodput import (
     Goodput,
@@ -88,7 +89,7 @@ AGAIN = (
 def killed_and_restarted(cause: str = "rank_died") -> RunRecords:
     """Four steps, a checkpoint after two, a death during the fifth; then all the rest again."""
     lines = (began(1, 10.0), over(1, 24.0, cause), began(2, 25.0), over(2, 31.0, "finished"))
-    return RunRecords(attempts=lines, events=(*KILLED, *AGAIN), now=99.0)
+    return RunRecords(attempts=attempts_of(lines), events=(*KILLED, *AGAIN), now=99.0)
 
 
 def test_a_killed_attempt_is_split_into_kept_dropped_and_lost_time() -> None:
@@ -126,20 +127,20 @@ def test_steps_that_no_log_line_holds_are_dropped_by_their_share() -> None:
         event("stopped", 2, 130.0),
         event("checkpoint", 2, 130.0, step=100),
     )
-    found = seconds(account(RunRecords(attempts=lines, events=events)))
+    found = seconds(account(RunRecords(attempts=attempts_of(lines), events=events)))
     assert found == {"productive": 100.0, "recomputed": 20.0, "startup": 10.0}
 
 
 def test_unsaved_steps_of_a_run_that_ended_badly_are_thrown_away() -> None:
     lines = (began(1, 10.0), over(1, 24.0, "program_error"))
-    found = seconds(account(RunRecords(attempts=lines, events=KILLED)))
+    found = seconds(account(RunRecords(attempts=attempts_of(lines), events=KILLED)))
     assert (found["recomputed"], found["lost"]) == (2.0, 3.5)
 
 
 def test_a_living_attempt_counts_until_its_last_sign_and_keeps_its_steps() -> None:
     heartbeat = event("heartbeat", 1, 23.0, step=4)
     records = RunRecords(
-        attempts=(began(1, 10.0),), events=(*KILLED, heartbeat), now=30.0, ended=False
+        attempts=attempts_of([began(1, 10.0)]), events=(*KILLED, heartbeat), now=30.0, ended=False
     )
     found = seconds(account(records))
     assert "recomputed" not in found
@@ -150,7 +151,7 @@ def test_a_living_attempt_counts_until_its_last_sign_and_keeps_its_steps() -> No
 def test_spare_nodes_cost_rank_time_and_no_wall_time() -> None:
     lines = (began(1, 0.0, allocated_nodes=3), over(1, 10.0, "finished"))
     events = (phase(1, 0.0, "first_step"), step(1, 10.0, 1, step_s=10.0), event("finish", 1, 10.0))
-    found = account(RunRecords(attempts=lines, events=events))
+    found = account(RunRecords(attempts=attempts_of(lines), events=events))
     assert found.wall_us[Category.SPARE] == 0
     assert found.rank_us[Category.SPARE] == 10 * MICRO * 4
     assert found.rank_us[Category.PRODUCTIVE] == 10 * MICRO * 2
@@ -166,9 +167,7 @@ def test_the_queue_is_no_allocation() -> None:
     )
     submitted = {"kind": "submitted", "t": 4.0, "job_id": "7", "cluster": "slurm"}
     jobs = (SacctJob("7", 10 * MICRO, 21 * MICRO), SacctJob("7", 60 * MICRO, 71 * MICRO))
-    found = account(
-        RunRecords(attempts=lines, events=(), submissions=(submitted,), jobs=jobs, now=99.0)
-    )
+    found = account(RunRecords(attempts_of(lines), submissions=(submitted,), jobs=jobs, now=99.0))
     assert found.queued_us == (6 + 39) * MICRO
     assert found.allocated_us == 22 * MICRO
     assert seconds(found) == {"startup": 4.0, "lost": 16.0, "waiting": 2.0}
@@ -187,10 +186,10 @@ def test_a_vanished_supervisors_allocation_is_lost_up_to_its_end_not_its_success
         over(2, 510.0, "finished"),
     )
     jobs = (SacctJob("7", 10 * MICRO, 40 * MICRO), SacctJob("7", 500 * MICRO, 510 * MICRO))
-    found = account(RunRecords(attempts=lines, events=KILLED, jobs=jobs))
+    found = account(RunRecords(attempts=attempts_of(lines), events=KILLED, jobs=jobs))
     assert found.allocated_us == 40 * MICRO
     assert seconds(found)["lost"] == 19.5 + 9.0
-    without = account(RunRecords(attempts=lines, events=KILLED))
+    without = account(RunRecords(attempts=attempts_of(lines), events=KILLED))
     assert without.allocated_us == round(10.5 * MICRO) + 9 * MICRO
 
 
@@ -246,7 +245,7 @@ SPANS = st.lists(
 def test_whatever_was_recorded_the_categories_sum_up_to_the_allocations(
     attempts: list[Event], events: list[Event], jobs: list[SacctJob], ended: bool
 ) -> None:
-    records = RunRecords(tuple(attempts), tuple(events), (), tuple(jobs), 6000.0, ended)
+    records = RunRecords(attempts_of(attempts), tuple(events), (), tuple(jobs), 6000.0, ended)
     found = account(records)
     held = allocations(records)
     assert sum(found.wall_us.values()) == sum(span.ended_us - span.started_us for span in held)

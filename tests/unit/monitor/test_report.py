@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from submitrain.attempts import attempts_of
 from submitrain.events import EventWriter, Kind
 from submitrain.html.charts import Stretch, timeline
 from submitrain.monitor.cli import main
 from submitrain.monitor.report.cli import read_report
-from submitrain.monitor.report.model import attempt_rows, thin
+from submitrain.monitor.report.model import thin
 from submitrain.monitor.report.page import render, report_page
 from submitrain.run_folder import RunDir, write_json_atomically
 
@@ -130,9 +131,9 @@ def test_the_last_line_about_an_attempts_end_holds_and_an_open_one_has_none() ->
         {"kind": "attempt_end", "attempt": 9, "t": 12.0, "cause": "finished", "action": "done"},
         {"kind": "attempt_start", "attempt": 2, "t": 13.0, "job_id": "8", "nodes": None},
     ]
-    first, second = attempt_rows(events)
-    assert (first.ended_at, first.action, first.nodes) == (12.0, "stop", ("a",))
-    assert (second.job_id, second.ended_at, second.cause) == ("8", None, "")
+    first, second = attempts_of(events)
+    assert (first.ended_at, first.action, first.nodes) == (11.0, "stop", ("a",))
+    assert (second.job_id, second.ended_at, second.cause) == ("8", None, None)
 
 
 def test_a_page_shows_every_part_and_escapes_what_users_wrote(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from submitrain.attempts import Action, Attempt, Cause
 from submitrain.monitor.alerts.rules import RULES, full_in_s, judge
 from submitrain.monitor.watch.snapshot import (
     MUTED_BY,
-    AttemptPoint,
     CheckpointFacts,
     DiskFacts,
     Finding,
@@ -43,7 +43,7 @@ def snapshot(**fields: Any) -> Snapshot:
         "total_steps": 100,
         "steps": steps([2.0 + 0.01 * (n % 5) for n in range(50)]),
         "ranks": (rank(0), rank(1)),
-        "attempts": (AttemptPoint(1, NOW - 600, nodes=("n1", "n2")),),
+        "attempts": (Attempt(1, started_at=NOW - 600, nodes=("n1", "n2")),),
         "checkpoints": CheckpointFacts(10, committed_step=40, committed_bytes=1 << 30),
         "disk": DiskFacts("/runs", free_bytes=100 << 30),
         "samples": Samples(
@@ -79,9 +79,10 @@ def rates(values: list[float], every_s: float = 20.0) -> tuple[tuple[float, floa
     )
 
 
-def ended(number: int, cause: str, action: str, last_step: int | None = None) -> AttemptPoint:
+def ended(number: int, cause: str, action: str, last_step: int | None = None) -> Attempt:
     t = NOW - 1000 + 10 * number
-    return AttemptPoint(number, t, t + 5, cause, action, f"because {cause}", last_step)
+    why = f"because {cause}"
+    return Attempt(number, "7", Cause(cause), Action(action), None, last_step, t, t + 5, why)
 
 
 def silent_ranks(idle_s: float, **fields: Any) -> tuple[RankPoint, ...]:
@@ -115,7 +116,7 @@ FIRES: list[tuple[Rule, str, Severity, dict[str, Any], str]] = [
         Rule.HANG,
         "run",
         Severity.CRITICAL,
-        {"ranks": (), "attempts": (AttemptPoint(1, NOW - 1801),), "state": RunState.STARTING},
+        {"ranks": (), "attempts": (Attempt(1, started_at=NOW - 1801),), "state": RunState.STARTING},
         "no rank has spoken",
     ),
     (

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from submitrain.attempts import attempts_of
 from submitrain.config import RunConfig
 from submitrain.events import EXIT_FINISHED, Kind, append_line, read_events
 from submitrain.launcher import launch
@@ -132,7 +133,9 @@ def end(**facts: Any) -> dict[str, Any]:
 def test_an_attempt_counts_as_a_failure_when_it_lost_work(
     event: dict[str, Any], expected: bool
 ) -> None:
-    assert lost_work(event) is expected
+    lines = [{"kind": kind, "attempt": 1, **event} for kind in ("attempt_start", "attempt_end")]
+    (attempt,) = attempts_of(lines)
+    assert lost_work(attempt) is expected
 
 
 def test_failures_and_time_are_read_from_the_attempts(tmp_path: Path) -> None:
