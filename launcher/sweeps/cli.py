@@ -182,7 +182,7 @@ def _status(sweep: Sweep, options: argparse.Namespace) -> int:
         value = {"sweep": sweep.name, "folder": str(sweep.folder), "state": str(state)}
         print(json.dumps({**value, "points": rows}, indent=2))
         return 0
-    console().print(status_table(points), markup=False)
+    console().print(status_table(points).on_terminal(), markup=False)
     print(f"\n{sweep.name}: {state}, {counts(points)}")
     if state in (SweepState.INCOMPLETE, SweepState.CANCELLED):
         print(f"  go on with: python -m launcher sweep resume {sweep.shown}")

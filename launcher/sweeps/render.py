@@ -1,325 +1,255 @@
-"""A sweep's report as one self-contained HTML page, and as a piece for notebooks.
-
-A sweep's state and report for the terminal.
-"""
+"""A sweep's report for the terminal, for the browser and for notebooks; each table stands once."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from html import escape
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from markupsafe import Markup
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from submitrain.html.charts import Series as Line
 from submitrain.html.charts import line_chart
-from submitrain.html.page import details, page, scoped, section, table
-from submitrain.launcher.sweeps import words
-from submitrain.launcher.sweeps.folder import PointState
-from submitrain.launcher.sweeps.report import EMULATED, PointReport, Series, SweepReport
+from submitrain.html.table import Cell, Table
+from submitrain.html.templates import notebook_box, page
+from submitrain.launcher.sweeps.folder import PointState, SweepState
+from submitrain.launcher.sweeps.report import EMULATED, Series, SweepReport
 from submitrain.launcher.sweeps.request import label
-from submitrain.launcher.sweeps.scaling import LEAST_EFFICIENCY, Curve, Estimate, NodeCount
+from submitrain.launcher.sweeps.scaling import (
+    LEAST_EFFICIENCY,
+    LEAST_MARGINAL,
+    Curve,
+    Estimate,
+    NodeCount,
+)
+
+NOT_MEASURED = "–"
+TEMPLATE = "launcher/sweeps/report.html.j2"
+_MOST_LOSS_CURVES = 10
+_SPEED = ("repeats", "tokens/s", "step (s)", "efficiency", "marginal gain")
+_LONGEST = "longest in queue"
 
 
 def report_parts(report: SweepReport) -> Iterator[RenderableType]:
     """What is printed, one after the other."""
-    yield Text(words.headline(report), style="dim")
+    yield Text(_headline(report), style="dim")
     if report.record["price"] is not None:
-        yield Text(f"price: {words.asked_price(report)}", style="dim")
+        yield Text(f"price: {_asked_price(report)}", style="dim")
     if report.emulated:
         yield Text(f"{EMULATED}: {report.emulated}", style="bold yellow")
-    if report.scaling:
-        for series in report.series:
-            yield ""
-            yield from _scaling_parts(report, series)
+    for series in report.series if report.scaling else ():
+        yield ""
+        if series.label:
+            yield Text(series.label, style="bold")
+        if series.curve.counts:
+            yield _scaling_table(report, series).without(_LONGEST).on_terminal()
+            if goal := _goal(report):
+                yield Text(goal, style="dim")
+        if fit := _fit(series.curve):
+            yield Text(fit, style="dim")
+        yield Text(_recommendation(report, series), style="bold")
+        yield from (Text(f"  {line}") for line in _reasons(series))
     if report.record["grid"]:
         yield ""
-        yield _grid_table(report)
-    for line in [*report.record["notes"], *words.unused(report.series)]:
-        yield Text(f"note: {line}")
-
-
-def _scaling_parts(report: SweepReport, series: Series) -> Iterator[RenderableType]:
-    if series.label:
-        yield Text(series.label, style="bold")
-    if series.curve.counts:
-        yield _scaling_table(report, series)
-        if goal := words.goal(report):
-            yield Text(
-                f"time to result: {goal}, computed from these speeds; startup and saves are in it, "
-                "the queue is not",
-                style="dim",
-            )
-    if series.curve.fit is not None:
-        shrinking_s, fixed_s = series.curve.fit
-        yield Text(
-            f"fitted, not measured: step = {shrinking_s:.3g} s / nodes + {fixed_s:.3g} s",
-            style="dim",
-        )
-    yield Text(words.recommendation(report, series), style="bold")
-    found = series.curve.recommendation
-    for line in found.why if found.nodes is not None else ():
-        yield Text(f"  {line}")
-
-
-def _scaling_table(report: SweepReport, series: Series) -> Table:
-    table = _table()
-    names = ["nodes", "repeats", "tokens/s", "step s", "efficiency", "marginal"]
-    priced = report.record["price"] is not None
-    names += [words.price_unit(report)] if priced else []
-    names += ["time to result"] if words.goal(report) else []
-    names += ["startup", "queue", "a save costs", "of the time", "trouble"]
-    for name in names:
-        table.add_column(name, justify="left" if name == "trouble" else "right")
-    for one in series.curve.counts:
-        cells = [
-            str(one.nodes),
-            str(one.repeats),
-            words.amount(one.tokens_per_s),
-            words.amount(one.step_s),
-            words.amount(one.efficiency, 2),
-            words.amount(one.marginal, 2),
-        ]
-        cells += [words.amount(one.price_per_million_tokens)] if priced else []
-        if words.goal(report):
-            time = one.time_to_result_s
-            cells.append(words.duration(time.value if time else None))
-        cells += [
-            words.duration(one.startup_s),
-            words.duration(one.wait_s),
-            words.duration(one.save_cost_s),
-            words.share(one.save_share),
-            words.reliability(series, one),
-        ]
-        table.add_row(*cells)
-    return table
-
-
-def _grid_table(report: SweepReport) -> Table:
-    """One line for every run: a grid is about what came of each."""
-    keys = list(report.record["grid"])
-    table = _table()
-    for name in [*keys, "nodes", "repeat", "state", "loss", "validation loss", "tokens/s"]:
-        table.add_column(name)
-    for series in report.series:
-        for one in series.points:
-            found = one.measurement
-            speed = found.timing.tokens_per_s if found and not one.unused else None
-            table.add_row(
-                *(value for _, value in one.point.combination),
-                str(one.point.nodes),
-                str(one.point.repeat),
-                one.state.word,
-                _number(one.loss, "{:.4f}"),
-                _number(found.validation_loss if found else None, "{:.4f}"),
-                _number(speed, "{:,.0f}"),
-            )
-    return table
+        yield _grid_table(report).on_terminal()
+    yield from (Text(f"note: {line}") for line in _notes(report))
 
 
 def status_table(states: Sequence[PointState]) -> Table:
     """One line for every point, in the order in which they run."""
-    table = _table()
-    for name in ("point", "grid", "nodes", "state", "step", "tries", "job", "why"):
-        table.add_column(name, overflow="fold")
+    rows = []
     for one in states:
         status = one.status
         total = f"/{status.total_steps}" if status and status.total_steps else ""
-        finished = status is None or one.finished
-        table.add_row(
-            one.point.id,
-            label(one.point.combination),
-            str(one.point.nodes),
-            one.word,
-            f"{status.step}{total}" if status else "",
-            str(len(one.folders)) if one.folders else "",
-            status.job_ids[-1] if status and status.job_ids else "",
-            "" if finished or status is None else status.why,
+        rows.append(
+            {
+                "point": one.point.id,
+                "grid": label(one.point.combination),
+                "nodes": str(one.point.nodes),
+                "state": one.word,
+                "step": f"{status.step}{total}" if status else "",
+                "tries": str(len(one.folders)) if one.folders else "",
+                "job": status.job_ids[-1] if status and status.job_ids else "",
+                "why": status.why if status and not one.finished else "",
+            }
         )
-    return table
-
-
-def _table() -> Table:
-    return Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-
-
-def _number(value: float | None, form: str) -> str:
-    return words.NOT_MEASURED if value is None else form.format(value)
-
-
-_MOST_LOSS_CURVES = 10
+    return Table.of(rows)
 
 
 def sweep_page(report: SweepReport) -> str:
     """The whole page."""
-    return page(f"Sweep of {report.record['name']}", _body(report))
+    return page(f"Sweep of {report.record['name']}", TEMPLATE, **_values(report))
 
 
-def fragment(report: SweepReport) -> str:
-    """The same inside another page; its styles touch nothing else."""
-    return scoped(_body(report))
+def notebook_report(report: SweepReport) -> str:
+    """The same in a notebook."""
+    return notebook_box(TEMPLATE, width_px=1080, **_values(report))
 
 
-def _body(report: SweepReport) -> Iterator[str]:
-    record = report.record
-    yield f"<h1>Sweep of <code>{escape(str(record['name']))}</code></h1>"
-    began = time.strftime("%Y-%m-%d %H:%M", time.gmtime(record["created_at"]))
-    yield f'<p class="faint">{began} UTC, {escape(words.headline(report))}; {report.state}.</p>'
-    if report.emulated:
-        yield (
-            f'<p class="verdict"><b class="warn">{escape(EMULATED)}</b>: '
-            f"{escape(report.emulated)}. These numbers show that the sweep works, and say nothing "
-            "of a cluster whose nodes are machines of their own.</p>"
-        )
-    if report.scaling:
-        for series in report.series:
-            yield from _scaling(report, series)
-    if record["grid"]:
-        yield _grid(report)
-    yield _runs(report)
-    yield _notes(report)
+def _values(report: SweepReport) -> dict[str, Any]:
+    """What the template shows."""
+    gridded = bool(report.record["grid"])
+    return {
+        "report": report,
+        "record": report.record,
+        "headline": _headline(report),
+        "emulated": EMULATED,
+        "scalings": [_scaling(report, series) for series in report.series if report.scaling],
+        "grid": _grid_table(report) if gridded else None,
+        "losses": Markup(_loss_chart(report) if gridded else ""),
+        "runs": _runs_table(report),
+        "notes": _notes(report),
+    }
 
 
-def _scaling(report: SweepReport, series: Series) -> Iterator[str]:
-    yield f"<h2>{escape(series.label or 'Scaling')}</h2>"
-    found = series.curve.recommendation
-    kind = "good" if found.nodes is not None and not report.emulated else ""
-    yield f'<p class="verdict {kind}">{escape(words.recommendation(report, series))}</p>'
-    if found.nodes is not None:
-        yield "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in found.why) + "</ul>"
-    if not series.curve.counts:
-        return
-    yield _speed_table(report, series)
-    yield "<h3>Tokens per second</h3>"
-    yield _speed_chart(series.curve)
-    if series.curve.fit is not None:
-        shrinking_s, fixed_s = series.curve.fit
-        yield (
-            f'<p class="faint">Fitted to these points, not measured: a step takes '
-            f"{shrinking_s:.3g} s / nodes + {fixed_s:.3g} s.</p>"
-        )
-    if len(series.curve.counts) > 1:
-        yield "<h3>Efficiency and marginal gain</h3>"
-        yield _efficiency_chart(series.curve)
-    if report.record["price"] is not None:
-        yield f"<h3>Price ({escape(words.asked_price(report))})</h3>"
-        yield _price_chart(report, series.curve)
-    yield "<h3>Time</h3>"
-    yield _time_table(report, series)
-
-
-def _speed_table(report: SweepReport, series: Series) -> str:
-    priced = report.record["price"] is not None
-    header = ["nodes", "repeats", "tokens/s", "step (s)", "efficiency", "marginal gain"]
-    header += [words.price_unit(report)] if priced else []
-    rows = [
-        [
-            _nodes(one, series),
-            str(one.repeats),
-            words.amount(one.tokens_per_s),
-            words.amount(one.step_s),
-            words.amount(one.efficiency, 2),
-            words.amount(one.marginal, 2),
-            *([words.amount(one.price_per_million_tokens)] if priced else []),
-        ]
-        for one in series.curve.counts
-    ]
-    return table(header, rows, numbers=list(range(len(header))))
-
-
-def _time_table(report: SweepReport, series: Series) -> str:
-    goal = words.goal(report)
-    header = ["nodes", *(["time to result"] if goal else [])]
-    header += ["startup", "in the queue", "longest", "a save costs", "of the time", "trouble"]
-    rows = [
-        [
-            _nodes(one, series),
-            *([words.duration(_value(one.time_to_result_s))] if goal else []),
-            words.duration(one.startup_s),
-            words.duration(one.wait_s),
-            words.duration(one.longest_wait_s),
-            words.duration(one.save_cost_s),
-            words.share(one.save_share),
-            escape(words.reliability(series, one)),
-        ]
-        for one in series.curve.counts
-    ]
-    text = (
-        f'<p class="faint">Time to result: {escape(goal)}, computed from these speeds; startup and '
-        "saves are in it, the queue is not. Of the time: at the configured interval of saves.</p>"
-    )
-    numbers = list(range(len(header) - 1))
-    return table(header, rows, numbers=numbers) + (text if goal else "")
-
-
-def _nodes(one: NodeCount, series: Series) -> str:
-    recommended = one.nodes == series.curve.recommendation.nodes
-    return f"<b>{one.nodes}</b>" if recommended else str(one.nodes)
-
-
-def _value(estimate: Estimate | None) -> float | None:
-    return None if estimate is None else estimate.value
-
-
-def _speed_chart(curve: Curve) -> str:
-    base = curve.counts[0]
-    each = base.tokens_per_s.value / base.nodes
-    ideal = [(float(one.nodes), each * one.nodes) for one in curve.counts]
-    lines = [
-        _line("measured, with 95% interval", [(c.nodes, c.tokens_per_s) for c in curve.counts], 0)
-    ]
-    if len(curve.counts) > 1:
-        lines.append(Line(f"{base.nodes} node(s) in proportion", ideal, 8, dash=1))
-    return line_chart(
-        lines,
-        x_label="nodes",
-        y_label="tokens/s",
-        title="Tokens per second by nodes",
-        y_from_zero=True,
-    )
-
-
-def _efficiency_chart(curve: Curve) -> str:
-    least = [(float(curve.counts[end].nodes), LEAST_EFFICIENCY) for end in (0, -1)]
-    marginal = [(c.nodes, c.marginal) for c in curve.counts if c.marginal is not None]
-    lines = [
-        _line("efficiency", [(c.nodes, c.efficiency) for c in curve.counts], 0),
-        _line("marginal gain", marginal, 1, dash=2),
+def _scaling(report: SweepReport, series: Series) -> dict[str, Any]:
+    """One configuration over node counts; without tables and charts where nothing was measured."""
+    curve, found = series.curve, series.curve.recommendation
+    values: dict[str, Any] = {
+        "title": series.label or "Scaling",
+        "good": found.nodes is not None and not report.emulated,
+        "recommendation": _recommendation(report, series),
+        "reasons": _reasons(series),
+        "measured": bool(curve.counts),
+    }
+    if not curve.counts:
+        return values
+    whole = _scaling_table(report, series)
+    price = _price_unit(report)
+    times = [name for name in whole.columns if name not in ("nodes", *_SPEED, price)]
+    first, each = curve.counts[0].nodes, curve.counts[0].tokens_per_s.value / curve.counts[0].nodes
+    speeds = [_line("measured, with 95% interval", _by_nodes(curve, "tokens_per_s"), 0)]
+    least = [(float(one.nodes), LEAST_EFFICIENCY) for one in (curve.counts[0], curve.counts[-1])]
+    shares = [
+        _line("efficiency", _by_nodes(curve, "efficiency"), 0),
+        _line("marginal gain", _by_nodes(curve, "marginal"), 1, dash=2),
         Line(f"least efficiency {LEAST_EFFICIENCY:.2f}", least, 8, dash=1),
     ]
-    return line_chart(
-        lines,
-        x_label="nodes",
-        y_label="share of what the smallest does",
-        title="Efficiency and marginal gain by nodes",
-        y_from_zero=True,
-    )
+    charts = [("Tokens per second", "tokens/s", speeds)]
+    if len(curve.counts) > 1:
+        ideal = [(float(one.nodes), each * one.nodes) for one in curve.counts]
+        speeds.append(Line(f"{first} node(s) in proportion", ideal, 8, dash=1))
+        charts.append(("Efficiency and marginal gain", "share of what the smallest does", shares))
+    if report.record["price"] is not None:
+        prices = _line(price, _by_nodes(curve, "price_per_million_tokens"), 2)
+        charts.append((f"Price ({_asked_price(report)})", price, [prices]))
+    return {
+        **values,
+        "speed": whole.without(*times),
+        "charts": [(title, _node_chart(title, unit, lines)) for title, unit, lines in charts],
+        "fit": _fit(curve),
+        "time": whole.without(*_SPEED, price),
+        "goal": _goal(report),
+    }
 
 
-def _price_chart(report: SweepReport, curve: Curve) -> str:
-    prices = [
-        (c.nodes, c.price_per_million_tokens)
-        for c in curve.counts
-        if c.price_per_million_tokens is not None
+def _node_chart(title: str, unit: str, lines: Sequence[Line]) -> Markup:
+    name = f"{title} by nodes"
+    return Markup(line_chart(lines, x_label="nodes", y_label=unit, title=name, y_from_zero=True))
+
+
+def _scaling_table(report: SweepReport, series: Series) -> Table:
+    priced, goal = report.record["price"] is not None, _goal(report)
+    rows: list[Mapping[str, str | Cell]] = []
+    for one in series.curve.counts:
+        recommended = one.nodes == series.curve.recommendation.nodes
+        result_s = one.time_to_result_s
+        rows.append(
+            {
+                "nodes": Cell(str(one.nodes), "strong" if recommended else ""),
+                "repeats": str(one.repeats),
+                "tokens/s": amount(one.tokens_per_s),
+                "step (s)": amount(one.step_s),
+                "efficiency": amount(one.efficiency, 2),
+                "marginal gain": amount(one.marginal, 2),
+                **({_price_unit(report): amount(one.price_per_million_tokens)} if priced else {}),
+                **(
+                    {"time to result": duration(result_s.value if result_s else None)}
+                    if goal
+                    else {}
+                ),
+                "startup": duration(one.startup_s),
+                "queue": duration(one.wait_s),
+                _LONGEST: duration(one.longest_wait_s),
+                "a save costs": duration(one.save_cost_s),
+                "of the time": _number(one.save_share, "{:.1%}"),
+                "trouble": _trouble(series, one),
+            }
+        )
+    return Table.of(rows, numbers=[name for name in rows[0] if name != "trouble"])
+
+
+def _grid_table(report: SweepReport) -> Table:
+    """One line for every run: a grid is about the result of each."""
+    rows = [
+        {
+            **dict(one.point.combination),
+            "nodes": str(one.point.nodes),
+            "repeat": str(one.point.repeat),
+            "state": one.state.word,
+            "loss": _number(one.loss, "{:.4f}"),
+            "validation loss": _number(
+                one.measurement.validation_loss if one.measurement else None, "{:.4f}"
+            ),
+            "tokens/s": _number(None if one.unused else one.tokens_per_s, "{:,.0f}"),
+        }
+        for series in report.series
+        for one in series.points
     ]
+    return Table.of(rows, numbers=("nodes", "repeat", "loss", "validation loss", "tokens/s"))
+
+
+def _runs_table(report: SweepReport) -> Table:
+    """All runs in the order in which they ran."""
+    order = {point["id"]: number for number, point in enumerate(report.record["points"], start=1)}
+    rows: list[Mapping[str, str | Cell]] = []
+    for one in sorted(report.points, key=lambda one: order[one.point.id]):
+        found = one.measurement
+        why = one.state.status.why if one.state.status and not one.state.finished else ""
+        unused = one.unused if one.state.finished else ""
+        rows.append(
+            {
+                "#": str(order[one.point.id]),
+                "run": Cell(one.point.id, "code"),
+                "state": one.state.word,
+                "tokens/s": _number(one.tokens_per_s, "{:,.0f}"),
+                "timed": str(found.timing.steps) if found else "",
+                "startup": duration(found.timing.startup_s if found else None),
+                "queue": duration(found.wait_s if found else None),
+                "restarts": str(found.restarts) if found else "",
+                "note": "; ".join(text for text in (why, unused) if text),
+            }
+        )
+    numbers = ("#", "tokens/s", "timed", "startup", "queue", "restarts")
+    return Table.of(rows, numbers=numbers)
+
+
+def _loss_chart(report: SweepReport) -> str:
+    """The first run of each combination; more than ten would say nothing."""
+    lines = []
+    for index, series in enumerate(report.series[:_MOST_LOSS_CURVES]):
+        first = next((one for one in series.points if one.measurement), None)
+        if first is not None and first.measurement is not None:
+            points = [(float(step), loss) for step, loss in first.measurement.losses]
+            lines.append(Line(series.label or first.point.id, points, index, dash=index))
     return line_chart(
-        [_line(words.price_unit(report), prices, 2)],
-        x_label="nodes",
-        y_label=words.price_unit(report),
-        title="Price of a million tokens by nodes",
-        y_from_zero=True,
+        lines, x_label="step", y_label="loss (nats per label token)", title="Training loss by step"
     )
 
 
-def _line(name: str, found: list[tuple[int, Estimate]], color: int, dash: int = 0) -> Line:
+def _by_nodes(curve: Curve, name: str) -> list[tuple[int, Estimate]]:
+    return [(one.nodes, found) for one in curve.counts if (found := getattr(one, name)) is not None]
+
+
+def _line(name: str, found: Sequence[tuple[int, Estimate]], color: int, dash: int = 0) -> Line:
     return Line(
         name,
         [(float(nodes), one.value) for nodes, one in found],
         color,
         dash=dash,
-        marks=[(float(n), e.value, f"{n} nodes: {words.amount(e)}") for n, e in found],
+        marks=[(float(n), e.value, f"{n} nodes: {amount(e)}") for n, e in found],
         spans=[
             (float(nodes), one.low, one.high)
             for nodes, one in found
@@ -328,85 +258,116 @@ def _line(name: str, found: list[tuple[int, Estimate]], color: int, dash: int = 
     )
 
 
-def _grid(report: SweepReport) -> str:
-    keys = list(report.record["grid"])
-    header = [*keys, "nodes", "repeat", "state", "loss", "validation loss", "tokens/s"]
-    rows = []
-    for series in report.series:
-        for one in series.points:
-            found = one.measurement
-            speed = found.timing.tokens_per_s if found and not one.unused else None
-            rows.append(
-                [
-                    *(escape(value) for _, value in one.point.combination),
-                    str(one.point.nodes),
-                    str(one.point.repeat),
-                    escape(one.state.word),
-                    _number(one.loss, "{:.4f}"),
-                    _number(found.validation_loss if found else None, "{:.4f}"),
-                    _number(speed, "{:,.0f}"),
-                ]
-            )
-    numbers = [len(keys), len(keys) + 1, *range(len(keys) + 3, len(header))]
-    chart = _loss_chart(report)
-    return section("What came of each", table(header, rows, numbers=numbers), chart)
+def amount(estimate: Estimate | None, digits: int | None = None) -> str:
+    """``1,234 ± 12``, ``1.86 (0.94 to 13.00)``; three digits unless ``digits`` is given."""
+    if estimate is None:
+        return NOT_MEASURED
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if digits is None:
+        size = math.floor(math.log10(abs(value))) if value else 0
+        digits = min(6, max(0, 2 - size))
+    text = f"{round(value, digits) + 0.0:,.{digits}f}"  # + 0.0: no minus before a zero
+    if low is None or high is None or low == value == high:
+        return text
+    below, above = value - low, high - value
+    if abs(above - below) > 0.2 * above:
+        return f"{text} ({low:,.{digits}f} to {high:,.{digits}f})"
+    return f"{text} ± {above:,.{digits}f}"
 
 
-def _loss_chart(report: SweepReport) -> str:
-    """The first run of each combination; more than ten would say nothing."""
-    lines = []
-    for index, series in enumerate(report.series[:_MOST_LOSS_CURVES]):
-        first = next((one for one in series.points if one.measurement), None)
-        if first is None or first.measurement is None:
-            continue
-        points = [(float(step), loss) for step, loss in first.measurement.losses]
-        lines.append(Line(series.label or first.point.id, points, index, dash=index))
-    if not lines:
-        return ""
-    title = "Training loss by step"
-    return f"<h3>{title}</h3>" + line_chart(
-        lines, x_label="step", y_label="loss (nats per label token)", title=title
-    )
+def duration(seconds: float | None) -> str:
+    """``3 d 4 h``, ``2 h 05 min``, ``4 min 07 s``, ``12.3 s``"""
+    if seconds is None:
+        return NOT_MEASURED
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _runs(report: SweepReport) -> str:
-    order = {point["id"]: number for number, point in enumerate(report.record["points"], start=1)}
-    points = sorted(report.points, key=lambda one: order[one.point.id])
-    header = ["#", "run", "state", "tokens/s", "timed", "startup", "queue", "restarts", "note"]
-    rows = [_run_row(order[one.point.id], one) for one in points]
-    body = table(header, rows, numbers=[0, 3, 4, 5, 6, 7])
-    where = f'<p class="faint">Run folders: <code>{escape(report.folder)}</code></p>'
-    return section("Run by run", details("In the order in which they ran", body, where, shown=True))
+def _number(value: float | None, form: str) -> str:
+    return NOT_MEASURED if value is None else form.format(value)
 
 
-def _run_row(number: int, one: PointReport) -> list[str]:
-    found = one.measurement
-    timing = found.timing if found else None
-    why = one.state.status.why if one.state.status and not one.state.finished else ""
-    note = "; ".join(text for text in (why, one.unused if one.state.finished else "") if text)
-    return [
-        str(number),
-        f"<code>{escape(one.point.id)}</code>",
-        escape(one.state.word),
-        _number(timing.tokens_per_s if timing else None, "{:,.0f}"),
-        str(timing.steps) if timing else "",
-        words.duration(timing.startup_s if timing else None),
-        words.duration(found.wait_s if found else None),
-        str(found.restarts) if found else "",
-        escape(note),
-    ]
+def _trouble(series: Series, one: NodeCount) -> str:
+    """``no trouble``, ``1 restart, 1 failed run``"""
+    found = ((one.restarts, "restart"), (series.failures(one.nodes), "failed run"))
+    return ", ".join(f"{n} {word}{'s' if n > 1 else ''}" for n, word in found if n) or "no trouble"
 
 
-def _notes(report: SweepReport) -> str:
-    lines = [*report.record["notes"], *words.unused(report.series)]
-    lines.append(
-        "Tokens per second: tokens of the timed steps over the wall-clock time from step to step, "
-        "on all ranks, without padding; warm-up, saves and validation are not in it. ± is half a "
-        "95% confidence interval over repeats (Student's t; delta method for ratios)."
-    )
-    if report.scaling:
-        lines.append(
-            "Efficiency: tokens per second and node, relative to the smallest node count. Marginal "
-            "gain: what the nodes added last bring, relative to what as many bring there."
+def _recommendation(report: SweepReport, series: Series) -> str:
+    found = series.curve.recommendation
+    if found.nodes is None:
+        text = f"no recommendation: {found.why[0]}"
+    else:
+        text = (
+            f"take {found.nodes} node{'s' if found.nodes > 1 else ''}, the largest measured one "
+            f"whose efficiency is at least {LEAST_EFFICIENCY:.2f} and whose marginal gain is at "
+            f"least {LEAST_MARGINAL:.2f}, both by the lower end of their 95% intervals"
         )
-    return section("Notes", "<ul>" + "".join(f"<li>{escape(x)}</li>" for x in lines) + "</ul>")
+    if report.emulated:
+        text = f"{EMULATED}: {text}"
+    if report.state is not SweepState.FINISHED:
+        text = f"not complete yet: {text}"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _reasons(series: Series) -> tuple[str, ...]:
+    """One for every node count, where one is recommended."""
+    found = series.curve.recommendation
+    return found.why if found.nodes is not None else ()
+
+
+def _headline(report: SweepReport) -> str:
+    """What was measured, in one line."""
+    record = report.record
+    parts = [f"on {record['cluster']}"]
+    if report.scaling:
+        what = "fixed global batch" if record["mode"] == "strong" else "fixed local batch"
+        parts.append(f"{record['mode']} scaling ({what})")
+        parts.append(f"{record['warmup_steps']} warm-up and {record['timed_steps']} timed steps")
+    repeats = record["repeats"]
+    parts.append(f"{repeats} repeat{'s' if repeats > 1 else ''} in random order")
+    return ", ".join(parts)
+
+
+def _goal(report: SweepReport) -> str:
+    """What the time to result is the time of; empty without a length of the training."""
+    wanted = report.record["goal"]
+    if wanted["tokens"]:
+        text = f"{wanted['tokens']:,.0f} tokens"
+    elif wanted["steps"]:
+        text = f"{wanted['steps']:,} steps of {wanted['global_batch']} sequences"
+    else:
+        return ""
+    return (
+        f"time to result: {text}, computed from these speeds; startup and saves are in it, the "
+        "queue is not"
+    )
+
+
+def _fit(curve: Curve) -> str:
+    if curve.fit is None:
+        return ""
+    return f"fitted, not measured: step = {curve.fit[0]:.3g} s / nodes + {curve.fit[1]:.3g} s"
+
+
+def _asked_price(report: SweepReport) -> str:
+    """``2.1 EUR per GPU and hour``"""
+    paid = f"{report.record['price']:g} {report.record['currency']}".strip()
+    return f"{paid} per {report.unit} and hour"
+
+
+def _price_unit(report: SweepReport) -> str:
+    """``EUR per million tokens``"""
+    return f"{report.record['currency'] or 'price'} per million tokens"
+
+
+def _notes(report: SweepReport) -> list[str]:
+    """Notes of the plan, and points whose speed is not counted though they finished."""
+    points = [one for one in report.points if one.unused and one.state.finished]
+    return [*report.record["notes"], *(f"{one.point.id}: {one.unused}" for one in points)]

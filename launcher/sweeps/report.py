@@ -41,6 +41,11 @@ class PointReport:
         return self.state.point
 
     @property
+    def tokens_per_s(self) -> float | None:
+        """Over all ranks; None when no step was counted."""
+        return self.measurement.timing.tokens_per_s if self.measurement else None
+
+    @property
     def loss(self) -> float | None:
         """Training loss of the last step, when it has finished."""
         known = self.measurement is not None and self.measurement.losses and self.state.finished
@@ -56,7 +61,7 @@ class PointReport:
             "why": status.why if status else "",
             "folder": str(self.state.folder) if self.state.folder else None,
             "job_ids": list(status.job_ids) if status else [],
-            "tokens_per_s": timing.tokens_per_s if timing else None,
+            "tokens_per_s": self.tokens_per_s,
             "step_s": timing.step_s if timing else None,
             "timed_steps": timing.steps if timing else 0,
             "left_out_steps": timing.left_out if timing else 0,
@@ -150,9 +155,9 @@ class SweepReport:
         }
 
     def _repr_html_(self) -> str:
-        from submitrain.launcher.sweeps.render import fragment
+        from submitrain.launcher.sweeps.render import notebook_report
 
-        return fragment(self)
+        return notebook_report(self)
 
 
 def read_sweep(sweep: SweepFolder) -> SweepReport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,13 @@ class Table:
     """Columns that are set to the right."""
     left_out: int = 0
     """Earlier rows that are not shown."""
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Mapping[str, str | Cell]], *, numbers: Collection[str] = ()
+    ) -> Table:
+        """A table of rows that all have the same columns, by name; at least one row."""
+        return cls(list(rows[0]), [list(row.values()) for row in rows], numbers)
 
     def without(self, *names: str) -> Table:
         """The same table with fewer columns."""

@@ -69,12 +69,12 @@ def page(title: str, template: str, **values: object) -> str:
     """A whole document around a template."""
     colors = {"light": Markup(LIGHT), "dark": Markup(DARK), "style": Markup(_style())}
     body = render(template, **values)
-    return render("html/base.html.j2", title=title, body=body, **colors)
+    return str(render("html/base.html.j2", title=title, body=body, **colors))
 
 
 def notebook_box(template: str, *, width_px: int, **values: object) -> str:
     """A template in a box for notebooks, whose style touches nothing outside of it."""
-    return render(
+    box = render(
         "html/notebook.html.j2",
         scope=SCOPE,
         light=Markup(LIGHT),
@@ -84,6 +84,7 @@ def notebook_box(template: str, *, width_px: int, **values: object) -> str:
         width_px=width_px,
         body=render(template, **values),
     )
+    return str(box)
 
 
 def svg_document(svg: str) -> str:

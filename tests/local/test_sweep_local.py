@@ -74,7 +74,7 @@ def test_a_sweep_over_emulated_nodes_measures_all_and_says_that_it_is_no_perform
     assert page.count("<svg") == 3
     assert "emulated, not performance" in page
     assert "http" not in page
-    assert '<div class="submitrain">' in Sweep.open("latest")._repr_html_()
+    assert '<div class="submitrain-card">' in Sweep.open("latest")._repr_html_()
     assert main(["sweep", "report", "latest"]) == 0
     assert "EUR per million tokens" in capsys.readouterr().out
 
