@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, replace
 from benchmarks.stopwatch import Stopwatch
 from submitrain.config import RunConfig
 from submitrain.train.callbacks.journal import Journal
-from submitrain.train.callbacks.trackers import NoTracker
+from submitrain.train.callbacks.trackers import Trackers
 from submitrain.train.checkpoint.manifest import TrainState
 from submitrain.train.context import RankContext
 from submitrain.train.data.batch import MicroBatch
-from submitrain.train.data.prepare import Place, prepare_tokenizer
+from submitrain.train.data.prepare import DataContext, prepare_tokenizer
 from submitrain.train.data.training import prepare_data
 from submitrain.train.distributed.groups import World
 from submitrain.train.distributed.hardware import work_of
 from submitrain.train.model.build import build_model, fill_weights
 from submitrain.train.optim import LearningRate, build_optimizer
 from submitrain.train.step import Stepper
-from submitrain.train.trainer import Training, run
+from submitrain.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class TimedJournal(Journal):
 class Ours:
     """One model of ours that is trained for round after round of ``config``'s ``max_steps``."""
 
-    def __init__(self, context: RankContext, config: RunConfig, world: World, place: Place) -> None:
+    def __init__(
+        self, context: RankContext, config: RunConfig, world: World, place: DataContext
+    ) -> None:
         self.context, self.config, self.world = context, config, world
         tokenizer = prepare_tokenizer(config, place)
         self.data = prepare_data(config, tokenizer, place)
@@ -71,13 +73,13 @@ class Ours:
         journal = TimedJournal(
             context=self.context,
             settings=self.config.logging,
-            tracker=NoTracker(),
+            tracker=Trackers(),
             device=self.world.device,
             work=work_of(self.built.module),
             peak_flops=None,
             watch=watch,
         )
-        training = Training(
+        trainer = Trainer(
             context=self.context,
             config=self.config,
             world=self.world,
@@ -88,6 +90,6 @@ class Ours:
             checkpointer=None,
             state=replace(self.state, step=0),
         )
-        reason = run(training)
+        reason = trainer.train()
         assert not reason, f"asked to stop: {reason}"
-        self.state = training.state
+        self.state = trainer.state

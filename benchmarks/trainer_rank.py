@@ -17,7 +17,7 @@ from benchmarks.trainer_theirs import Theirs, as_they_are, keeps_documents_apart
 from submitrain.config import RunConfig
 from submitrain.events import EXIT_FINISHED
 from submitrain.train.context import RankContext
-from submitrain.train.data.prepare import Place, prepare_tokenizer
+from submitrain.train.data.prepare import DataContext, prepare_tokenizer
 from submitrain.train.distributed.groups import World, join, set_threads
 from submitrain.train.model.attention import fast_16_bit
 
@@ -37,7 +37,9 @@ def main(context: RankContext, config: RunConfig) -> int:
     set_threads(context.local_world_size)
     world = join(context, config.distributed)
     _introduce_to_accelerate(context)
-    place = Place(context.rank, context.world_size, Path(plan["cache"]), barrier=world.barrier)
+    place = DataContext(
+        context.rank, context.world_size, Path(plan["cache"]), barrier=world.barrier
+    )
     contestants, facts = enlist(context, config, world, place, plan)
     names = list(contestants)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -57,7 +59,7 @@ def main(context: RankContext, config: RunConfig) -> int:
 
 
 def enlist(
-    context: RankContext, config: RunConfig, world: World, place: Place, plan: dict[str, Any]
+    context: RankContext, config: RunConfig, world: World, place: DataContext, plan: dict[str, Any]
 ) -> tuple[dict[str, Contestant], dict[str, Any]]:
     """All contestants by name, and what is worth knowing about the comparison."""
     apart = config.model_copy(

@@ -71,7 +71,9 @@ def build_optimizer(model: nn.Module, settings: OptimizerConfig) -> Optimizer:
         ConfigError: no such optimizer, or it does not take the arguments.
     """
     kind = load_component(settings.target, "optimizer._target_")
-    arguments: dict[str, Any] = {"lr": settings.lr, **_tuples(settings.extra)}
+    # YAML has lists where optimizers want tuples (``betas``).
+    extra = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.extra.items()}
+    arguments: dict[str, Any] = {"lr": settings.lr, **extra}
     accepted = inspect.signature(kind).parameters
     if "fused" in accepted and "foreach" not in arguments:
         arguments.setdefault("fused", True)
@@ -105,21 +107,9 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """YAML has lists where optimizers want tuples (``betas``)."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
-def local_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """This rank's shards of all gradients."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-
-
-def local_parameters(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """This rank's shards of all parameters, detached."""
-    found = [p.detach() for p in parameters]
-    return [p.to_local() if isinstance(p, DTensor) else p for p in found]
+def local_shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """This rank's parts of sharded tensors."""
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
 
 
 def sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:

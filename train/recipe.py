@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,24 +18,26 @@ import torch.distributed as dist
 from submitrain.config import RunConfig
 from submitrain.errors import DataError
 from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
+from submitrain.processes import StopReason
 from submitrain.rollbacks import Skips, read_rollbacks, skips_of, with_skips
 from submitrain.train import faults
-from submitrain.train.callbacks.anomaly import remembered
+from submitrain.train.callbacks.anomaly import AnomalyHistory
 from submitrain.train.callbacks.autosave import auto_save
 from submitrain.train.callbacks.journal import Journal
-from submitrain.train.callbacks.trackers import Tracker, open_tracker
+from submitrain.train.callbacks.trackers import Trackers, open_trackers
 from submitrain.train.checkpoint.checkpointer import Checkpointer
 from submitrain.train.checkpoint.hf_weights import Pretrained
 from submitrain.train.checkpoint.manifest import TrainState
 from submitrain.train.context import RankContext
-from submitrain.train.data.prepare import Place, prepare_tokenizer
+from submitrain.train.data.prepare import DataContext, prepare_tokenizer
 from submitrain.train.data.training import TrainingData, prepare_data
 from submitrain.train.distributed.groups import World, join, set_threads
 from submitrain.train.distributed.hardware import describe, peak_flops, work_of
-from submitrain.train.model.build import Built, build_model, fill_weights
+from submitrain.train.export import export_pretrained, generate_sample
+from submitrain.train.model.build import build_model, fill_weights
 from submitrain.train.optim import LearningRate, build_optimizer
 from submitrain.train.step import Stepper
-from submitrain.train.trainer import Training, record_stop, run
+from submitrain.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +50,10 @@ DECIDES_TRAINING = {
     "peft", "clip_grad_norm", "training_optimizations",
 }  # fmt: skip
 """Sections that a checkpoint's config hash covers: where it runs may change, what it trains not."""
+
+
+class StopBeforeTraining(Exception):  # noqa: N818 - not an error
+    """A stop was asked for while data was being prepared: there is nothing to save yet."""
 
 
 def main(context: RankContext, config: RunConfig) -> int:
@@ -63,30 +69,34 @@ def main(context: RankContext, config: RunConfig) -> int:
     world = join(context, config.distributed)
     context.enter(Phase.DATA)
     try:
-        tokenizer, data = _data(context, config, world)
+        tokenizer, data = _prepare_data(context, config, world)
     except StopBeforeTraining:
         context.events.write(Kind.STOPPED, reason=context.stop.reason.name.lower())
         return EXIT_STOPPED
-    tracker = open_tracker(
-        config,
-        rank=context.rank,
-        run_id=context.run_dir.run_id,
-        folder=context.run_dir.root,
+    trackers = open_trackers(
+        config, rank=context.rank, run_id=context.run_dir.run_id, folder=context.run_dir.root
     )
     code = 1
     try:
-        training = _prepare(context, config, world, data, tokenizer, tracker, threads)
-        code = _train(training, tokenizer)
+        trainer = setup(context, config, world, data, tokenizer, trackers, threads)
+        if stop := trainer.train():
+            context.events.write(
+                Kind.STOPPED,
+                step=trainer.state.step,
+                reason=stop.name.lower(),
+                signalled=context.stop.reason is StopReason.TERMINATED,
+            )
+            world.barrier()
+            code = EXIT_STOPPED
+        else:
+            _finish(trainer, tokenizer)
+            code = EXIT_FINISHED
     finally:
-        tracker.close(code)
+        trackers.close(code)
     return code
 
 
-class StopBeforeTraining(Exception):  # noqa: N818 - not an error
-    """A stop was asked for while data was being prepared: there is nothing to save yet."""
-
-
-def _data(
+def _prepare_data(
     context: RankContext, config: RunConfig, world: World
 ) -> tuple[PreTrainedTokenizerBase, TrainingData]:
     def give_up_if_asked() -> None:
@@ -95,95 +105,106 @@ def _data(
         if context.stop.reason:
             raise StopBeforeTraining
 
-    def same(value: str) -> str:
+    def from_rank_0(value: str) -> str:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=world.control)
         return values[0]
 
-    place = Place(
+    where = DataContext(
         rank=context.rank,
         world_size=context.world_size,
         cache=context.run_dir.data_cache,
         poll=give_up_if_asked,
-        same=same,
+        from_rank_0=from_rank_0,
         barrier=world.barrier,
     )
-    tokenizer = prepare_tokenizer(config, place)
+    tokenizer = prepare_tokenizer(config, where)
     fixed = world.device.type == "cuda" or config.use_compile
     # Rank 0's reading counts: all ranks must leave the same data out.
-    skips = Skips.parse(place.same(skips_of(read_rollbacks(context.run_dir)).text))
-    return tokenizer, prepare_data(config, tokenizer, place, pad_to_fixed=fixed, skips=skips)
+    skips = Skips.parse(from_rank_0(skips_of(read_rollbacks(context.run_dir)).text))
+    return tokenizer, prepare_data(config, tokenizer, where, pad_to_fixed=fixed, skips=skips)
 
 
-def _prepare(
+def setup(
     context: RankContext,
     config: RunConfig,
     world: World,
     data: TrainingData,
     tokenizer: PreTrainedTokenizerBase,
-    tracker: Tracker,
+    trackers: Trackers,
     threads: int,
-) -> Training:
-    """Model, optimizer and checkpoints, brought to where the run stands."""
+) -> Trainer:
+    """Build model, optimizer and checkpointer, and restore the state of the newest checkpoint."""
     batch = config.batch(world.size)
     context.enter(Phase.BUILD)
     faults.at(faults.Moment.BUILD)
     built = build_model(
         config, tokenizer, world, local_rank=context.local_rank, accumulation=batch.accumulation
     )
+    optimizer = build_optimizer(built.module, config.optimizer)
     stepper = Stepper(
         model=built.language_model,
-        optimizer=build_optimizer(built.module, config.optimizer),
+        optimizer=optimizer,
         policy=built.policy,
         world=world,
         max_grad_norm=config.max_grad_norm,
         mark=context.mark,
     )
+
     context.enter(Phase.LOAD)
-    checkpointer = _checkpointer(context, config, world, tokenizer)
-    state = _restore(built, stepper, checkpointer, config, world) or TrainState(step=0)
-    state = _checked(state, data, config, world, tracker)
+    checkpointer = None
+    if config.checkpoint.enabled:
+        checkpointer = Checkpointer(
+            folder=context.run_dir.checkpoints,
+            context=context,
+            settings=config.checkpoint,
+            config_hash=training_hash(config),
+            group=world.checkpoints,
+            pretrained=Pretrained(tokenizer, getattr(torch, config.model.torch_dtype)),
+        )
+    if config.peft is not None:  # adapters are saved without their base model
+        fill_weights(built, config, world)
+    state = checkpointer.load_latest(built.module, optimizer) if checkpointer else None
+    if state is None and config.peft is None:
+        fill_weights(built, config, world)
+    state = _continue_from(state or TrainState(step=0), data, batch.global_size, trackers)
     context.step = state.step
-    _record_setup(context, world, built, data, config, threads)
-    return Training(
+
+    context.events.write(
+        Kind.SETUP,
+        device=describe(world.device),
+        threads=threads,
+        backend="nccl" if world.device.type == "cuda" else "gloo",
+        parameters=built.parameters,
+        attention=built.attention.implementation,
+        dtype=config.model.torch_dtype,
+        batch=batch.text,
+        total_steps=data.total_steps,
+        units_per_epoch=data.units_per_epoch,
+        documents=data.documents,
+        fill_rate=round(data.train.fill_rate, 4),
+    )
+    journal = Journal(
+        context=context,
+        settings=config.logging,
+        tracker=trackers,
+        device=world.device,
+        work=work_of(built.module),
+        peak_flops=peak_flops(world.device, config.model.torch_dtype),
+    )
+    return Trainer(
         context=context,
         config=config,
         world=world,
         data=data,
         stepper=stepper,
         schedule=LearningRate.of(config, data.planned_steps),
-        journal=Journal(
-            context=context,
-            settings=config.logging,
-            tracker=tracker,
-            device=world.device,
-            work=work_of(built.module),
-            peak_flops=peak_flops(world.device, config.model.torch_dtype),
-        ),
+        journal=journal,
         checkpointer=checkpointer,
         state=state,
         autosave=auto_save(context, config, checkpointer),
-        memory=remembered(state.extra),
+        history=AnomalyHistory.of(state.extra),
     )
-
-
-def _checkpointer(
-    context: RankContext, config: RunConfig, world: World, tokenizer: PreTrainedTokenizerBase
-) -> Checkpointer | None:
-    if not config.checkpoint.enabled:
-        return None
-    return Checkpointer(
-        folder=context.run_dir.checkpoints,
-        context=context,
-        settings=config.checkpoint,
-        config_hash=training_hash(config),
-        group=world.checkpoints,
-        pretrained=_pretrained(config, tokenizer),
-    )
-
-
-def _pretrained(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Pretrained:
-    return Pretrained(tokenizer=tokenizer, dtype=getattr(torch, config.model.torch_dtype))
 
 
 def training_hash(config: RunConfig) -> str:
@@ -192,27 +213,8 @@ def training_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _restore(
-    built: Built,
-    stepper: Stepper,
-    checkpointer: Checkpointer | None,
-    config: RunConfig,
-    world: World,
-) -> TrainState | None:
-    """Fill the model from the newest verified checkpoint, else with its first values.
-
-    Adapters are saved without their base model: that is loaded in any case.
-    """
-    if config.peft is not None:
-        fill_weights(built, config, world)
-    state = checkpointer.load_latest(built.module, stepper.optimizer) if checkpointer else None
-    if state is None and config.peft is None:
-        fill_weights(built, config, world)
-    return state
-
-
-def _checked(
-    state: TrainState, data: TrainingData, config: RunConfig, world: World, tracker: Tracker
+def _continue_from(
+    state: TrainState, data: TrainingData, global_batch_size: int, trackers: Trackers
 ) -> TrainState:
     """The state to go on from; a position in other data would mean nothing.
 
@@ -226,72 +228,39 @@ def _checked(
             f"packing, seed or shuffling (fingerprint {state.data_fingerprint[:8]}, now "
             f"{data.fingerprint[:8]}); restore them, or start a new run from the exported model"
         )
-    return TrainState(
-        **{
-            **state.as_json(),
-            "global_batch_size": config.batch(world.size).global_size,
-            "units_per_epoch": data.units_per_epoch,
-            "data_fingerprint": data.fingerprint,
-            "extra": with_skips(state.extra, data.skips),
-            "wandb_id": tracker.run_id or state.wandb_id,
-        }  # type: ignore[arg-type]
-    )
-
-
-def _record_setup(
-    context: RankContext,
-    world: World,
-    built: Built,
-    data: TrainingData,
-    config: RunConfig,
-    threads: int,
-) -> None:
-    context.events.write(
-        Kind.SETUP,
-        device=describe(world.device),
-        threads=threads,
-        backend="nccl" if world.device.type == "cuda" else "gloo",
-        parameters=built.parameters,
-        attention=built.attention.implementation,
-        dtype=config.model.torch_dtype,
-        batch=config.batch(world.size).text,
-        total_steps=data.total_steps,
+    return replace(
+        state,
+        global_batch_size=global_batch_size,
         units_per_epoch=data.units_per_epoch,
-        documents=data.documents,
-        fill_rate=round(data.train.fill_rate, 4),
+        data_fingerprint=data.fingerprint,
+        extra=with_skips(state.extra, data.skips),
+        wandb_id=trackers.run_id or state.wandb_id,
     )
 
 
-def _train(training: Training, tokenizer: PreTrainedTokenizerBase) -> int:
-    context = training.context
-    if reason := run(training):
-        record_stop(training, reason)
-        training.world.barrier()
-        return EXIT_STOPPED
-    if training.config.checkpoint.save_consolidated != "never":
+def _finish(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Export the trained model where that is wanted, and record the finish."""
+    context, world = trainer.context, trainer.world
+    if trainer.config.checkpoint.save_consolidated != "never":
         context.enter(Phase.EXPORT)
         faults.at(faults.Moment.EXPORT)
-        _export(training, tokenizer)
-    training.world.barrier()
+        _export(trainer, tokenizer)
+    world.barrier()
     context.enter(Phase.EXIT)
-    context.events.write(Kind.FINISH, step=training.state.step)
+    context.events.write(Kind.FINISH, step=trainer.state.step)
     faults.at(faults.Moment.EXIT)
-    training.world.barrier()
-    return EXIT_FINISHED
+    world.barrier()
 
 
-def _export(training: Training, tokenizer: PreTrainedTokenizerBase) -> None:
+def _export(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the trained model for ``from_pretrained``, and let it write a sample (rank 0)."""
-    from submitrain.train.export import export_pretrained, generate_sample
-
-    config, context = training.config, training.context
-    folder: Path = context.run_dir.export
+    config, context = trainer.config, trainer.context
+    folder = context.run_dir.export
     began = time.monotonic()
     size = export_pretrained(
-        training.stepper.model.module,
+        trainer.stepper.model.module,
         tokenizer,
         folder,
-        consolidated=True,
         dtype=getattr(torch, config.model.torch_dtype),
         fence=context.fence,
     )

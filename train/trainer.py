@@ -1,12 +1,13 @@
-"""The training loop: from wherever the run stands to its last step, or to an agreed stop.
+"""The training loop: ``Trainer.train`` and, for one optimizer step, ``Trainer.train_step``.
 
-Between a step's gradients and its update: judge it, record what is wrong, go back if need be.
+Forward, backward and the optimizer's update are in ``train.step``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,20 +15,20 @@ import torch.distributed as dist
 
 from submitrain.config import RunConfig
 from submitrain.errors import LossSpikeError, NotFiniteError
-from submitrain.events import Kind, Phase
+from submitrain.events import Phase
 from submitrain.processes import StopReason
 from submitrain.train import faults
 from submitrain.train.callbacks.anomaly import (
-    MEMORY_KEY,
-    Judgement,
-    Memory,
-    Observed,
-    Place,
-    Verdict,
-    judge,
+    HISTORY_KEY,
+    AnomalyAction,
+    AnomalyHistory,
+    AnomalyResult,
+    ObservedStep,
+    StepSpan,
+    check_step,
 )
 from submitrain.train.callbacks.autosave import AutoSave
-from submitrain.train.callbacks.journal import Journal, StepTimes
+from submitrain.train.callbacks.journal import Journal
 from submitrain.train.checkpoint.checkpointer import Checkpointer
 from submitrain.train.checkpoint.manifest import TrainState
 from submitrain.train.context import RankContext
@@ -38,78 +39,12 @@ from submitrain.train.optim import LearningRate
 from submitrain.train.step import Agreement, Stepper, StepResult, agree, reseed, validate
 
 MAX_SAMPLES = 64
-"""Ids of samples in an event about a step that went wrong."""
+"""Ids of samples in an event about an anomaly."""
 
 
 @dataclass
-class StepGuard:
-    """Watches over one step; its verdict is the same on every rank, without asking in good times.
-
-    ``judgement`` holds what came of it, once ``admits`` was called.
-    """
-
-    config: RunConfig
-    stepper: Stepper
-    journal: Journal
-    memory: Memory
-    place: Place
-    batches: Sequence[MicroBatch]
-    judgement: Judgement = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.judgement = Judgement(Verdict.APPLY, self.memory)
-
-    @property
-    def applied(self) -> bool:
-        """Whether the update was made."""
-        return self.judgement.verdict in (Verdict.APPLY, Verdict.WARN)
-
-    def admits(self, result: StepResult) -> bool:
-        """Whether the update of this step may be made; all ranks call it.
-
-        Raises:
-            NotFiniteError, LossSpikeError: the run has to go back; on all ranks alike.
-        """
-        seen = Observed(self.place, result.loss, result.grad_norm)
-        if not seen.finite:
-            seen = replace(seen, weights_finite=self.stepper.weights_finite())
-        limits, warmup_steps = self.config.resilience, self.config.warmup_steps
-        self.judgement = judge(self.memory, seen, limits, warmup_steps=warmup_steps)
-        if self.judgement.what:
-            self.journal.anomaly(self.judgement, seen, self._samples())
-        if self.judgement.verdict is Verdict.ROLLBACK:
-            kind = LossSpikeError if self.judgement.what == "loss_spike" else NotFiniteError
-            raise kind(_explain(self.judgement, seen, self.config))
-        return self.applied
-
-    def _samples(self) -> list[int]:
-        """Samples of this step on all ranks, the first of them; a collective."""
-        mine = [i for batch in self.batches for i in batch.doc_ids][:MAX_SAMPLES]
-        world = self.stepper.world
-        shares: list[list[int]] = [[] for _ in range(world.size)]
-        dist.all_gather_object(shares, mine, group=world.control)
-        return sorted(i for share in shares for i in share)[:MAX_SAMPLES]
-
-
-def _explain(judgement: Judgement, seen: Observed, config: RunConfig) -> str:
-    limits, steps = config.resilience, [place.step for place in judgement.undone]
-    why = {
-        "not_finite": f"{len(judgement.memory.left_out)} of the last "
-        f"{limits.anomaly_window_steps} steps had to be left out, resilience.max_skipped_steps "
-        f"allows {limits.max_skipped_steps}",
-        "weights_not_finite": "the weights themselves are not finite: the last update broke them",
-        "loss_spike": f"{judgement.z or 0.0:.1f} robust standard deviations above the usual",
-    }[judgement.what]
-    return (
-        f"step {seen.place.step}: loss {seen.loss}, gradient norm {seen.grad_norm}; the optimizer "
-        f"was not run; {why}; steps {min(steps)} to {max(steps)} consumed the positions "
-        f"{judgement.skips.text}"
-    )
-
-
-@dataclass
-class Training:
-    """Everything that a loop needs, ready to go on from ``state``."""
+class Trainer:
+    """Everything that the loop needs, ready to go on from ``state``."""
 
     context: RankContext
     config: RunConfig
@@ -123,171 +58,162 @@ class Training:
     state: TrainState
     autosave: AutoSave | None = None
     """Rank 0's, where the interval between checkpoints is automatic."""
-    memory: Memory = field(default_factory=Memory)
-    """What is remembered of earlier steps' losses and of steps without an update."""
-    validated: int = -1
+    history: AnomalyHistory = field(default_factory=AnomalyHistory)
+    validated_step: int = -1
     """Step of the newest validation in this attempt."""
 
+    def train(self) -> StopReason:
+        """Train to the end and return NONE, or stop early where all ranks agreed, and return why.
 
-def run(training: Training) -> StopReason:
-    """Train to the end and return NONE, or stop early where all ranks agreed, and return why.
+        Either way the last finished step is saved when this returns.
 
-    Either way the last finished step is saved when this returns.
+        Raises:
+            NotFiniteError: too many steps were not finite; nothing of them was applied.
+            LossSpikeError: the loss rose far above the usual, and the run is to go back.
+            FencedError: a newer attempt owns the run folder.
+        """
+        last_step = self.data.total_steps
+        if self.state.step < last_step:
+            self.context.enter(Phase.FIRST_STEP)
+            faults.at(faults.Moment.FIRST_STEP)
+        stop = StopReason.NONE
+        with closing(self.data.step_batches(self.state.position)) as batches_of_steps:
+            while self.state.step < last_step:
+                began = time.monotonic()
+                batches = next(batches_of_steps)
+                self.context.mark()
+                data_wait_s = time.monotonic() - began
 
-    Raises:
-        NotFiniteError: too many steps were not finite; nothing of them was applied.
-        LossSpikeError: the loss rose far above the usual, and the run is to go back.
-        FencedError: a newer attempt owns the run folder.
-    """
-    try:
-        reason = _steps(training)
-    except (NotFiniteError, LossSpikeError):
-        if training.checkpointer is not None:
-            training.checkpointer.wait()  # the run may be about to go back to this one
-        raise
-    if not reason:
-        _save(training, wait=False)
-        _validate(training)
-    _save(training, wait=True)
-    return reason
+                save_wanted = self.autosave is not None and self.autosave.wants()
+                reason = self.context.stop.reason
+                agreed = agree(batches, reason, self.world, save=save_wanted)
+                self.context.mark()
+                if stop := agreed.stop:
+                    break
+                self.train_step(batches, agreed, data_wait_s)
 
+                if self.autosave is not None:
+                    self.autosave.stepped(data_wait_s)
+                if self._save_due(agreed):
+                    self._save(wait=False)
+                    if self.autosave is not None:
+                        self.autosave.saved()
+                if self._due(self.config.step_scheduler.val_every_steps):
+                    self._validate()
+                self.context.enter(Phase.STEP)
+        if not stop:
+            self._save(wait=False)
+            self._validate()
+        self._save(wait=True)
+        return stop
 
-def _steps(training: Training) -> StopReason:
-    """Every step that is left, or those up to an agreed stop."""
-    reason = StopReason.NONE
-    for batches, waited_s in _steps_to_do(training):
-        wish = training.autosave is not None and training.autosave.wants()
-        agreed = agree(batches, training.context.stop.reason, training.world, save=wish)
-        training.context.mark()
-        if reason := agreed.stop:
-            break
-        _advance(training, batches, agreed, waited_s)
-        _save_if_due(training, agreed, waited_s)
-        if _due(training, training.config.step_scheduler.val_every_steps):
-            _validate(training)
-    return reason
-
-
-def _steps_to_do(training: Training) -> Iterator[tuple[list[MicroBatch], float]]:
-    """Micro-batches of this rank for every step that is left, and the seconds they took to come."""
-    left = training.data.total_steps - training.state.step
-    if left <= 0:
-        return
-    training.context.enter(Phase.FIRST_STEP)
-    faults.at(faults.Moment.FIRST_STEP)
-    stream = training.data.step_batches(training.state.position)
-    for _ in range(left):
+    def train_step(
+        self, batches: Sequence[MicroBatch], agreed: Agreement, data_wait_s: float
+    ) -> None:
+        """One optimizer step, and its record; an anomaly may forbid the update."""
         began = time.monotonic()
-        batches = next(stream)
-        training.context.mark()
-        yield batches, time.monotonic() - began
-        training.context.enter(Phase.STEP)
+        before = self.state
+        after = replace(
+            before,
+            step=before.step + 1,
+            position=self.data.next_position(before.position),
+            tokens=before.tokens + agreed.tokens,
+            label_tokens=before.label_tokens + agreed.label_tokens,
+        )
+        reseed(self.config.seed, before.step, self.world.rank)
+        lr = self.schedule.set(self.stepper.optimizer, before.step)
+        result = self.stepper.forward_backward(batches, agreed.label_tokens)
+        span = StepSpan(after.step, before.position, after.position)
+        checked = self._check(span, result, batches)
+        if checked.should_apply:
+            self.stepper.optimizer_step(result.grad_norm)
+        self.stepper.clear_gradients()
+
+        self.state, self.history = after, checked.history
+        self.context.step = after.step
+        if checked.should_apply:
+            step_s = data_wait_s + time.monotonic() - began
+            self.journal.step(after, result, agreed, lr=lr, step_s=step_s, data_wait_s=data_wait_s)
+        self.journal.samples(after.step, batches)
+        if after.epochs_done > before.epochs_done:
+            faults.at(faults.Moment.EPOCH_END)
+
+    def _check(
+        self, span: StepSpan, result: StepResult, batches: Sequence[MicroBatch]
+    ) -> AnomalyResult:
+        """Check the step before its update; the same result on all ranks, which all call this.
+
+        Raises:
+            NotFiniteError, LossSpikeError: the run has to go back; on all ranks alike.
+        """
+        seen = ObservedStep(span, result.loss, result.grad_norm)
+        if not seen.finite:
+            seen = replace(seen, weights_finite=self.stepper.weights_finite())
+        limits, warmup_steps = self.config.resilience, self.config.warmup_steps
+        checked = check_step(self.history, seen, limits, warmup_steps=warmup_steps)
+        if checked.what:
+            mine = [i for batch in batches for i in batch.doc_ids][:MAX_SAMPLES]
+            shares: list[list[int]] = [[] for _ in range(self.world.size)]
+            dist.all_gather_object(shares, mine, group=self.world.control)
+            samples = sorted(i for share in shares for i in share)[:MAX_SAMPLES]
+            self.journal.anomaly(checked, seen, samples)
+        if checked.action is AnomalyAction.ROLLBACK:
+            if self.checkpointer is not None:
+                self.checkpointer.wait()  # the run may be about to go back to this one
+            kind = LossSpikeError if checked.what == "loss_spike" else NotFiniteError
+            raise kind(_explain(checked, seen, self.config))
+        return checked
+
+    def _due(self, every: int | None) -> bool:
+        """Whether this is one of every so many steps; the last step comes after the loop."""
+        step = self.state.step
+        return every is not None and step % every == 0 and step < self.data.total_steps
+
+    def _save_due(self, agreed: Agreement) -> bool:
+        every = self.config.step_scheduler.ckpt_every_steps
+        return self._due(1) and agreed.save if every == "auto" else self._due(every)
+
+    def _save(self, *, wait: bool) -> None:
+        """Save the finished steps; step 0 needs no checkpoint, and none is written twice."""
+        if self.checkpointer is None or self.state.step == 0:
+            return
+        self.context.enter(Phase.SAVE)
+        state = replace(self.state, extra={**self.state.extra, HISTORY_KEY: self.history.text()})
+        model, optimizer = self.stepper.model.module, self.stepper.optimizer
+        self.checkpointer.save(model, optimizer, state, wait=wait)
+
+    def _validate(self) -> None:
+        """Validation loss at this step, unless it is known; a stop request cuts it short."""
+        passes, step = self.data.validation, self.state.step
+        if passes is None or self.validated_step == step:
+            return
+        self.context.enter(Phase.VALIDATE)
+        faults.at(faults.Moment.VALIDATE)
+        began = time.monotonic()
+        result = validate(self.stepper.model, passes.batches(), self.world, self._any_rank_stops)
+        if result is not None:
+            self.validated_step = step
+            self.journal.validation(step, result, val_s=time.monotonic() - began)
+
+    def _any_rank_stops(self) -> bool:
+        """Whether any rank was asked to stop; the same answer on all of them."""
+        flag = torch.tensor(int(self.context.stop.reason))
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.world.control)
+        self.context.mark()
+        return bool(flag.item())
 
 
-def _advance(
-    training: Training, batches: list[MicroBatch], agreed: Agreement, waited_s: float
-) -> None:
-    """One optimizer step, and its record."""
-    began = time.monotonic()
-    before = training.state
-    reseed(training.config.seed, before.step, training.world.rank)
-    rate = training.schedule.set(training.stepper.optimizer, before.step)
-    after = _after(training, agreed)
-    guard = _guard(training, after, batches)
-    result = training.stepper.compute(batches, agreed.label_tokens, guard.admits)
-    training.state, training.memory = after, guard.judgement.memory
-    training.context.step = training.state.step
-    times = StepTimes(step_s=waited_s + time.monotonic() - began, data_wait_s=waited_s)
-    if guard.applied:
-        training.journal.step(training.state, result, agreed, rate=rate, times=times)
-    training.journal.samples(training.state.step, batches)
-    if training.state.epochs_done > before.epochs_done:
-        faults.at(faults.Moment.EPOCH_END)
-
-
-def _guard(training: Training, after: TrainState, batches: list[MicroBatch]) -> StepGuard:
-    return StepGuard(
-        training.config,
-        training.stepper,
-        training.journal,
-        training.memory,
-        Place(after.step, training.state.position, after.position),
-        batches,
-    )
-
-
-def _after(training: Training, agreed: Agreement) -> TrainState:
-    before = training.state
-    return replace(
-        before,
-        step=before.step + 1,
-        position=training.data.next_position(before.position),
-        tokens=before.tokens + agreed.tokens,
-        label_tokens=before.label_tokens + agreed.label_tokens,
-    )
-
-
-def _due(training: Training, every: int | None) -> bool:
-    """Whether this is one of every so many steps; the last step is dealt with after the loop."""
-    step = training.state.step
-    return every is not None and step % every == 0 and step < training.data.total_steps
-
-
-def _save_if_due(training: Training, agreed: Agreement, waited_s: float) -> None:
-    """Save after so many steps, or where rank 0 wished it."""
-    every, auto = training.config.step_scheduler.ckpt_every_steps, training.autosave
-    if auto is not None:
-        auto.stepped(waited_s)
-    if _due(training, 1) and agreed.save if every == "auto" else _due(training, every):
-        _save(training, wait=False)
-        if auto is not None:
-            auto.saved()
-
-
-def _save(training: Training, *, wait: bool) -> None:
-    """Save the finished steps; step 0 needs no checkpoint, and none is written twice."""
-    if training.checkpointer is None or training.state.step == 0:
-        return
-    training.context.enter(Phase.SAVE)
-    extra = {**training.state.extra, MEMORY_KEY: training.memory.text()}
-    state = replace(training.state, extra=extra)
-    training.checkpointer.save(
-        training.stepper.model.module, training.stepper.optimizer, state, wait=wait
-    )
-
-
-def _validate(training: Training) -> None:
-    """Validation loss at this step, unless it is known already; a stop request cuts it short."""
-    passes, step = training.data.validation, training.state.step
-    if passes is None or training.validated == step:
-        return
-    training.context.enter(Phase.VALIDATE)
-    faults.at(faults.Moment.VALIDATE)
-    began = time.monotonic()
-    result = validate(
-        training.stepper.model,
-        passes.batches(),
-        training.world,
-        interrupted=lambda: _anyone_stops(training),
-    )
-    if result is not None:
-        training.validated = step
-        training.journal.validation(step, result, val_s=time.monotonic() - began)
-
-
-def _anyone_stops(training: Training) -> bool:
-    """Whether any rank was asked to stop; the same answer on all of them."""
-    flag = torch.tensor(int(training.context.stop.reason))
-    dist.all_reduce(flag, dist.ReduceOp.MAX, group=training.world.control)
-    training.context.mark()
-    return bool(flag.item())
-
-
-def record_stop(training: Training, reason: StopReason) -> None:
-    """Write down that this rank saved and stopped as asked."""
-    training.context.events.write(
-        Kind.STOPPED,
-        step=training.state.step,
-        reason=reason.name.lower(),
-        signalled=training.context.stop.reason is StopReason.TERMINATED,
+def _explain(checked: AnomalyResult, seen: ObservedStep, config: RunConfig) -> str:
+    limits, steps = config.resilience, [span.step for span in checked.undone]
+    why = {
+        "not_finite": f"{len(checked.history.left_out)} of the last "
+        f"{limits.anomaly_window_steps} steps had to be left out, resilience.max_skipped_steps "
+        f"allows {limits.max_skipped_steps}",
+        "weights_not_finite": "the weights themselves are not finite: the last update broke them",
+        "loss_spike": f"{checked.z or 0.0:.1f} robust standard deviations above the usual",
+    }[checked.what]
+    return (
+        f"step {seen.span.step}: loss {seen.loss}, gradient norm {seen.grad_norm}; the optimizer "
+        f"was not run; {why}; steps {min(steps)} to {max(steps)} consumed the positions "
+        f"{checked.skips.text}"
     )

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from submitrain.config import RunConfig
 from submitrain.config.types import format_duration
-from submitrain.train.callbacks.history import (
+from submitrain.train.callbacks.autosave import (
     FIRST_S,
     FIRST_STEPS,
     FailureRate,

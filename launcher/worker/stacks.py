@@ -125,7 +125,7 @@ _COLLECTIVE = "/torch/distributed/"
 _RECORDING, _EVENTS = ("append_line", "write"), "submitrain/events.py"
 _WAITING, _BUILDING, _PUBLISH = "build_once", "_publish", "train/data/store.py"
 _SAVING = "write_checkpoint"
-_JOINING = "_land"
+_JOINING = "_join_save"
 _INSTALLED = re.compile(
     r"/(?:site|dist)-packages/(?!(?:train|launcher|monitor)/)"
     r"|/lib/python3[^/]*/(?!(?:site|dist)-packages/)"

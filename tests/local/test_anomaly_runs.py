@@ -18,7 +18,7 @@ from submitrain.events import Kind, read_events
 from submitrain.launcher import Run, launch
 from submitrain.rollbacks import read_rollbacks
 from submitrain.run_folder import RunDir
-from submitrain.train.data.prepare import Place, prepare_tokenizer
+from submitrain.train.data.prepare import DataContext, prepare_tokenizer
 from tests.local.test_survive_local import last_step, rank_pids, wait_for
 from tests.tiny import assert_same_run, attempts, consumed, losses, tiny_config, write_samples
 
@@ -45,7 +45,9 @@ def poisoned(folder: Path, bad: range, factor: str = "nan", **sections: Any) -> 
         **sections,
     )
     config["model"]["config"]["vocab_size"] = 400
-    tokenizer = prepare_tokenizer(RunConfig.model_validate(config), Place(0, 1, folder / ".cache"))
+    tokenizer = prepare_tokenizer(
+        RunConfig.model_validate(config), DataContext(0, 1, folder / ".cache")
+    )
     texts = [row["instruction"] + row["output"] for n, row in enumerate(rows) if n not in bad]
     poison = set(tokenizer.encode(MARK)) - {i for text in texts for i in tokenizer.encode(text)}
     assert poison

@@ -54,7 +54,6 @@ def export(rank: Rank, folder: Path, options: dict[str, Any]) -> dict[str, torch
         model,
         make_tokenizer(),
         folder,
-        consolidated=options.get("consolidated", True),
         dtype=options.get("dtype"),
     )
     assert size == sum(path.stat().st_size for path in folder.rglob("*"))
@@ -75,23 +74,26 @@ def exported(tmp_path: Path, world_size: int = 2, **options: Any) -> tuple[Path,
     return folder, {name: torch.from_numpy(array) for name, array in results[0].items()}
 
 
-@pytest.mark.parametrize("consolidated", [True, False], ids=["consolidated", "sharded"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_from_pretrained_gives_the_trained_tensors(
-    tmp_path: Path, consolidated: bool, tied: bool
-) -> None:
-    folder, trained = exported(tmp_path, consolidated=consolidated, model={"tied": tied})
+def test_from_pretrained_gives_the_trained_tensors(tmp_path: Path, tied: bool) -> None:
+    folder, trained = exported(tmp_path, model={"tied": tied})
     loaded = load(folder)
     assert loaded.keys() == trained.keys()
     assert all(torch.equal(loaded[name], trained[name]) for name in trained)
 
 
-def test_a_sharded_export_has_a_file_of_every_rank_and_an_index(tmp_path: Path) -> None:
-    folder, _ = exported(tmp_path, world_size=3, consolidated=False)
+def test_a_large_model_is_several_files_and_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("submitrain.train.checkpoint.hf_weights.MAX_FILE_BYTES", 4096)
+    model, folder = llama(), tmp_path / "export"
+    export_pretrained(model, None, folder)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     files = {path.name for path in folder.glob("model-*.safetensors")}
     assert set(index["weight_map"].values()) == files
     assert len(files) >= 3
+    loaded = load(folder)
+    assert all(torch.equal(loaded[name], p) for name, p in model.named_parameters())
 
 
 def test_weights_are_converted_and_the_config_says_so(tmp_path: Path) -> None:
@@ -167,24 +169,23 @@ def test_an_older_export_is_replaced_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if "export" in path.name] == ["export"]
 
 
-def export_without_room(rank: Rank, folder: Path, consolidated: bool) -> str:
+def export_without_room(rank: Rank, folder: Path) -> str:
     model = shard(llama(), rank.world_size)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if rank.index == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     try:
-        export_pretrained(model, None, folder, consolidated=consolidated)
+        export_pretrained(model, None, folder)
     except CheckpointError as error:
         return str(error)
     return "exported"
 
 
-@pytest.mark.parametrize("consolidated", [True, False], ids=["consolidated", "sharded"])
-def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path, consolidated: bool) -> None:
+def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path) -> None:
     folder = tmp_path / "export"
     folder.mkdir()
     (folder / "config.json").write_text("old")
-    results = run_ranks(2, export_without_room, tmp_path / "run", folder, consolidated)
+    results = run_ranks(2, export_without_room, tmp_path / "run", folder)
     assert all("was not exported: rank 0: OSError" in result for result in results)
     assert [path.name for path in folder.iterdir()] == ["config.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["export", "run"]
@@ -192,14 +193,14 @@ def test_an_export_that_fails_leaves_the_older_one(tmp_path: Path, consolidated:
 
 def test_a_single_process_without_process_group_exports_too(tmp_path: Path) -> None:
     model = llama()
-    export_pretrained(model, None, tmp_path / "export", consolidated=True)
+    export_pretrained(model, None, tmp_path / "export")
     loaded = load(tmp_path / "export")
     assert all(torch.equal(loaded[name], p) for name, p in model.named_parameters())
 
 
 def test_a_sample_is_the_models_own_greedy_continuation(tmp_path: Path) -> None:
     model = llama()
-    export_pretrained(model, make_tokenizer(), tmp_path / "export", consolidated=True)
+    export_pretrained(model, make_tokenizer(), tmp_path / "export")
     tokens = [3, 1, 4]
     for _ in range(8):
         logits = model(input_ids=torch.tensor([tokens])).logits
@@ -227,7 +228,7 @@ def test_a_model_with_code_of_its_own_writes_a_sample_where_that_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "export"
-    export_pretrained(llama(), make_tokenizer(), folder, consolidated=True)
+    export_pretrained(llama(), make_tokenizer(), folder)
     expected = generate_sample(folder, "w3 w1 w4", 8)
     (folder / "configuration_own.py").write_text(CUSTOM_CONFIG)
     (folder / "modeling_own.py").write_text(CUSTOM_MODEL)
@@ -245,7 +246,7 @@ def test_a_model_with_code_of_its_own_writes_a_sample_where_that_is_trusted(
 
 
 def test_a_sample_draws_no_progress_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    export_pretrained(llama(), make_tokenizer(), tmp_path / "export", consolidated=True)
+    export_pretrained(llama(), make_tokenizer(), tmp_path / "export")
     capfd.readouterr()
     generate_sample(tmp_path / "export", "w3 w1 w4", 8)
     assert "".join(capfd.readouterr()) == ""

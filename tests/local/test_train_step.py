@@ -84,7 +84,8 @@ def one_step(context: RankContext, folder: str, sections: dict[str, Any]) -> dic
     mine = DOCS[context.rank :: context.world_size]
     batches = [micro_batch(mine[:1]), micro_batch(mine[1:])]
     agreed = agree(batches, context.stop.reason, stepper.world)
-    result = stepper.compute(batches, agreed.label_tokens, lambda result: True)
+    result = stepper.forward_backward(batches, agreed.label_tokens)
+    stepper.optimizer_step(result.grad_norm)
     weights = {
         name: p.full_tensor().detach().numpy()
         for name, p in stepper.model.module.named_parameters()
@@ -166,7 +167,10 @@ def broken_step(context: RankContext, folder: str) -> tuple[bool, bool, bool]:
     if context.rank == 1:
         parameter.to_local().detach().view(-1)[0] = math.nan
     before = [p.to_local().detach().clone() for p in stepper.model.module.parameters()]
-    result = stepper.compute([micro_batch(DOCS)], 60, lambda result: math.isfinite(result.loss))
+    result = stepper.forward_backward([micro_batch(DOCS)], 60)
+    if math.isfinite(result.loss):
+        stepper.optimizer_step(result.grad_norm)
+    stepper.clear_gradients()
     after = [p.to_local() for p in stepper.model.module.parameters()]
     same = all(
         torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after, strict=True)
@@ -226,12 +230,12 @@ def plain_validation(export: Path, config: dict[str, Any]) -> tuple[float, int]:
     """Mean loss of the exported model, document by document, through transformers alone."""
     from transformers import AutoTokenizer
 
-    from submitrain.train.data.prepare import Place, prepare_store
+    from submitrain.train.data.prepare import DataContext, prepare_store
 
     settings = RunConfig.model_validate(config).validation_dataset
     assert settings is not None
     tokenizer = AutoTokenizer.from_pretrained(export)
-    store = prepare_store(settings, tokenizer, Place(0, 1, export.parent.parent / ".cache"))
+    store = prepare_store(settings, tokenizer, DataContext(0, 1, export.parent.parent / ".cache"))
     model = AutoModelForCausalLM.from_pretrained(export).eval()
     total, count = 0.0, 0
     for index in range(len(store)):

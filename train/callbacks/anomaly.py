@@ -1,8 +1,8 @@
-"""Steps that went wrong, judged before the optimizer runs: a pure function of the curve so far.
+"""Anomaly check before a step's update: apply it, warn, skip it, or roll the run back.
 
-Loss and gradient norm are sums over all ranks, so every rank comes to the same verdict without
-asking. What is remembered (``Memory``) travels in the checkpoint, so a resumed run judges as the
-undisturbed one. Imports no torch.
+A pure function of the losses so far. Loss and gradient norm are sums over all ranks, so every rank
+comes to the same result without asking. ``AnomalyHistory`` travels in the checkpoint, so a resumed
+run decides as the undisturbed one. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ MAD_TO_SIGMA = 1.4826
 """Median absolute deviation to standard deviation, for normally distributed values."""
 LEAST_SPREAD = 0.01
 """Share of the median loss that counts as its spread at the least: a flat curve has none."""
+HISTORY_KEY = "anomaly"
+"""Where a checkpoint's ``TrainState.extra`` keeps the history."""
 
 
-class Verdict(StrEnum):
-    """What becomes of a step."""
+class AnomalyAction(StrEnum):
+    """What happens with a step's update."""
 
     APPLY = "applied"
-    """The update is made."""
+    """It is made."""
     WARN = "warned"
-    """The update is made, and the loss is recorded as a spike."""
+    """It is made, and the loss is recorded as a spike."""
     SKIP = "skipped"
-    """No update; the step counts and its data is consumed."""
+    """It is not made; the step counts and its data is consumed."""
     ROLLBACK = "rollback"
-    """No update; all ranks end, and the run goes back."""
+    """It is not made; all ranks end, and the run goes back to an earlier checkpoint."""
 
 
 @dataclass(frozen=True)
-class Place:
+class StepSpan:
     """A step and the data it consumed: positions ``start`` to ``stop`` (not included)."""
 
     step: int
@@ -46,61 +48,52 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What is remembered of earlier steps; the same on every rank."""
+class AnomalyHistory:
+    """What is kept of earlier steps; the same on every rank."""
 
     losses: tuple[float, ...] = ()
     """Newest losses of applied steps after warm-up, oldest first."""
-    left_out: tuple[Place, ...] = ()
+    left_out: tuple[StepSpan, ...] = ()
     """Steps without an update, as far as the window reaches."""
-    streak: tuple[Place, ...] = ()
-    """Steps in a row, up to now, whose loss was far above the usual."""
-    applied: Place | None = None
+    streak: tuple[StepSpan, ...] = ()
+    """Consecutive steps, up to now, whose loss was far above the usual."""
+    applied: StepSpan | None = None
     """Newest step with an update."""
 
     @property
     def first_suspect(self) -> int | None:
         """First step that a rollback might still have to undo; None when all is well."""
-        return min((place.step for place in (*self.left_out, *self.streak)), default=None)
+        return min((span.step for span in (*self.left_out, *self.streak)), default=None)
 
     def text(self) -> str:
         """One line of JSON; floats come back exactly."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
-    def parse(cls, text: object) -> Memory:
-        """Inverse of ``text``; nothing is remembered of anything else."""
+    def of(cls, extra: Mapping[str, object]) -> AnomalyHistory:
+        """The history that a checkpoint's ``extra`` holds; an empty one where it holds none."""
         try:
-            value = json.loads(str(text))
+            value = json.loads(str(extra.get(HISTORY_KEY)))
             applied = value["applied"]
             return cls(
                 losses=tuple(float(loss) for loss in value["losses"]),
-                left_out=tuple(Place(**place) for place in value["left_out"]),
-                streak=tuple(Place(**place) for place in value["streak"]),
-                applied=None if applied is None else Place(**applied),
+                left_out=tuple(StepSpan(**span) for span in value["left_out"]),
+                streak=tuple(StepSpan(**span) for span in value["streak"]),
+                applied=None if applied is None else StepSpan(**applied),
             )
         except (ValueError, KeyError, TypeError):
             return cls()
 
 
-MEMORY_KEY = "anomaly"
-"""Where a checkpoint's ``TrainState.extra`` keeps the memory."""
-
-
-def remembered(extra: Mapping[str, object]) -> Memory:
-    """The memory that a checkpoint holds."""
-    return Memory.parse(extra.get(MEMORY_KEY))
-
-
 @dataclass(frozen=True)
-class Observed:
+class ObservedStep:
     """A step before its update, as all ranks see it."""
 
-    place: Place
+    span: StepSpan
     loss: float
     grad_norm: float
     weights_finite: bool = True
-    """Whether the model itself is; looked at only when the step is not finite."""
+    """Whether the model itself is; only checked when the step is not finite."""
 
     @property
     def finite(self) -> bool:
@@ -109,22 +102,27 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """The verdict on one step, and what is remembered from now on."""
+class AnomalyResult:
+    """The outcome of the check of one step, and the history from now on."""
 
-    verdict: Verdict
-    memory: Memory
+    action: AnomalyAction
+    history: AnomalyHistory
     what: str = ""
     """``not_finite``, ``weights_not_finite`` or ``loss_spike``; empty when all is well."""
     z: float | None = None
     """Robust standard deviations above the median; None while there is too little to compare."""
-    undone: tuple[Place, ...] = ()
+    undone: tuple[StepSpan, ...] = ()
     """With ROLLBACK: the steps whose data is to be left out, this one included."""
+
+    @property
+    def should_apply(self) -> bool:
+        """Whether the optimizer may run."""
+        return self.action in (AnomalyAction.APPLY, AnomalyAction.WARN)
 
     @property
     def skips(self) -> Skips:
         """The data of the steps that are undone."""
-        return Skips.of((place.start, place.stop) for place in self.undone)
+        return Skips.of((span.start, span.stop) for span in self.undone)
 
 
 def robust_z(loss: float, usual: Sequence[float]) -> float:
@@ -139,66 +137,53 @@ def robust_z(loss: float, usual: Sequence[float]) -> float:
     return (loss - median) / spread
 
 
-def judge(
-    memory: Memory, seen: Observed, limits: ResilienceConfig, *, warmup_steps: int
-) -> Judgement:
-    """Verdict on a step whose update is not made yet.
+def check_step(
+    history: AnomalyHistory, seen: ObservedStep, limits: ResilienceConfig, *, warmup_steps: int
+) -> AnomalyResult:
+    """Decide about a step whose update is not made yet.
 
     Not finite: left out; rolled back when more than ``max_skipped_steps`` of the last
     ``anomaly_window_steps`` were left out, or at once when the weights are not finite either: then
     the last update is to blame. Spike: ``loss_spike_steps`` in a row above ``loss_spike_z``.
     """
-    place = seen.place
-    oldest = place.step - limits.anomaly_window_steps
-    memory = replace(memory, left_out=tuple(p for p in memory.left_out if p.step > oldest))
+    oldest = seen.span.step - limits.anomaly_window_steps
+    history = replace(history, left_out=tuple(s for s in history.left_out if s.step > oldest))
+    if not seen.finite and seen.weights_finite:
+        return _leave_out(history, seen.span, limits, "not_finite", None)
     if not seen.finite:
-        if seen.weights_finite:
-            return _left_out(memory, place, limits, "not_finite", None)
-        blamed = () if memory.applied is None else (memory.applied,)
-        undone = (*blamed, *memory.left_out, place)
-        return Judgement(Verdict.ROLLBACK, memory, "weights_not_finite", None, undone)
+        blamed = () if history.applied is None else (history.applied,)
+        undone = (*blamed, *history.left_out, seen.span)
+        return AnomalyResult(AnomalyAction.ROLLBACK, history, "weights_not_finite", None, undone)
+
+    watched = limits.loss_spike != "off"
     z = None
-    if limits.loss_spike != "off" and len(memory.losses) >= limits.anomaly_window_steps:
-        z = robust_z(seen.loss, memory.losses)
-    if z is None or z <= limits.loss_spike_z:
-        return Judgement(
-            Verdict.APPLY, _applied(replace(memory, streak=()), seen, limits, warmup_steps), z=z
-        )
-    memory = replace(memory, streak=(*memory.streak, place))
-    return _spiked(memory, seen, limits, z, warmup_steps)
+    if watched and len(history.losses) >= limits.anomaly_window_steps:
+        z = robust_z(seen.loss, history.losses)
+    high = z is not None and z > limits.loss_spike_z
+    streak = (*history.streak, seen.span) if high else ()
+    history = replace(history, streak=streak)
+    if len(streak) >= limits.loss_spike_steps and limits.loss_spike == "skip":
+        return _leave_out(history, seen.span, limits, "loss_spike", z)
+    if len(streak) >= limits.loss_spike_steps and limits.loss_spike == "rollback":
+        undone = (*history.left_out, *streak)
+        return AnomalyResult(AnomalyAction.ROLLBACK, history, "loss_spike", z, undone)
 
-
-def _spiked(
-    memory: Memory, seen: Observed, limits: ResilienceConfig, z: float, warmup_steps: int
-) -> Judgement:
-    length = len(memory.streak)
-    if length < limits.loss_spike_steps or limits.loss_spike == "warn":
-        told = length == limits.loss_spike_steps
-        return Judgement(
-            Verdict.WARN if told else Verdict.APPLY,
-            _applied(memory, seen, limits, warmup_steps),
-            "loss_spike" if told else "",
-            z,
-        )
-    if limits.loss_spike == "skip":
-        return _left_out(memory, seen.place, limits, "loss_spike", z)
-    undone = (*memory.left_out, *memory.streak)
-    return Judgement(Verdict.ROLLBACK, memory, "loss_spike", z, undone)
-
-
-def _left_out(
-    memory: Memory, place: Place, limits: ResilienceConfig, what: str, z: float | None
-) -> Judgement:
-    """Skip a step, or roll back where too many were skipped already."""
-    memory = replace(memory, left_out=(*memory.left_out, place))
-    if len(memory.left_out) <= limits.max_skipped_steps:
-        return Judgement(Verdict.SKIP, memory, what, z)
-    streak = memory.streak if limits.loss_spike in ("skip", "rollback") else ()
-    return Judgement(Verdict.ROLLBACK, memory, what, z, (*streak, *memory.left_out))
-
-
-def _applied(memory: Memory, seen: Observed, limits: ResilienceConfig, warmup_steps: int) -> Memory:
-    losses = memory.losses
-    if limits.loss_spike != "off" and seen.place.step > warmup_steps:
+    losses = history.losses
+    if watched and seen.span.step > warmup_steps:
         losses = (*losses, seen.loss)[-limits.anomaly_window_steps :]
-    return replace(memory, losses=losses, applied=seen.place)
+    history = replace(history, losses=losses, applied=seen.span)
+    if len(streak) == limits.loss_spike_steps:
+        return AnomalyResult(AnomalyAction.WARN, history, "loss_spike", z)
+    return AnomalyResult(AnomalyAction.APPLY, history, z=z)
+
+
+def _leave_out(
+    history: AnomalyHistory, span: StepSpan, limits: ResilienceConfig, what: str, z: float | None
+) -> AnomalyResult:
+    """Skip a step, or roll back where too many were skipped already."""
+    history = replace(history, left_out=(*history.left_out, span))
+    if len(history.left_out) <= limits.max_skipped_steps:
+        return AnomalyResult(AnomalyAction.SKIP, history, what, z)
+    streak = history.streak if limits.loss_spike in ("skip", "rollback") else ()
+    undone = (*streak, *history.left_out)
+    return AnomalyResult(AnomalyAction.ROLLBACK, history, what, z, undone)

@@ -1,4 +1,4 @@
-"""What a run writes down: events for everyone, metrics for the tracker, lines for people.
+"""What a run records: events for every tool, metrics for the trackers, log lines for people.
 
 Rank 0 records; sample ids are recorded by the rank that consumed them.
 """
@@ -14,8 +14,8 @@ import torch
 
 from submitrain.config.job import LoggingConfig
 from submitrain.events import Kind
-from submitrain.train.callbacks.anomaly import Judgement, Observed
-from submitrain.train.callbacks.trackers import Tracker
+from submitrain.train.callbacks.anomaly import AnomalyResult, ObservedStep
+from submitrain.train.callbacks.trackers import Trackers
 from submitrain.train.checkpoint.manifest import TrainState
 from submitrain.train.context import RankContext
 from submitrain.train.data.batch import MicroBatch
@@ -26,21 +26,12 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class StepTimes:
-    """Where a step's time went, in seconds."""
-
-    step_s: float
-    """From asking for data to the end of the optimizer."""
-    data_wait_s: float
-
-
-@dataclass(frozen=True)
 class Journal:
     """Records of one rank."""
 
     context: RankContext
     settings: LoggingConfig
-    tracker: Tracker
+    tracker: Trackers
     device: torch.device
     work: Work
     peak_flops: float | None
@@ -52,22 +43,26 @@ class Journal:
         result: StepResult,
         agreed: Agreement,
         *,
-        rate: float,
-        times: StepTimes,
+        lr: float,
+        step_s: float,
+        data_wait_s: float,
     ) -> None:
-        """Record a finished step (rank 0, every ``log_every_steps``)."""
+        """Record a finished step (rank 0, every ``log_every_steps``).
+
+        ``step_s``: from asking for data to the end of the optimizer, of it ``data_wait_s`` waiting.
+        """
         if self.context.rank != 0 or state.step % self.settings.log_every_steps:
             return
         metrics: dict[str, float | int] = {
             "loss": result.loss,
             "grad_norm": result.grad_norm,
-            "lr": rate,
+            "lr": lr,
             "tokens": agreed.tokens,
             "label_tokens": agreed.label_tokens,
             "total_tokens": state.tokens,
-            "tokens_per_s": round(agreed.tokens / times.step_s, 2),
-            "step_s": round(times.step_s, 6),
-            "data_wait_s": round(times.data_wait_s, 6),
+            "tokens_per_s": round(agreed.tokens / step_s, 2),
+            "step_s": round(step_s, 6),
+            "data_wait_s": round(data_wait_s, 6),
             "mem_bytes": memory_bytes(self.device),
         }
         if self.peak_flops is not None:
@@ -75,7 +70,7 @@ class Journal:
                 tokens=agreed.tokens, label_tokens=agreed.label_tokens, pairs=agreed.pairs
             )
             peak = self.peak_flops * self.context.world_size
-            metrics["mfu"] = round(flops / times.step_s / peak, 4)
+            metrics["mfu"] = round(flops / step_s / peak, 4)
         self.context.events.write(
             Kind.STEP,
             step=state.step,
@@ -91,39 +86,34 @@ class Journal:
             step=state.step,
             loss=round(result.loss, 4),
             grad_norm=round(result.grad_norm, 3),
-            lr=float(f"{rate:.3g}"),
+            lr=float(f"{lr:.3g}"),
             tokens_per_s=round(metrics["tokens_per_s"]),
         )
 
-    def anomaly(self, judgement: Judgement, seen: Observed, samples: Sequence[int]) -> None:
-        """Record a step that went wrong, and what becomes of it (rank 0)."""
+    def anomaly(self, checked: AnomalyResult, seen: ObservedStep, samples: Sequence[int]) -> None:
+        """Record a step that went wrong, and what happens with it (rank 0)."""
         if self.context.rank != 0:
             return
-        fields: dict[str, Any] = {
-            "step": seen.place.step,
-            "what": judgement.what,
-            "action": str(judgement.verdict),
+        known: dict[str, Any] = {
+            "step": seen.span.step,
+            "what": checked.what,
+            "action": str(checked.action),
             "loss": seen.loss,
             "grad_norm": seen.grad_norm,
-            "z": judgement.z,
-            "position": seen.place.start,
-            "end": seen.place.stop,
+        }
+        fields: dict[str, Any] = {
+            "z": checked.z,
+            "position": seen.span.start,
+            "end": seen.span.stop,
             "samples": list(samples),
         }
-        if judgement.undone:
-            fields["first_step"] = min(place.step for place in judgement.undone)
-            fields["last_step"] = seen.place.step
-            fields["windows"] = judgement.skips.windows
-        self.context.events.write(Kind.ANOMALY, **fields)
-        self.tracker.log(seen.place.step, {"train/anomaly": 1})
-        log.warning(
-            "anomaly",
-            step=seen.place.step,
-            what=judgement.what,
-            action=str(judgement.verdict),
-            loss=seen.loss,
-            grad_norm=seen.grad_norm,
-        )
+        if checked.undone:
+            fields["first_step"] = min(span.step for span in checked.undone)
+            fields["last_step"] = seen.span.step
+            fields["windows"] = checked.skips.windows
+        self.context.events.write(Kind.ANOMALY, **known, **fields)
+        self.tracker.log(seen.span.step, {"train/anomaly": 1})
+        log.warning("anomaly", **known)
 
     def samples(self, step: int, batches: Sequence[MicroBatch]) -> None:
         """Record which samples this rank consumed, where that is asked for."""

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from submitrain.config.sections import CheckpointConfig
 from submitrain.errors import CheckpointError, FencedError
 from submitrain.events import Kind
-from submitrain.train.callbacks.history import SaveCost
+from submitrain.train.callbacks.autosave import SaveCost
 from submitrain.train.checkpoint.folders import CheckpointFolders
 from submitrain.train.checkpoint.hf_weights import Pretrained
 from submitrain.train.checkpoint.loading import load_newest, undone_checkpoints
@@ -216,7 +216,7 @@ class Checkpointer:
         )
         self._start(task, snapshot)
         if not background:
-            problem = self._land()
+            problem = self._join_save()
             if wait and problem:
                 raise CheckpointError(
                     f"{self._folders.published(state.step)}: not saved: {problem}; see that the "
@@ -240,7 +240,7 @@ class Checkpointer:
         Raises:
             FencedError: the save found that a newer attempt owns the run folder.
         """
-        self._land()
+        self._join_save()
 
     def close(self) -> None:
         """Wait for the save in flight and give the host buffers back."""
@@ -298,7 +298,7 @@ class Checkpointer:
         self._flight = flight
         flight.thread.start()
 
-    def _land(self) -> str:
+    def _join_save(self) -> str:
         """Wait for the save in flight and take note of its result; returns why it failed."""
         flight, self._flight = self._flight, None
         if flight is None or flight.thread is None:

@@ -17,7 +17,7 @@ from submitrain.errors import CheckpointError, FencedError
 from submitrain.events import Kind
 from submitrain.run_folder import fsync_dir
 from submitrain.train import faults
-from submitrain.train.callbacks.anomaly import remembered
+from submitrain.train.callbacks.anomaly import AnomalyHistory
 from submitrain.train.checkpoint.folders import CheckpointFolders
 from submitrain.train.checkpoint.hf_weights import Layout
 from submitrain.train.checkpoint.manifest import FileRecord, Manifest, TrainState, verify
@@ -215,7 +215,7 @@ def _prune(task: SaveTask, verified: Path) -> None:
         return
     keep = task.settings.keep_last_n_checkpoints
     try:
-        suspect = remembered(task.state.extra).first_suspect
+        suspect = AnomalyHistory.of(task.state.extra).first_suspect
         task.folders.prune(keep, verified=verified, rejected=task.rejected, suspect=suspect)
     except (OSError, FencedError) as error:
         log.warning("checkpoint_not_pruned", path=str(task.folders.root), reason=str(error))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -140,7 +140,7 @@ def start(loader: Any) -> Iterator[MicroBatch]:
 
 def step_batches(
     batches: RankBatches, parts: StepParts, cfg: DataLoaderConfig
-) -> Iterator[list[MicroBatch]]:
+) -> Generator[list[MicroBatch]]:
     """This rank's micro-batches, one list of ``accumulation`` for every step."""
     stream = start(open_loader(batches, parts, cfg))
     for first in stream:

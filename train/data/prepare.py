@@ -44,7 +44,7 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class DataContext:
     """Which rank this is, and where prepared data is kept: a folder that all ranks share.
 
     ``poll`` is called again and again while this rank tokenizes or waits for the one that does, and
@@ -56,7 +56,7 @@ class Place:
     cache: Path
     poll: Callable[[], None] = nothing
     barrier: Callable[[], None] = nothing
-    same: Callable[[str], str] = str
+    from_rank_0: Callable[[str], str] = str
     """Rank 0's value on every rank: hosts may see another path or time of the same file."""
 
     @property
@@ -65,7 +65,7 @@ class Place:
         return self.rank == 0
 
 
-def prepare_tokenizer(config: RunConfig, place: Place) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(config: RunConfig, place: DataContext) -> PreTrainedTokenizerBase:
     """The run's tokenizer; where one is to be trained, rank 0 trains it and the others wait.
 
     Raises:
@@ -74,7 +74,7 @@ def prepare_tokenizer(config: RunConfig, place: Place) -> PreTrainedTokenizerBas
     size = config.model.train_tokenizer_vocab_size
     if size is None:
         return load_tokenizer(config.model, None, place.cache)
-    key = place.same(_digest([FORMAT, "bpe-2", size, _selection(config.dataset)]))
+    key = place.from_rank_0(_digest([FORMAT, "bpe-2", size, _selection(config.dataset)]))
     folder = _root(config.dataset, place) / f"tokenizer-{key}"
     if place.builds and config.dataset.target == STDLIB and saved_tokenizer(folder) is None:
         read_ahead()
@@ -92,7 +92,7 @@ def prepare_tokenizer(config: RunConfig, place: Place) -> PreTrainedTokenizerBas
 
 
 def prepare_store(
-    cfg: DatasetConfig, tokenizer: PreTrainedTokenizerBase, place: Place
+    cfg: DatasetConfig, tokenizer: PreTrainedTokenizerBase, place: DataContext
 ) -> TokenStore:
     """The tokenized data of a section: from the cache, or tokenized by rank 0 now.
 
@@ -101,7 +101,7 @@ def prepare_store(
     """
     template = read_template(cfg.chat_template)
     key = _digest([FORMAT, *_selection(cfg), cfg.max_length, cfg.answer_only_loss_mask, template])
-    key = place.same(_digest([key, fingerprint(tokenizer)]))
+    key = place.from_rank_0(_digest([key, fingerprint(tokenizer)]))
     encoder = Encoder(
         tokenizer, Renderer(tokenizer, template), cfg.max_length, cfg.answer_only_loss_mask
     )
@@ -167,7 +167,7 @@ def _selection(cfg: DatasetConfig) -> list[Any]:
     return [source_key(cfg), cfg.split, cfg.num_samples_limit, cfg.column_mapping]
 
 
-def _root(cfg: DatasetConfig, place: Place) -> Path:
+def _root(cfg: DatasetConfig, place: DataContext) -> Path:
     return place.cache if cfg.cache_dir is None else Path(cfg.cache_dir).expanduser()
 
 

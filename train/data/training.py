@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from submitrain.train.data.loader import (
     step_batches,
 )
 from submitrain.train.data.order import UnitOrder
-from submitrain.train.data.prepare import Place, counts, prepare_store
+from submitrain.train.data.prepare import DataContext, counts, prepare_store
 from submitrain.train.data.store import TokenStore
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class TrainingData:
         stop = self.skips.advance(position, self.config.batch(self.world_size).global_size)
         return stop if self.end_position is None else min(stop, self.end_position)
 
-    def step_batches(self, position: int) -> Iterator[list[MicroBatch]]:
+    def step_batches(self, position: int) -> Generator[list[MicroBatch]]:
         """This rank's micro-batches of every step from ``position`` on, ``accumulation`` each."""
         batch = self.config.batch(self.world_size)
         batches = RankBatches(
@@ -158,7 +158,7 @@ class TrainingData:
 def prepare_data(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    place: Place,
+    place: DataContext,
     *,
     pad_to_fixed: bool = False,
     skips: Skips = Skips(),  # noqa: B008 - frozen
@@ -188,7 +188,7 @@ def _prepare(
     config: RunConfig,
     cfg: DatasetConfig,
     tokenizer: PreTrainedTokenizerBase,
-    place: Place,
+    place: DataContext,
     *,
     section: str,
 ) -> PreparedData:
@@ -237,7 +237,7 @@ def _warn_if_equal(train: PreparedData, validation: PreparedData) -> None:
 
 
 def _validation(
-    config: RunConfig, data: PreparedData, place: Place, pad_to_fixed: bool
+    config: RunConfig, data: PreparedData, place: DataContext, pad_to_fixed: bool
 ) -> ValidationPasses:
     cfg: DataLoaderConfig = config.validation_dataloader or config.dataloader
     local_size = cfg.batch_size or config.local_batch_size

@@ -23,6 +23,7 @@ from submitrain.errors import ConfigError
 from submitrain.imports import load_component
 from submitrain.train.distributed.groups import World
 from submitrain.train.model.attention import AttentionPlan, fast_16_bit, plan_attention, register
+from submitrain.train.model.loss import LanguageModel, chunked_head
 from submitrain.train.model.shard import ShardPolicy, fuse_norms, shard, shard_policy, use_liger
 from submitrain.train.model.weights import (
     allocate,
@@ -33,7 +34,6 @@ from submitrain.train.model.weights import (
     parameters_on_meta,
     seed_of,
 )
-from submitrain.train.step import LanguageModel, chunked_head
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from submitrain.config import RunConfig
-    from submitrain.train.callbacks.trackers import Tracker
+    from submitrain.train.callbacks.trackers import Trackers
     from submitrain.train.context import RankContext
     from submitrain.train.user_function.saving import Saving
 
@@ -99,7 +99,7 @@ class RunContext:
     """
 
     def __init__(
-        self, context: RankContext, config: RunConfig, saving: Saving, tracker: Tracker
+        self, context: RankContext, config: RunConfig, saving: Saving, tracker: Trackers
     ) -> None:
         self._context = context
         self._config = config

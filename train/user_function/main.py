@@ -12,7 +12,7 @@ from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
 from submitrain.imports import load_component
 from submitrain.processes import StopReason
 from submitrain.train import faults
-from submitrain.train.callbacks.trackers import open_tracker
+from submitrain.train.callbacks.trackers import open_trackers
 from submitrain.train.context import RankContext
 from submitrain.train.distributed.groups import choose_device, meet, set_threads
 from submitrain.train.distributed.hardware import describe
@@ -34,7 +34,7 @@ def main(context: RankContext, config: RunConfig) -> int:
     context.enter(Phase.BUILD)
     faults.at(faults.Moment.BUILD)
     function = load_component(config.entry.target, "entry._target_")
-    tracker = open_tracker(
+    tracker = open_trackers(
         config,
         rank=context.rank,
         run_id=context.run_dir.run_id,

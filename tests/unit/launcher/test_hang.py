@@ -283,7 +283,7 @@ SAVING = """Thread 0x00007f03 (most recent call first):
 
 Thread 0x00007f02 (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 1119 in join
-  File "/srv/train/checkpoint/checkpointer.py", line 233 in _land
+  File "/srv/train/checkpoint/checkpointer.py", line 233 in _join_save
 """
 
 

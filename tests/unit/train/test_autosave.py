@@ -17,12 +17,13 @@ from submitrain.config import RunConfig
 from submitrain.events import EXIT_FINISHED, Kind, append_line, read_events
 from submitrain.launcher import launch
 from submitrain.run_folder import RunDir
-from submitrain.train.callbacks.autosave import AutoSave
-from submitrain.train.callbacks.history import (
+from submitrain.train.callbacks.autosave import (
     FIRST_STEPS,
+    AutoSave,
+    FailureRate,
     SaveCost,
     lost_work,
-    read_history,
+    read_failures,
     read_save_cost,
 )
 from submitrain.train.context import RankContext
@@ -79,7 +80,7 @@ def saved_steps(folder: Path, attempt: int = 1) -> list[int]:
 
 def test_the_first_save_is_measured_and_the_interval_follows(tmp_path: Path) -> None:
     disk = Disk()
-    auto = AutoSave(context_of(tmp_path), disk, DAY / 4, 2, clock=lambda: disk.now)
+    auto = AutoSave(context_of(tmp_path), disk, FailureRate(DAY / 4, 2), clock=lambda: disk.now)
     first, second, third = disk.train(auto, 1000)[:3]
     assert first == FIRST_STEPS
     (told,) = intervals(tmp_path)
@@ -93,16 +94,16 @@ def test_the_first_save_is_measured_and_the_interval_follows(tmp_path: Path) -> 
 
 def test_it_does_not_wish_for_a_save_beside_another(tmp_path: Path) -> None:
     disk = Disk()
-    auto = AutoSave(context_of(tmp_path), disk, 1.0, 1, clock=lambda: disk.now)
+    auto = AutoSave(context_of(tmp_path), disk, FailureRate(1.0, 1), clock=lambda: disk.now)
     steps = disk.train(auto, 300)
     assert min(after - before for before, after in pairwise(steps)) > 40
 
 
 def test_a_change_is_told_once_and_heartbeats_carry_it(tmp_path: Path) -> None:
     disk = Disk()
-    auto = AutoSave(context_of(tmp_path), disk, DAY, 1, clock=lambda: disk.now)
+    auto = AutoSave(context_of(tmp_path), disk, FailureRate(DAY, 1), clock=lambda: disk.now)
     disk.train(auto, 100)
-    auto.node_mttf_s = DAY / 4
+    auto.rate = FailureRate(DAY / 4, 1)
     disk.train(auto, 100)
     first, second = (event["interval_s"] for event in intervals(tmp_path))
     assert second == pytest.approx(first / 2, rel=0.05)
@@ -149,8 +150,8 @@ def test_failures_and_time_are_read_from_the_attempts(tmp_path: Path) -> None:
         say(Kind.ATTEMPT_START, attempt, now + began)
         say(Kind.ATTEMPT_END, attempt, now + began + 300, **end(last_step=9 if lost else 4))
     say(Kind.ATTEMPT_START, 3, now - 100)
-    history = read_history(RunDir(tmp_path), 3)
-    assert (history.failures, round(history.observed_s)) == (1, 700)
+    failures, observed_s = read_failures(RunDir(tmp_path), 3)
+    assert (failures, round(observed_s)) == (1, 700)
 
 
 def test_the_cost_of_a_save_is_known_after_a_restart(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def train_by_wish(context: RankContext, config: dict[str, Any]) -> int:
     from submitrain.train import recipe
 
     def scripted(context: RankContext, _config: RunConfig, saver: Any) -> AutoSave | None:
-        return Wishes(context, saver, DAY, 1) if context.rank == 0 else None
+        return Wishes(context, saver, FailureRate(DAY, 1)) if context.rank == 0 else None
 
     recipe.auto_save = scripted
     return recipe.main(context, RunConfig.model_validate(config))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from submitrain.train.callbacks.history import (
+from submitrain.train.callbacks.autosave import (
     FIRST_S,
     FIRST_STEPS,
     LEAST_INTERFERENCE,
@@ -21,8 +21,8 @@ from submitrain.train.callbacks.history import (
     SaveCost,
     first_is_due,
     interval_of,
+    median_cost,
     slowdown_s,
-    typical,
 )
 
 DAY = 86_400.0
@@ -144,7 +144,7 @@ def test_slowdown_is_what_steps_beside_a_save_took_longer(
 
 def test_a_single_slow_save_decides_nothing() -> None:
     usual = SaveCost(1.0, 5.0, 0.5)
-    assert typical([usual, SaveCost(90.0, 300.0, 60.0), usual]) == usual
+    assert median_cost([usual, SaveCost(90.0, 300.0, 60.0), usual]) == usual
 
 
 def test_the_first_save_comes_after_some_steps_or_a_minute() -> None:

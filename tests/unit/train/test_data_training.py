@@ -13,7 +13,7 @@ import structlog
 
 from submitrain.config import RunConfig
 from submitrain.errors import DataError
-from submitrain.train.data.prepare import Place, prepare_tokenizer
+from submitrain.train.data.prepare import DataContext, prepare_tokenizer
 from submitrain.train.data.training import TrainingData, prepare_data
 from tests.data_parts import write_rows
 
@@ -43,7 +43,7 @@ def make_config(folder: Path, **sections: Any) -> RunConfig:
 
 def prepare(folder: Path, rank: int = 0, world: int = 1, **sections: Any) -> TrainingData:
     config = make_config(folder, **sections)
-    place = Place(rank, world, folder / "cache")
+    place = DataContext(rank, world, folder / "cache")
     return prepare_data(config, prepare_tokenizer(config, place), place)
 
 
@@ -107,7 +107,7 @@ def test_fingerprint_sees_what_changes_the_stream(tmp_path: Path, change: dict[s
     config = make_config(tmp_path, **change)
     if seed is not None:
         config = config.model_copy(update={"seed": seed})
-    place = Place(0, 1, tmp_path / "cache")
+    place = DataContext(0, 1, tmp_path / "cache")
     assert prepare_data(config, prepare_tokenizer(config, place), place).fingerprint != before
 
 
@@ -157,7 +157,7 @@ def test_trained_tokenizer_knows_prompts_and_answers_of_large_data(tmp_path: Pat
     rows = [{key: f"{text}{i}" for key, text in row.items()} for i in range(2500)]
     write_rows(tmp_path / "rows.jsonl", rows)
     config = make_config(tmp_path)
-    tokenizer = prepare_tokenizer(config, Place(0, 1, tmp_path / "cache"))
+    tokenizer = prepare_tokenizer(config, DataContext(0, 1, tmp_path / "cache"))
     for word in ("question", "solution"):
         assert len(tokenizer(word)["input_ids"]) == 1
 
@@ -205,7 +205,7 @@ def test_longer_validation_samples_get_longer_sequences(tmp_path: Path) -> None:
 
 def test_padded_batches_have_one_shape(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    place = Place(0, 1, tmp_path / "cache")
+    place = DataContext(0, 1, tmp_path / "cache")
     data = prepare_data(config, prepare_tokenizer(config, place), place, pad_to_fixed=True)
     shapes = {tuple(batch.input_ids.shape) for step in data.step_batches(0) for batch in step}
     assert shapes == {(1, 2 * 128)}
@@ -219,7 +219,7 @@ def test_tokenizing_can_be_given_up_and_leaves_nothing(tmp_path: Path) -> None:
         raise StopAskedError
 
     config = make_config(tmp_path)
-    tokenizer = prepare_tokenizer(config, Place(0, 1, tmp_path / "cache"))
+    tokenizer = prepare_tokenizer(config, DataContext(0, 1, tmp_path / "cache"))
     with pytest.raises(StopAskedError):
-        prepare_data(config, tokenizer, Place(0, 1, tmp_path / "other", poll=give_up))
+        prepare_data(config, tokenizer, DataContext(0, 1, tmp_path / "other", poll=give_up))
     assert list((tmp_path / "other").iterdir()) == []

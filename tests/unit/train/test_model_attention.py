@@ -21,8 +21,8 @@ from submitrain.train.model.attention import (
     register,
     short_attention,
 )
+from submitrain.train.model.loss import LanguageModel, chunked_head
 from submitrain.train.model.shard import fuse_norms
-from submitrain.train.step import LanguageModel, chunked_head
 
 VOCABULARY = 64
 SIZES: dict[str, Any] = {

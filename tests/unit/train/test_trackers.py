@@ -19,11 +19,10 @@ from submitrain.config import RunConfig
 from submitrain.errors import ConfigError
 from submitrain.train.callbacks import trackers as tracking
 from submitrain.train.callbacks.trackers import (
-    NoTracker,
-    Place,
     QueuedTracker,
+    TrackedRun,
     Trackers,
-    open_tracker,
+    open_trackers,
 )
 from tests.paths import REPOSITORY
 
@@ -31,15 +30,15 @@ ROOT = REPOSITORY
 
 
 def opened(folder: Path, rank: int = 0, **sections: Any) -> Any:
-    return open_tracker(RunConfig(**sections), rank=rank, run_id="r:1", folder=folder)
+    return open_trackers(RunConfig(**sections), rank=rank, run_id="r:1", folder=folder)
 
 
 def test_only_rank_0_tracks_and_only_where_asked(tmp_path: Path) -> None:
-    assert isinstance(opened(tmp_path), NoTracker)
-    assert isinstance(opened(tmp_path, rank=1, wandb={}, tensorboard={}, trackio={}), NoTracker)
+    assert not opened(tmp_path).trackers
+    assert not opened(tmp_path, rank=1, wandb={}, tensorboard={}, trackio={}).trackers
     off = {"enabled": False}
-    assert isinstance(opened(tmp_path, wandb=off, tensorboard=off, trackio=off), NoTracker)
-    assert isinstance(opened(tmp_path, wandb={"mode": "disabled"}), NoTracker)
+    assert not opened(tmp_path, wandb=off, tensorboard=off, trackio=off).trackers
+    assert not opened(tmp_path, wandb={"mode": "disabled"}).trackers
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard", "trackio"])
@@ -79,10 +78,10 @@ TRACKIO_ATTEMPT = """
 import sys
 from pathlib import Path
 from submitrain.config import RunConfig
-from submitrain.train.callbacks.trackers import open_tracker
+from submitrain.train.callbacks.trackers import open_trackers
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
 config = RunConfig(trackio={"project": "p", "dir": str(folder)}, seed=5)
-tracker = open_tracker(config, rank=0, run_id="r:1", folder=folder)
+tracker = open_trackers(config, rank=0, run_id="r:1", folder=folder)
 tracker.log(step, {"train/loss": 1.0 / step})
 tracker.close(0)
 """
@@ -132,11 +131,11 @@ def test_a_tracker_that_fails_or_hangs_holds_up_nobody(
     monkeypatch.setattr(tracking, "QUEUE_LENGTH", 3)
     gate, healthy = threading.Event(), []
 
-    def open_healthy(_: Place) -> Sink:
+    def open_healthy(_: TrackedRun) -> Sink:
         healthy.append(Sink("", gate))
         return healthy[0]
 
-    where = Place("r", tmp_path, {})
+    where = TrackedRun("r", tmp_path, {})
     bad = QueuedTracker("bad", lambda _: Sink(f"{how} at {place}", gate), where)
     both = Trackers([bad, QueuedTracker("good", open_healthy, where)], None)
     for step in range(1, 9):
