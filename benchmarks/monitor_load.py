@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from benchmarks.report import at_most, head, say
 from submitrain.monitor.serve.service import Service
 from submitrain.monitor.watch.fleet import Fleet
-from submitrain.monitor.watch.poll import Looker
+from submitrain.monitor.watch.poll import RunPoller
 from submitrain.monitor.watch.watch import Watcher
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import RunDir, list_runs, write_json_atomically
@@ -172,9 +172,9 @@ def _looks(what: str, writers: Writers) -> Callable[[], object]:
     if what == "watch":
         watcher = Watcher(
             find=find,
-            looker=Looker(),
+            poller=RunPoller(),
             show=lambda report: None,
-            complain=_give_up,
+            warn=_give_up,
             clock=lambda: writers.now,
         )
         return watcher.tick

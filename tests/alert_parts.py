@@ -12,23 +12,23 @@ import yaml
 
 from submitrain.config.alerts import AlertsConfig
 from submitrain.events import append_line
+from submitrain.monitor.alerts.rules import Limits, Rule, Severity
 from submitrain.monitor.alerts.settings import Settings
-from submitrain.monitor.alerts.state import Entry, Event, Message, RunAlerts
+from submitrain.monitor.alerts.state import Message, Notice, RunAlerts, Transition
 from submitrain.monitor.alerts.store import AlertFiles
-from submitrain.monitor.watch.snapshot import Limits, Rule, Severity
 from submitrain.run_folder import RunDir, write_json_atomically
 
 RUN_ID = "toy-20260101T000000-0a1b2c3d"
 
 
 def entry(
-    event: Event = Event.FIRING,
+    event: Transition = Transition.FIRING,
     *,
     rule: Rule = Rule.HANG,
     severity: Severity = Severity.CRITICAL,
     text: str = "no progress for 61 s",
-) -> Entry:
-    return Entry(
+) -> Notice:
+    return Notice(
         key=f"f00d-{rule}-{event}",
         event=event,
         run_id=RUN_ID,
@@ -43,7 +43,7 @@ def entry(
     )
 
 
-def message(channel: str, *entries: Entry, key: str = "k1") -> Message:
+def message(channel: str, *entries: Notice, key: str = "k1") -> Message:
     return Message(key, channel, entries or (entry(),), 1000.0)
 
 

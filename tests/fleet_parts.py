@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from submitrain.monitor.alerts.state import Alert, RunAlerts, Stage
+from submitrain.monitor.alerts.rules import Finding, Rule, Severity
+from submitrain.monitor.alerts.state import RunAlerts, Stage, new_alert
 from submitrain.monitor.alerts.store import AlertFiles
-from submitrain.monitor.watch.snapshot import Finding, Rule, Severity
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import write_json_atomically
 from tests.alert_parts import FakeRun
@@ -65,7 +65,7 @@ def living(runs: Path, name: str, pid: int) -> FakeRun:
 def fire(run: FakeRun) -> None:
     """What a watcher that found a full disk leaves."""
     found = Finding(Rule.DISK, "run", Severity.CRITICAL, "2 GB are free", "make room")
-    alert = replace(Alert.begin(run.dir.run_id, found, 1000.0, 1), stage=Stage.FIRING)
+    alert = replace(new_alert(run.dir.run_id, found, 1000.0), stage=Stage.FIRING)
     files = AlertFiles.of(run.dir.root)
     files.prepare()
     files.save(RunAlerts(run.dir.run_id, alerts=(alert,)))

@@ -1,29 +1,15 @@
-"""Mail over SMTP; every try of a message has the same Message-ID, by which servers drop doubles.
+"""The channels of alerts: Slack, mail, PagerDuty, webhook, apprise.
 
-Why a message was not taken.
-
-One HTTP request with a time limit; what went wrong is sorted by whether a retry helps.
-
-Slack's incoming webhook, and whatever apprise knows; neither drops what comes twice.
-
-PagerDuty Events API v2: one incident per alert, opened and resolved by ``dedup_key``.
-
-A webhook of the user's own: JSON with an HMAC-SHA256 signature over time and body.
-
-``X-Submitrain-Signature: sha256=<hex>`` is the HMAC of ``<timestamp>.<body>``; a receiver that also
-looks at the timestamp's age cannot be fooled by a replay, and one that remembers
-``Idempotency-Key`` gets nothing twice.
-
-Ways to tell people: each takes a sealed message and returns, or says why it could not.
-
-``send`` may be called again with the same message: channels that can tell drop it then (PagerDuty
-by ``dedup_key``, mail by ``Message-ID``, the webhook by ``Idempotency-Key``); the others say so.
+Each takes a sealed message and returns, or raises ``DeliveryError``. It may be called again with
+the same message: channels that can tell drop it then (PagerDuty by ``dedup_key``, mail by
+``Message-ID``, the webhook by ``Idempotency-Key``); Slack and apprise say that it is a repetition.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import html
 import http.client
 import importlib
 import json
@@ -34,15 +20,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import urlsplit
 
-from submitrain.monitor.alerts.routing import body, entry_lines, headline, subject
+from submitrain.monitor.alerts.rules import Severity
 from submitrain.monitor.alerts.settings import Settings
-from submitrain.monitor.alerts.state import Entry, Event, Message
-from submitrain.monitor.watch.snapshot import Severity
+from submitrain.monitor.alerts.state import Message, Notice, Transition
 
 
 class DeliveryError(Exception):
@@ -65,6 +52,52 @@ class DeliveryError(Exception):
         self.retry_after_s = retry_after_s
 
 
+_PREFIX = {Transition.FIRING: "", Transition.REMINDER: "STILL ", Transition.RESOLVED: "RESOLVED "}
+
+
+def subject(message: Message) -> str:
+    """``[submitrain] CRITICAL run-id: hang (+2)``"""
+    first = min(message.entries, key=lambda one: list(Severity).index(one.severity))
+    more = f" (+{len(message.entries) - 1})" if len(message.entries) > 1 else ""
+    resolved = all(one.event is Transition.RESOLVED for one in message.entries)
+    word = "RESOLVED" if resolved else str(message.severity).upper()
+    return f"[submitrain] {word} {first.run_id}: {_what(first)}{more}"
+
+
+def body(message: Message, *, repeated: bool = False) -> str:
+    """Plain text with every notice; ``repeated``: it may have arrived before."""
+    lines = [text for notice in message.entries for text in [*notice_lines(notice), ""]]
+    if repeated:
+        lines.append("(sent again: it is not known whether this arrived before)")
+    lines.append(f"message {message.key}")
+    return "\n".join(lines)
+
+
+def notice_lines(notice: Notice) -> list[str]:
+    """One notice: what, evidence, what to do, since when."""
+    lines = [headline(notice), notice.text]
+    if notice.next_step and notice.event is not Transition.RESOLVED:
+        lines.append(f"next: {notice.next_step}")
+    if notice.event is not Transition.FIRING:
+        lines.append(f"since {moment(notice.since)}")
+    return lines
+
+
+def headline(notice: Notice) -> str:
+    """``CRITICAL run-id: disk (space)``"""
+    severity = str(notice.severity).upper()
+    return f"{_PREFIX[notice.event]}{severity} {notice.run_id}: {_what(notice)}"
+
+
+def moment(t: float) -> str:
+    """``2026-01-31 12:00:00 UTC``"""
+    return datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _what(notice: Notice) -> str:
+    return str(notice.rule) if notice.subject == "run" else f"{notice.rule} ({notice.subject})"
+
+
 TIMEOUT_S = 10.0
 _AGENT = "submitrain-monitor"
 _AGAIN = frozenset({408, 409, 425, 429})
@@ -81,34 +114,33 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str]) -> None:
-    """POST; returns when the receiver took it (2xx).
+def post_json(url: str, value: object) -> None:
+    """POST a value as JSON; raises like ``request``."""
+    request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+
+def request(url: str, data: bytes | None = None, headers: Mapping[str, str] | None = None) -> None:
+    """POST ``data``, or GET without it; returns when the receiver took it (2xx).
 
     Raises:
-        DeliveryError: it did not, or nobody knows.
+        DeliveryError: it did not, or nobody knows; it tells whether a retry helps.
     """
-    fetch(urllib.request.Request(_checked(url), data=body, headers=dict(headers), method="POST"))
-
-
-def get(url: str) -> None:
-    """GET, for a ping; raises like ``post``."""
-    fetch(urllib.request.Request(_checked(url), method="GET"))
-
-
-def fetch(request: urllib.request.Request) -> None:
-    """Do it, and sort what goes wrong."""
-    request.add_header("User-Agent", _AGENT)
-    where = urlsplit(request.full_url).netloc.rpartition("@")[2]
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise DeliveryError("expected a URL of http or https, got something else (not shown)")
+    where = parts.netloc.rpartition("@")[2]
+    full = urllib.request.Request(url, data, {"User-Agent": _AGENT, **(headers or {})})
     try:
-        with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
+        with _OPENER.open(full, timeout=TIMEOUT_S) as answer:
             answer.read(4096)
     except urllib.error.HTTPError as error:
         with error:
             said = error.read(200).decode(errors="replace").strip()
+            wait = error.headers.get("Retry-After")
         raise DeliveryError(
             f"{where} answered {error.code} {said}".strip(),
             transient=error.code >= 500 or error.code in _AGAIN,
-            retry_after_s=_seconds(error.headers.get("Retry-After")),
+            retry_after_s=float(wait) if wait and wait.isdigit() else None,
         ) from error
     except urllib.error.URLError as error:
         # urllib wraps what happens before the request is out: nothing has arrived.
@@ -120,47 +152,27 @@ def fetch(request: urllib.request.Request) -> None:
         ) from error
 
 
-def _checked(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise DeliveryError("expected a URL of http or https, got something else (not shown)")
-    return url
-
-
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.isdigit() else None
-
-
 _MARK = {Severity.CRITICAL: ":red_circle:", Severity.WARNING: ":large_yellow_circle:"}
 _APPRISE_TYPE = {Severity.CRITICAL: "failure", Severity.WARNING: "warning", Severity.INFO: "info"}
 
 
 def send_slack(message: Message, settings: Settings, repeated: bool) -> str:
     """POST to the webhook of a channel."""
-    payload = {"text": slack_text(message, repeated=repeated)}
-    post(
-        settings.value("slack_webhook"),
-        json.dumps(payload).encode(),
-        {"Content-Type": "application/json"},
-    )
+    post_json(settings.value("slack_webhook"), {"text": slack_text(message, repeated=repeated)})
     return ""
 
 
 def slack_text(message: Message, *, repeated: bool = False) -> str:
     """The message in Slack's mrkdwn; its three control characters are escaped (Slack's docs)."""
     blocks = []
-    for entry in message.entries:
-        head, *lines = (_escaped(line) for line in entry_lines(entry))
-        resolved = entry.event is Event.RESOLVED
-        mark = ":large_green_circle:" if resolved else _MARK.get(entry.severity, ":white_circle:")
+    for notice in message.entries:
+        head, *lines = (html.escape(line, quote=False) for line in notice_lines(notice))
+        resolved = notice.event is Transition.RESOLVED
+        mark = ":large_green_circle:" if resolved else _MARK.get(notice.severity, ":white_circle:")
         blocks.append("\n".join([f"{mark} *{head}*", *lines]))
     if repeated:
         blocks.append("_sent again: it is not known whether this arrived before_")
     return "\n\n".join(blocks)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def send_apprise(message: Message, settings: Settings, repeated: bool) -> str:
@@ -278,31 +290,27 @@ _SUMMARY_LIMIT = 1024
 def send_pagerduty(message: Message, settings: Settings, repeated: bool) -> str:
     """Trigger or resolve; what comes twice changes nothing there."""
     key = settings.value("pagerduty_key")
-    for entry in message.entries:
-        payload = {"routing_key": key, **event_of(entry, socket.gethostname())}
-        post(
-            settings.alerts.pagerduty_url,
-            json.dumps(payload).encode(),
-            {"Content-Type": "application/json"},
-        )
+    for notice in message.entries:
+        event = {"routing_key": key, **event_of(notice, socket.gethostname())}
+        post_json(settings.alerts.pagerduty_url, event)
     return ""
 
 
-def event_of(entry: Entry, host: str) -> dict[str, Any]:
+def event_of(notice: Notice, host: str) -> dict[str, Any]:
     """The event, without the routing key."""
-    resolved = entry.event is Event.RESOLVED
+    resolved = notice.event is Transition.RESOLVED
     event: dict[str, Any] = {
         "event_action": "resolve" if resolved else "trigger",
-        "dedup_key": entry.fingerprint,
+        "dedup_key": notice.fingerprint,
     }
     if not resolved:
         event["payload"] = {
-            "summary": f"{headline(entry)}: {entry.text}"[:_SUMMARY_LIMIT],
+            "summary": f"{headline(notice)}: {notice.text}"[:_SUMMARY_LIMIT],
             "source": host,
-            "severity": str(entry.severity),
-            "component": entry.run_id,
-            "class": str(entry.rule),
-            "custom_details": {"next_step": entry.next_step, "key": entry.key},
+            "severity": str(notice.severity),
+            "component": notice.run_id,
+            "class": str(notice.rule),
+            "custom_details": {"next_step": notice.next_step, "key": notice.key},
         }
     return event
 
@@ -312,14 +320,14 @@ TIMESTAMP, SIGNATURE = "X-Submitrain-Timestamp", "X-Submitrain-Signature"
 
 def send_webhook(message: Message, settings: Settings, repeated: bool) -> str:
     """POST the message."""
-    content = message.as_json() | {"v": 1, "repeated": repeated}
+    content = asdict(message) | {"v": 1, "repeated": repeated}
     body = json.dumps(content, sort_keys=True).encode()
     headers = {"Content-Type": "application/json", "Idempotency-Key": message.key}
     secret = settings.value("webhook_secret")
     if secret:
         timestamp = str(int(time.time()))
         headers |= {TIMESTAMP: timestamp, SIGNATURE: signature(secret, timestamp, body)}
-    post(settings.value("webhook_url"), body, headers)
+    request(settings.value("webhook_url"), body, headers)
     return ""
 
 

@@ -1,15 +1,15 @@
-"""Sends what is in the outbox: at least once, and never twice where that can be avoided.
+"""Delivery of alerts: sends what is in a run's outbox, in a process of its own.
 
-Every try is written down before and after. A try without an end means that the sender was killed,
-or the answer was lost: the message may have arrived, and is sent again, under the same key.
+At least once, and never twice where that can be avoided: every try is written down before and
+after. A try without an end means that the sender was killed, or the answer was lost: the message
+may have arrived, and is sent again under the same key. A slow channel holds nobody up, and a
+kill -9 of the monitor does not cut a delivery in two: the sending process finishes its tries,
+writes down their outcome, and holds the outbox's lock until then.
 
-Sends in a process of its own, so that a slow channel holds nobody up.
-
-And so that a kill -9 of the monitor does not cut a delivery in two: the sender goes on to the end,
-writes down what came of it, and holds the outbox's lock until then.
-
-``python -m monitor test-alert``: one test message through every channel that is set up.
+``python -m monitor test-alert`` sends one test message through every channel that is set up.
 """
+
+# ruff: noqa: T201 - printing is what a command line does
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tenacity import (
-    RetryCallState,
     Retrying,
     retry_if_exception,
     stop_after_attempt,
@@ -35,11 +34,11 @@ from tenacity import (
 )
 
 from submitrain.errors import RunError, UserError
-from submitrain.monitor.alerts.channels import CHANNELS, DeliveryError, Send, get
+from submitrain.monitor.alerts.channels import CHANNELS, DeliveryError, Send, request
+from submitrain.monitor.alerts.rules import Rule, Severity
 from submitrain.monitor.alerts.settings import NotSetError, Settings, read_settings
-from submitrain.monitor.alerts.state import Entry, Event, Message
+from submitrain.monitor.alerts.state import Message, Notice, Transition
 from submitrain.monitor.alerts.store import AlertFiles
-from submitrain.monitor.watch.snapshot import Rule, Severity
 from submitrain.run_folder import RunDir, find_run
 
 TRYING, SENT, FAILED, GIVEN_UP = "trying", "sent", "failed", "given_up"
@@ -92,9 +91,8 @@ def due(messages: Iterable[Message], tries: Mapping[str, Tries], now: float) -> 
         known = tries.get(message.key, Tries())
         if known.done:
             continue
-        about = {(message.channel, entry.fingerprint) for entry in message.entries}
-        if known.next_at > now or about & held:
-            held |= about
+        if known.next_at > now or message.about & held:
+            held |= message.about
         else:
             found.append(message)
     return found
@@ -115,14 +113,13 @@ def deliver(
         tries = tries_of(files.read_deliveries())
         began, down, unsent = clock(), set[str](), set[tuple[str, str]]()
         for message in due(state.outbox, tries, began):
-            about = {(message.channel, entry.fingerprint) for entry in message.entries}
-            if message.channel in down or about & unsent or clock() - began > PASS_S:
-                unsent |= about
+            if message.channel in down or message.about & unsent or clock() - began > PASS_S:
+                unsent |= message.about
                 continue
             known = tries.get(message.key, Tries())
             error = _send(files, settings, channels[message.channel], message, known, clock)
             if error is not None:
-                unsent |= about
+                unsent |= message.about
                 if error.transient:
                     down.add(message.channel)
     return True
@@ -136,7 +133,7 @@ def _send(
     known: Tries,
     clock: Callable[[], float],
 ) -> DeliveryError | None:
-    """Try one message and write down what came of it; returns what went wrong."""
+    """Try one message and write down its outcome; returns what went wrong."""
 
     def note(outcome: str, **more: Any) -> None:
         line = {"key": message.key, "channel": message.channel, "outcome": outcome, **more}
@@ -154,7 +151,7 @@ def _send(
         uncertain = known.uncertain or error.uncertain
         note(FAILED, error=text, uncertain=uncertain, next_at=round(clock() + wait_s, 3))
         return error
-    told = [entry.key for entry in message.entries]
+    told = [notice.key for notice in message.entries]
     note(SENT, entries=told, **({"remark": remark} if remark else {}))
     return None
 
@@ -176,37 +173,28 @@ def _retrying(send: Send, message: Message, settings: Settings, uncertain: bool)
             # A channel of a third party may raise anything; the other messages must go out.
             raise DeliveryError(f"{type(error).__name__}: {error}", uncertain=True) from error
 
+    def worth_another_try(error: BaseException) -> bool:
+        return (
+            isinstance(error, DeliveryError)
+            and error.transient
+            and not error.uncertain
+            and error.retry_after_s is None
+        )
+
     retrying = Retrying(
         stop=stop_after_attempt(TRIES_AT_ONCE),
         wait=wait_random_exponential(multiplier=0.2, max=2.0),
-        retry=retry_if_exception(_worth_another_try),
-        retry_error_callback=_last_error,
+        retry=retry_if_exception(worth_another_try),
+        reraise=True,
     )
     return retrying(once)
 
 
-def _worth_another_try(error: BaseException) -> bool:
-    return (
-        isinstance(error, DeliveryError)
-        and error.transient
-        and not error.uncertain
-        and error.retry_after_s is None
-    )
-
-
-def _last_error(state: RetryCallState) -> str:
-    assert state.outcome is not None
-    return str(state.outcome.result())
-
-
-Job = tuple[AlertFiles, Settings]
-
-
 @dataclass(frozen=True)
-class Errand:
-    """What one sender does: outboxes to empty, then URLs to ping."""
+class DeliveryTask:
+    """What one sending process does: outboxes to empty, then URLs to ping."""
 
-    outboxes: Sequence[Job] = ()
+    outboxes: Sequence[tuple[AlertFiles, Settings]] = ()
     pings: Sequence[str] = ()
 
     def run(self) -> None:
@@ -217,7 +205,7 @@ class Errand:
         for url in self.pings:
             # Whoever misses the ping raises the alarm: there is nobody else to tell.
             with suppress(DeliveryError):
-                get(url)
+                request(url)
 
 
 class Sender:
@@ -227,7 +215,7 @@ class Sender:
         self._child: int | None = None
 
     def busy(self) -> bool:
-        """Whether the last errand is still under way."""
+        """Whether the last task is still under way."""
         if self._child is None:
             return False
         with suppress(ChildProcessError):
@@ -236,17 +224,17 @@ class Sender:
         self._child = None
         return False
 
-    def start(self, errand: Errand) -> None:
-        """Begin an errand, unless one is under way."""
-        if self.busy() or not (errand.outboxes or errand.pings):
+    def start(self, task: DeliveryTask) -> None:
+        """Begin a task, unless one is under way."""
+        if self.busy() or not (task.outboxes or task.pings):
             return
         child = os.fork()
         if child == 0:
-            _leave(errand.run)
+            _run_detached(task)
         self._child = child
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the errand's end; returns whether it came in time."""
+        """Wait for the task's end; returns whether it came in time."""
         deadline = time.monotonic() + timeout_s
         while self.busy():
             if time.monotonic() > deadline:
@@ -255,8 +243,8 @@ class Sender:
         return True
 
 
-def _leave(work: Callable[[], None]) -> None:
-    """In the child: work apart from the monitor's terminal and its pipes, and leave."""
+def _run_detached(task: DeliveryTask) -> NoReturn:
+    """In the child: work apart from the monitor's terminal and its pipes, and exit."""
     code = 1
     try:
         os.setsid()
@@ -265,7 +253,7 @@ def _leave(work: Callable[[], None]) -> None:
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
-        work()
+        task.run()
         code = 0
     finally:
         os._exit(code)
@@ -282,35 +270,31 @@ def pings_of(settings: Sequence[Settings]) -> list[str]:
     return found
 
 
-# ruff: noqa: T201 - printing is what a command line does
-
-
 def main(options: argparse.Namespace) -> int:
     """Send, and say of each channel whether it took the message."""
-    settings = _settings(options)
+    if options.config is None and options.run is None:
+        raise UserError("test-alert: expected a RUN or --config FILE, got neither")
+    if options.config is not None:
+        settings = read_settings(Path(options.config))
+    else:
+        settings = read_settings(RunDir(find_run(options.run, Path(options.runs_dir))).config)
     if not settings.channels:
         raise UserError(
             "alerts: expected at least one channel (slack_webhook, email_to, pagerduty_key, "
             "webhook_url, apprise_url), got none; see docs/monitoring.md"
         )
-    refused = [name for name in settings.channels if not _try(name, settings)]
+    refused = [name for name in settings.channels if not _test(name, settings)]
     if refused:
         raise RunError(f"test-alert: not taken by {', '.join(refused)}")
     return 0
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    if options.config is not None:
-        return read_settings(Path(options.config))
-    if options.run is None:
-        raise UserError("test-alert: expected a RUN or --config FILE, got neither")
-    return read_settings(RunDir(find_run(options.run, Path(options.runs_dir))).config)
-
-
-def _try(name: str, settings: Settings) -> bool:
+def _test(name: str, settings: Settings) -> bool:
     try:
-        for event in (Event.FIRING, Event.RESOLVED) if name == "pagerduty" else (Event.FIRING,):
-            remark = CHANNELS[name](message_for(name, event), settings, False)
+        # PagerDuty also gets the resolve, so that no incident stays open.
+        also = (Transition.RESOLVED,) if name == "pagerduty" else ()
+        for event in (Transition.FIRING, *also):
+            remark = CHANNELS[name](trial_message(name, event), settings, False)
     except (DeliveryError, NotSetError) as error:
         print(f"{name}: failed: {settings.redact(str(error))}")
         return False
@@ -318,10 +302,10 @@ def _try(name: str, settings: Settings) -> bool:
     return True
 
 
-def message_for(channel: str, event: Event) -> Message:
-    """A test message; PagerDuty also gets its resolve, so that no incident stays open."""
+def trial_message(channel: str, event: Transition = Transition.FIRING) -> Message:
+    """A message that says it is a test."""
     now, host = time.time(), socket.gethostname()
-    entry = Entry(
+    notice = Notice(
         key=f"test-{uuid.uuid4().hex}",
         event=event,
         run_id="test-alert",
@@ -334,4 +318,4 @@ def message_for(channel: str, event: Event) -> Message:
         t=now,
         since=now,
     )
-    return Message(uuid.uuid4().hex[:24], channel, (entry,), now)
+    return Message(uuid.uuid4().hex[:24], channel, (notice,), now)

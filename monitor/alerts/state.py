@@ -1,21 +1,33 @@
-"""Alerts, what happens to them, and the messages that tell of it. Pure; times are UTC seconds.
+"""The state machine of alerts: pending, firing, resolved, and what is to be told of it. Pure.
 
-The life of alerts: pending, firing, resolved. A pure function of state, verdicts and time.
-
-Messages are due on transitions only, plus one reminder per ``remind_s`` for what is critical. A
-consequence of another alert is kept quiet while that one lasts. What a rule cannot tell changes
-nothing.
+``advance`` makes notices of transitions only, plus one reminder per ``remind_s`` for what is
+critical. A consequence of another alert is kept quiet while that one lasts. What a rule cannot tell
+changes nothing. ``seal`` makes messages for channels of the notices. Times are UTC seconds.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Self
+from functools import cache
+from typing import Any
 
-from submitrain.monitor.watch.snapshot import MUTED_BY, Finding, Rule, Samples, Severity, Verdicts
+from pydantic import TypeAdapter
+
+from submitrain.config.alerts import AlertsConfig
+from submitrain.monitor.alerts.rules import MUTED_BY, Finding, Rule, RuleResults, Severity
+from submitrain.monitor.watch.observe import Samples
+
+ONE_BY_ONE = frozenset({"pagerduty"})
+"""Channels that keep a state for every alert, so each gets a message of its own."""
+CRITICAL_ONLY = frozenset({"pagerduty"})
+"""Channels that get critical alerts only, unless the configuration says otherwise."""
+RESOLVE_AFTER_S = 60.0
+"""An alert ends when it has not held for so long: one good poll does not end what flickers."""
+_NEWS = frozenset({Rule.FINISHED})
+"""Rules whose findings happen instead of last: nobody is told that they ended."""
 
 
 class Stage(StrEnum):
@@ -26,17 +38,12 @@ class Stage(StrEnum):
     FIRING = "firing"
 
 
-class Event(StrEnum):
-    """What a message tells."""
+class Transition(StrEnum):
+    """What a notice tells."""
 
     FIRING = "firing"
     REMINDER = "reminder"
     RESOLVED = "resolved"
-
-
-def fingerprint(run_id: str, rule: Rule, subject: str) -> str:
-    """Identity of an alert: the same trouble of the same run, whatever its numbers."""
-    return hashlib.sha256(f"{run_id}\0{rule}\0{subject}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -62,42 +69,13 @@ class Alert:
     episode: int = 1
     """Counts how often this fingerprint has begun."""
 
-    @classmethod
-    def begin(cls, run_id: str, finding: Finding, now: float, episode: int) -> Self:
-        """A finding seen for the first time."""
-        return cls(
-            fingerprint=fingerprint(run_id, finding.rule, finding.subject),
-            rule=finding.rule,
-            subject=finding.subject,
-            severity=finding.severity,
-            text=finding.text,
-            next_step=finding.next_step,
-            stage=Stage.PENDING,
-            since=now,
-            seen_at=now,
-            episode=episode,
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for the state file."""
-        return {name: str(v) if isinstance(v, StrEnum) else v for name, v in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read back what ``as_json`` wrote; unknown fields are skipped."""
-        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
-        known["rule"] = Rule(known["rule"])
-        known["severity"] = Severity(known["severity"])
-        known["stage"] = Stage(known["stage"])
-        return cls(**known)
-
 
 @dataclass(frozen=True)
-class Entry:
+class Notice:
     """One thing to tell: an alert's transition. ``key`` is unique for it, for ever."""
 
     key: str
-    event: Event
+    event: Transition
     run_id: str
     fingerprint: str
     rule: Rule
@@ -108,37 +86,6 @@ class Entry:
     t: float
     since: float
 
-    @classmethod
-    def of(cls, run_id: str, alert: Alert, event: Event, now: float) -> Self:
-        """What to tell of an alert at this moment."""
-        moment = f"-{int(now)}" if event is Event.REMINDER else ""
-        return cls(
-            key=f"{alert.fingerprint}-{alert.episode}-{event}{moment}",
-            event=event,
-            run_id=run_id,
-            fingerprint=alert.fingerprint,
-            rule=alert.rule,
-            subject=alert.subject,
-            severity=alert.severity,
-            text=alert.text,
-            next_step=alert.next_step,
-            t=now,
-            since=alert.since,
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for files and channels."""
-        return {name: str(v) if isinstance(v, StrEnum) else v for name, v in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read back what ``as_json`` wrote; unknown fields are skipped."""
-        known = {name: value[name] for name in cls.__dataclass_fields__}
-        known["event"] = Event(known["event"])
-        known["rule"] = Rule(known["rule"])
-        known["severity"] = Severity(known["severity"])
-        return cls(**known)
-
 
 @dataclass(frozen=True)
 class Message:
@@ -147,7 +94,7 @@ class Message:
     key: str
     """Idempotency key: the same for every attempt to send it."""
     channel: str
-    entries: tuple[Entry, ...]
+    entries: tuple[Notice, ...]
     created_at: float
 
     @property
@@ -155,20 +102,10 @@ class Message:
         """The worst of its entries."""
         return min((one.severity for one in self.entries), key=list(Severity).index)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for the outbox."""
-        return {
-            "key": self.key,
-            "channel": self.channel,
-            "entries": [one.as_json() for one in self.entries],
-            "created_at": self.created_at,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read back what ``as_json`` wrote."""
-        entries = tuple(Entry.from_json(one) for one in value["entries"])
-        return cls(value["key"], value["channel"], entries, value["created_at"])
+    @property
+    def about(self) -> set[tuple[str, str]]:
+        """Channel and alert of every entry: such messages are sent in order."""
+        return {(self.channel, one.fingerprint) for one in self.entries}
 
 
 @dataclass(frozen=True)
@@ -177,11 +114,11 @@ class RunAlerts:
 
     run_id: str
     alerts: tuple[Alert, ...] = ()
-    waiting: tuple[Entry, ...] = ()
+    waiting: tuple[Notice, ...] = ()
     """Told soon, together with what joins them."""
     outbox: tuple[Message, ...] = ()
     """Sealed, on their way."""
-    unlogged: tuple[Entry, ...] = ()
+    unlogged: tuple[Notice, ...] = ()
     """May not have reached alerts.jsonl yet."""
     episodes: Mapping[str, int] = field(default_factory=dict)
     samples: Samples = field(default_factory=Samples)
@@ -200,37 +137,21 @@ class RunAlerts:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for the state file."""
-        return {
-            "v": 1,
-            "run_id": self.run_id,
-            "alerts": [one.as_json() for one in self.alerts],
-            "waiting": [one.as_json() for one in self.waiting],
-            "outbox": [one.as_json() for one in self.outbox],
-            "unlogged": [one.as_json() for one in self.unlogged],
-            "episodes": dict(self.episodes),
-            "samples": self.samples.as_json(),
-            "last": dict(self.last),
-        }
+        return {"v": 1, **asdict(self)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read back what ``as_json`` wrote."""
-        return cls(
-            run_id=value["run_id"],
-            alerts=tuple(Alert.from_json(one) for one in value["alerts"]),
-            waiting=tuple(Entry.from_json(one) for one in value["waiting"]),
-            outbox=tuple(Message.from_json(one) for one in value["outbox"]),
-            unlogged=tuple(Entry.from_json(one) for one in value["unlogged"]),
-            episodes=dict(value["episodes"]),
-            samples=Samples.from_json(value["samples"]),
-            last=dict(value.get("last") or {}),
-        )
+    def from_json(cls, value: object) -> RunAlerts:
+        """Read back what ``as_json`` wrote; unknown fields are skipped.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return _state_reader().validate_python(value)
 
 
-RESOLVE_AFTER_S = 60.0
-"""An alert ends when it has not held for so long: one good look does not end what flickers."""
-_NEWS = frozenset({Rule.FINISHED})
-"""Rules whose findings happen instead of last: nobody is told that they ended."""
+@cache
+def _state_reader() -> TypeAdapter[RunAlerts]:
+    return TypeAdapter(RunAlerts)
 
 
 @dataclass(frozen=True)
@@ -241,35 +162,56 @@ class Timing:
     resolve_after_s: float = RESOLVE_AFTER_S
 
 
-def advance(state: RunAlerts, verdicts: Verdicts, now: float, timing: Timing) -> RunAlerts:
-    """The state after a look; new messages wait in ``waiting``."""
-    found = {fingerprint(state.run_id, one.rule, one.subject): one for one in verdicts.findings}
+def fingerprint(run_id: str, rule: Rule, subject: str) -> str:
+    """Identity of an alert: the same trouble of the same run, whatever its numbers."""
+    return hashlib.sha256(f"{run_id}\0{rule}\0{subject}".encode()).hexdigest()[:16]
+
+
+def advance(state: RunAlerts, results: RuleResults, now: float, timing: Timing) -> RunAlerts:
+    """The state after a poll; new notices wait in ``waiting``."""
+    found = {fingerprint(state.run_id, one.rule, one.subject): one for one in results.findings}
     known = {alert.fingerprint: alert for alert in state.alerts}
     episodes = dict(state.episodes)
     for key, finding in found.items():
-        if key not in known:
-            episodes[key] = episodes.get(key, 0) + 1
-            known[key] = Alert.begin(state.run_id, finding, now, episodes[key])
+        if key in known:
+            known[key] = _still_holds(known[key], finding, now)
         else:
-            known[key] = _seen(known[key], finding, now)
-    holding, gone = _split(known, found, verdicts, now, timing)
-    alerts = [_told(state.run_id, one, now, timing) for one in _muted(holding)]
-    told = [
-        Entry.of(state.run_id, alert, Event.RESOLVED, now)
+            episodes[key] = episodes.get(key, 0) + 1
+            known[key] = new_alert(state.run_id, finding, now, episode=episodes[key])
+    holding, gone = _split(known, found, results, now, timing)
+    told = [_tell(state.run_id, alert, now, timing) for alert in _muted(holding)]
+    notices = [
+        _notice(state.run_id, alert, Transition.RESOLVED, now)
         for alert in gone
         if alert.told and alert.rule not in _NEWS and alert.severity is not Severity.INFO
     ]
-    told += [entry for _, entry in alerts if entry is not None]
+    notices += [notice for _, notice in told if notice is not None]
     return replace(
         state,
-        alerts=tuple(alert for alert, _ in alerts),
-        waiting=(*state.waiting, *told),
-        unlogged=(*state.unlogged, *told),
+        alerts=tuple(alert for alert, _ in told),
+        waiting=(*state.waiting, *notices),
+        unlogged=(*state.unlogged, *notices),
         episodes=episodes,
     )
 
 
-def _seen(alert: Alert, finding: Finding, now: float) -> Alert:
+def new_alert(run_id: str, finding: Finding, now: float, *, episode: int = 1) -> Alert:
+    """The alert of a finding that is seen for the first time."""
+    return Alert(
+        fingerprint=fingerprint(run_id, finding.rule, finding.subject),
+        rule=finding.rule,
+        subject=finding.subject,
+        severity=finding.severity,
+        text=finding.text,
+        next_step=finding.next_step,
+        stage=Stage.PENDING,
+        since=now,
+        seen_at=now,
+        episode=episode,
+    )
+
+
+def _still_holds(alert: Alert, finding: Finding, now: float) -> Alert:
     """The alert with what is said now; it does not become milder while it lasts."""
     worse = min(alert.severity, finding.severity, key=list(Severity).index)
     return replace(
@@ -278,20 +220,20 @@ def _seen(alert: Alert, finding: Finding, now: float) -> Alert:
 
 
 def _split(
-    known: dict[str, Alert],
-    found: dict[str, Finding],
-    verdicts: Verdicts,
+    known: Mapping[str, Alert],
+    found: Mapping[str, Finding],
+    results: RuleResults,
     now: float,
     timing: Timing,
 ) -> tuple[list[Alert], list[Alert]]:
-    """Alerts that go on (with their new stage), and those that have ended."""
+    """Alerts that continue (with their new stage), and those that have ended."""
     holding, gone = [], []
     for key, alert in known.items():
         finding = found.get(key)
         if finding is not None:
             fires = alert.stage is Stage.PENDING and now - alert.since >= finding.for_s
             holding.append(replace(alert, stage=Stage.FIRING, fired_at=now) if fires else alert)
-        elif alert.rule in verdicts.unknown:
+        elif alert.rule in results.unknown:
             holding.append(replace(alert, seen_at=now))
         elif alert.stage is Stage.PENDING:
             continue
@@ -302,31 +244,92 @@ def _split(
     return holding, gone
 
 
-def _muted(alerts: list[Alert]) -> list[Alert]:
-    """Alerts with the cause that mutes them, if it fires."""
-    firing = {one.rule for one in alerts if one.stage is Stage.FIRING and _counts(one)}
-    return [replace(one, muted_by=_cause(one, firing)) for one in alerts]
+def _muted(alerts: Sequence[Alert]) -> list[Alert]:
+    """Alerts with the cause that mutes them, if it fires; news (a cancelled run) mutes nothing."""
+    firing = {
+        one.rule
+        for one in alerts
+        if one.stage is Stage.FIRING and one.severity is not Severity.INFO
+    }
+    return [
+        replace(
+            one, muted_by=min(map(str, MUTED_BY.get(one.rule, frozenset()) & firing), default="")
+        )
+        for one in alerts
+    ]
 
 
-def _cause(alert: Alert, firing: set[Rule]) -> str:
-    causes = MUTED_BY.get(alert.rule, frozenset()) & firing
-    return min((str(one) for one in causes), default="")
-
-
-def _counts(alert: Alert) -> bool:
-    """Whether it can be the cause of others: a cancelled run is no failure."""
-    return alert.severity is not Severity.INFO
-
-
-def _told(run_id: str, alert: Alert, now: float, timing: Timing) -> tuple[Alert, Entry | None]:
+def _tell(run_id: str, alert: Alert, now: float, timing: Timing) -> tuple[Alert, Notice | None]:
     """The alert after telling of it, and what is told, if anything."""
     if alert.stage is not Stage.FIRING or alert.muted_by:
         return alert, None
     if not alert.told:
         alert = replace(alert, told=True, told_at=now)
-        return alert, Entry.of(run_id, alert, Event.FIRING, now)
+        return alert, _notice(run_id, alert, Transition.FIRING, now)
     overdue = alert.told_at is not None and now - alert.told_at >= timing.remind_s
     if alert.severity is Severity.CRITICAL and overdue:
         alert = replace(alert, told_at=now)
-        return alert, Entry.of(run_id, alert, Event.REMINDER, now)
+        return alert, _notice(run_id, alert, Transition.REMINDER, now)
     return alert, None
+
+
+def _notice(run_id: str, alert: Alert, event: Transition, now: float) -> Notice:
+    moment = f"-{int(now)}" if event is Transition.REMINDER else ""
+    return Notice(
+        key=f"{alert.fingerprint}-{alert.episode}-{event}{moment}",
+        event=event,
+        run_id=run_id,
+        fingerprint=alert.fingerprint,
+        rule=alert.rule,
+        subject=alert.subject,
+        severity=alert.severity,
+        text=alert.text,
+        next_step=alert.next_step,
+        t=now,
+        since=alert.since,
+    )
+
+
+def routes(config: AlertsConfig, set_up: Sequence[str]) -> dict[Severity, tuple[str, ...]]:
+    """Channels by severity, of those that are set up."""
+    usual = tuple(name for name in set_up if name not in CRITICAL_ONLY)
+    chosen = {
+        Severity.CRITICAL: (config.critical, tuple(set_up)),
+        Severity.WARNING: (config.warning, usual),
+        Severity.INFO: (config.info, usual),
+    }
+    return {
+        severity: default if given is None else tuple(one for one in given if one in set_up)
+        for severity, (given, default) in chosen.items()
+    }
+
+
+def seal(
+    state: RunAlerts,
+    routing: Mapping[Severity, Sequence[str]],
+    now: float,
+    *,
+    group_s: float,
+) -> RunAlerts:
+    """Move what has waited for long enough from ``waiting`` into messages of the outbox.
+
+    Everything that waits goes along as soon as the oldest is due.
+    """
+    if not state.waiting or now - min(one.t for one in state.waiting) < group_s:
+        return state
+    messages = []
+    for channel in dict.fromkeys(name for names in routing.values() for name in names):
+        notices = [one for one in state.waiting if channel in routing[one.severity]]
+        groups = [[one] for one in notices] if channel in ONE_BY_ONE else [notices]
+        for group in filter(None, groups):
+            text = "\0".join([channel, group[0].run_id, *(one.key for one in group)])
+            key = hashlib.sha256(text.encode()).hexdigest()[:24]
+            messages.append(Message(key, channel, tuple(group), now))
+    return replace(state, waiting=(), outbox=(*state.outbox, *messages))
+
+
+def due_in_s(state: RunAlerts, now: float, *, group_s: float) -> float | None:
+    """Seconds until something has to be sealed; None when nothing waits."""
+    if not state.waiting:
+        return None
+    return max(0.0, min(one.t for one in state.waiting) + group_s - now)

@@ -13,13 +13,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from submitrain.errors import UserError
 from submitrain.events import VERSION, append_line, read_events
-from submitrain.monitor.alerts.state import Entry, RunAlerts
+from submitrain.monitor.alerts.state import RunAlerts
 from submitrain.run_facts import read_tail
 from submitrain.run_folder import RunDir, write_json_atomically
 
@@ -83,9 +83,10 @@ class AlertFiles:
             return RunAlerts.from_json(json.loads(self.state.read_text()))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
+            what = " ".join(str(error).split())
             raise UserError(
-                f"{self.state}: expected the monitor's state, got something else ({error}); move "
+                f"{self.state}: expected the monitor's state, got something else ({what}); move "
                 "it away to begin anew"
             ) from error
 
@@ -98,9 +99,9 @@ class AlertFiles:
         if not state.unlogged:
             return state
         there = {line.get("key") for line in read_tail(self.log)}
-        for entry in state.unlogged:
-            if entry.key not in there:
-                append_line(self.log, _line(entry))
+        for notice in state.unlogged:
+            if notice.key not in there:
+                append_line(self.log, {"v": VERSION, "kind": ALERT, **asdict(notice)})
         return replace(state, unlogged=())
 
     def append_history(self, line: dict[str, Any]) -> None:
@@ -121,23 +122,16 @@ class AlertFiles:
         path = self.folder / f"{what}.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            yield _try_lock(descriptor, path)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            except OSError as error:
+                raise UserError(
+                    f"{path}: this file system has no locks ({error.strerror}), so two monitors "
+                    "could both send; name a folder on another one by --state-dir"
+                ) from error
+            else:
+                yield True
         finally:
             os.close(descriptor)
-
-
-def _try_lock(descriptor: int, path: Path) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UserError(
-            f"{path}: this file system has no locks ({error.strerror}), so two monitors could both "
-            "send; name a folder on another one by --state-dir"
-        ) from error
-    return True
-
-
-def _line(entry: Entry) -> dict[str, Any]:
-    return {"v": VERSION, "kind": ALERT, **entry.as_json()}

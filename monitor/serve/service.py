@@ -151,7 +151,7 @@ class Service:
         last = self._collector.exported
         looks = last.looks + 1
         try:
-            view = self._fleet.look()
+            view = self._fleet.poll()
             accounts = self._accounts.update([one.status for one in view.runs])
         except (OSError, UserError) as error:
             problem = f"runs cannot be read: {error}; trying again"

@@ -76,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
     fleet = Fleet(find=lambda: list_runs(runs_dir), state_dir=state_dir, with_ranks=False)
     screen = console()
     if not (sys.stdin.isatty() and screen.is_terminal and not screen.is_dumb_terminal):
-        return _once(fleet.look(), runs_dir)
+        return _once(fleet.poll(), runs_dir)
     signal.signal(signal.SIGTERM, _leave)
     _Top(fleet, screen, options.interval).run()
     return 0
@@ -99,7 +99,7 @@ class _Top:
         self._screen = screen
         self._choice = Choice()
         # The first look comes before the first frame, which so is a whole one.
-        self._fleet = Background(fleet.look, fleet.look(), interval_s=interval_s)
+        self._fleet = Background(fleet.poll, fleet.poll(), interval_s=interval_s)
         self._log = Background(self._read_log, ("", Log()), interval_s=LOG_S)
 
     def run(self) -> None:

@@ -1,7 +1,7 @@
-"""All runs of a folder at one moment, for those who look again and again.
+"""The runs of a folder at one moment, polled again and again for a display or an exporter.
 
 A run that has ended is read once and then known by the times of its files; one that ended long ago
-is not read at all. The scheduler is asked once a look for all the others.
+is not read at all. The scheduler is asked once a poll for all the others.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from pathlib import Path
 from submitrain.errors import UserError
 from submitrain.monitor.alerts.state import Alert
 from submitrain.monitor.alerts.store import AlertFiles
-from submitrain.monitor.watch.observe import ranks_of
-from submitrain.monitor.watch.snapshot import RankPoint
+from submitrain.monitor.watch.observe import RankPoint, ranks_of
 from submitrain.run_facts import RunHead
 from submitrain.run_folder import RunDir
 from submitrain.status import (
@@ -35,7 +34,7 @@ _PATIENT = frozenset({RunState.UNKNOWN})
 
 @dataclass(frozen=True)
 class RunView:
-    """One run as the newest look saw it."""
+    """One run as the newest poll saw it."""
 
     status: RunStatus
     ranks: tuple[RankPoint, ...] = ()
@@ -46,7 +45,7 @@ class RunView:
 
 @dataclass(frozen=True)
 class FleetView:
-    """What one look saw. Times are UTC seconds."""
+    """What one poll saw. Times are UTC seconds."""
 
     at: float
     took_s: float
@@ -71,7 +70,7 @@ class Fleet:
     max_runs: int | None = None
     state_dir: Path | None = None
     with_ranks: bool = True
-    """Whether the ranks of living runs are looked at."""
+    """Whether the ranks of living runs are read."""
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
@@ -79,8 +78,8 @@ class Fleet:
         self._gone: dict[Path, Stamps] = {}
         self._alerts: dict[Path, tuple[int, tuple[Alert, ...]]] = {}
 
-    def look(self) -> FleetView:
-        """Look at every run once.
+    def poll(self) -> FleetView:
+        """Read every run once.
 
         Raises:
             OSError: the runs folder cannot be read now.

@@ -1,33 +1,128 @@
-"""Builds the snapshot of a run from its folder and what the scheduler said. Reads files only."""
+"""Builds the snapshot of a run that the rules look at, from its folder and its job's state.
+
+None, and empty tuples, mean "not known": a rule says then that it cannot tell, never that all is
+well. Times are UTC seconds.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from submitrain.attempts import Attempt
 from submitrain.errors import UserError
 from submitrain.events import Event, Kind, Phase, number
 from submitrain.monitor.diagnose import diagnose_run
-from submitrain.monitor.watch.snapshot import (
-    CheckpointFacts,
-    DiskFacts,
-    RankPoint,
-    Samples,
-    Snapshot,
-    StepPoint,
-)
 from submitrain.run_facts import RunEvidence, read_tail
 from submitrain.run_folder import RunDir
-from submitrain.status import RunState, Sight
+from submitrain.status import JobState, RunState, Sight
 
 RANK_TAIL_BYTES = 16 * 1024
 """Some minutes of heartbeats; how long a rank has been idle is in every one of them."""
 DIAGNOSED_BYTES = 64 * 2**20
 _ALIVE_ONLY = frozenset({Kind.HEARTBEAT, Kind.SAMPLES})
 """Events that a rank writes without advancing."""
+
+
+@dataclass(frozen=True)
+class StepPoint:
+    """A recorded step of rank 0; ``loss`` may be NaN or infinite, None where not recorded."""
+
+    step: int
+    t: float
+    attempt: int
+    loss: float | None = None
+    step_s: float | None = None
+    tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class RankPoint:
+    """A rank of the newest attempt, by its last event; ``progress_at``: when it last advanced."""
+
+    rank: int
+    host: str
+    phase: str
+    step: int
+    progress_at: float
+    last_event_at: float
+    busy: tuple[tuple[int, float], ...] = ()
+    """(step, cumulative busy seconds) of its heartbeats; none where it computes on a GPU."""
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """``interval_steps`` None: none are asked for; ``committed_step`` 0: none yet."""
+
+    interval_steps: int | None
+    committed_step: int = 0
+    committed_bytes: int | None = None
+    failed: tuple[int, str] | None = None
+    """Step and reason of a save that failed after the last one that did not."""
+
+
+@dataclass(frozen=True)
+class DiskFacts:
+    """The file system of the checkpoints; ``problem``: what a test-write met (quota, full)."""
+
+    path: str
+    free_bytes: int | None = None
+    problem: str = ""
+    answered: bool = True
+    """False: it did not answer within the time limit."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What earlier polls measured, oldest first, kept in the monitor's state."""
+
+    rates: tuple[tuple[float, float, int], ...] = ()
+    """(time, median tokens/s since the poll before, attempt)"""
+    free: tuple[tuple[float, float], ...] = ()
+    """(time, free bytes)"""
+    lags: tuple[tuple[int, Mapping[int, float]], ...] = ()
+    """(attempt, busy seconds of a step by rank)"""
+    seen_step: int = 0
+    """Newest step of the poll before."""
+    looked_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One run at the time ``now``."""
+
+    run_id: str
+    now: float
+    state: RunState
+    why: str
+    job: JobState
+    attempt: int = 0
+    step: int = 0
+    total_steps: int | None = None
+    steps: tuple[StepPoint, ...] = ()
+    ranks: tuple[RankPoint, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    anomalies: tuple[tuple[int, str, str], ...] = ()
+    """(step, what, action) that the training itself noticed since the poll before"""
+    checkpoints: CheckpointFacts = CheckpointFacts(None)
+    disk: DiskFacts | None = None
+    queued_since: float | None = None
+    submitted_at: float | None = None
+    diagnosis: str = ""
+    remedy: str = ""
+    samples: Samples = field(default=Samples())
+
+    @property
+    def running(self) -> bool:
+        """Whether ranks should be at work."""
+        return self.state in (RunState.RUNNING, RunState.STARTING)
+
+    @property
+    def attempt_started_at(self) -> float | None:
+        """When the newest attempt began, None if its supervisor has not said so."""
+        return next((a.started_at for a in self.attempts if a.number == self.attempt), None)
 
 
 def observe(
@@ -38,7 +133,7 @@ def observe(
     checkpoint_interval_steps: int | None,
     disk: DiskFacts | None,
 ) -> Snapshot:
-    """The snapshot, with this look's measurements added to those of earlier ones."""
+    """The snapshot, with this poll's measurements added to those of earlier ones."""
     evidence, status = sight.evidence, sight.status
     steps = steps_of(evidence.tail)
     ranks = ranks_of(evidence)
@@ -175,7 +270,7 @@ def _extended(
     now: float,
     attempt: int,
 ) -> Samples:
-    """Earlier measurements and this look's; ``seen_step`` stays that of the look before."""
+    """Earlier measurements and this poll's; ``seen_step`` stays that of the poll before."""
     new = [
         one.tokens_per_s
         for one in steps
@@ -189,8 +284,7 @@ def _extended(
     lag = lag_of(ranks)
     if lag and (not lags or lags[-1] != (attempt, lag)):
         lags = (*lags, (attempt, lag))
-    limit = Samples.LIMIT
-    return replace(past, rates=rates[-limit:], free=free[-limit:], lags=lags[-16:])
+    return replace(past, rates=rates[-720:], free=free[-720:], lags=lags[-16:])
 
 
 def lag_of(ranks: Sequence[RankPoint]) -> dict[int, float]:

@@ -1,6 +1,6 @@
-"""A watcher that starts with a run and ends with it.
+"""The sidecar: a watcher process that starts with a run and ends with it.
 
-Started by the supervisor (``PID``), or by a job of its own through ``watch_run``. It outlives what
+Started by the supervisor, or by a job of its own through ``watch_run``. It outlives what
 the supervisor outlives (a terminal that closes, the TERM of a preemption), and the supervisor: of a
 local run it is the one who tells that the supervisor was killed.
 """
@@ -17,20 +17,20 @@ from pathlib import Path
 from submitrain.errors import SubmitrainError, UserError
 from submitrain.monitor.report.cli import REPORT_NAME, read_report
 from submitrain.monitor.report.page import report_page
-from submitrain.monitor.watch.poll import Looker, Report
-from submitrain.monitor.watch.watch import Printer, Watcher, stamps
+from submitrain.monitor.watch.poll import PollResult, RunPoller
+from submitrain.monitor.watch.watch import Printer, Watcher, stamps, warn
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import RunDir, write_text_atomically
 
-NAP_PIECE_S = 0.5
-"""Between two glances at whether the run has ended, or its supervisor is gone."""
+CHECK_EVERY_S = 0.5
+"""Between two checks whether the run has ended, or its supervisor is gone."""
 ORPHAN_S = 60.0
 """How long an orphan in a Slurm job waits for what Slurm makes of the job: it may come back, and
 with it another watcher."""
 
 
 @dataclass
-class Companion:
+class Sidecar:
     """One run and whom the watcher belongs to; ``owner`` None: to nobody, it ends with the run."""
 
     folder: Path
@@ -40,23 +40,23 @@ class Companion:
     clock: Callable[[], float] = time.monotonic
     _orphan_since: float | None = field(default=None, init=False)
 
-    def leaves(self, reports: Sequence[Report]) -> bool:
+    def leaves(self, results: Sequence[PollResult]) -> bool:
         """Whether there is nothing left to watch here."""
         if not self.folder.is_dir():
             return True
-        if self.owner is None or self.owner() or any(report.ended for report in reports):
+        if self.owner is None or self.owner() or any(result.ended for result in results):
             self._orphan_since = None
             return False
         if self._orphan_since is None:
             self._orphan_since = self.clock()
         return self.clock() - self._orphan_since >= self.orphan_s
 
-    def nap(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep, less when something begins or ends."""
         until = self.clock() + seconds
         before = stamps(self.folder), self._orphaned()
         while (left := until - self.clock()) > 0:
-            time.sleep(min(left, NAP_PIECE_S))
+            time.sleep(min(left, CHECK_EVERY_S))
             if (stamps(self.folder), self._orphaned()) != before:
                 return
 
@@ -64,34 +64,31 @@ class Companion:
         return self.owner is not None and not self.owner()
 
 
-def watch_run(folder: Path, companion: Companion | None = None) -> None:
+def watch_run(folder: Path, sidecar: Sidecar | None = None) -> None:
     """Watch one run until it has ended and everything is told, whatever happens to its job."""
-    companion = companion or Companion(folder)
-    looker = Looker(end_at_once=True)
+    sidecar = sidecar or Sidecar(folder)
+    poller = RunPoller(end_at_once=True)
     watcher = Watcher(
         find=lambda: [folder],
-        looker=looker,
+        poller=poller,
         show=Printer(json=False, steps=False),
-        complain=_complain,
-        nap=companion.nap,
-        leaves=companion.leaves,
+        warn=warn,
+        sleep=sidecar.sleep,
+        leaves=sidecar.leaves,
     )
-    watcher.run(interval_s=looker.settings_of(folder).limits.interval_s, until_closed=True)
-    _renew_report(RunDir(folder).reports / REPORT_NAME)
-
-
-def _renew_report(path: Path) -> None:
-    """Write the report of the run's end once more: now it tells of the last alerts, too."""
-    if not path.exists():
+    watcher.run(interval_s=poller.settings_of(folder).limits.interval_s, until_closed=True)
+    report = RunDir(folder).reports / REPORT_NAME
+    if not report.exists():
         return  # the supervisor is about to write it, or has gone without
     try:
-        write_text_atomically(path, report_page(read_report(path.parent.parent)))
+        # Once more, for now it tells of the last alerts, too.
+        write_text_atomically(report, report_page(read_report(folder)))
     except (SubmitrainError, OSError) as error:
-        _complain(f"{path} was not renewed: {error}")
+        warn(f"{report} was not renewed: {error}")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The process beside a supervisor; its output is ``monitor/watcher.log``."""
+    """The process that a supervisor starts; its output is ``monitor/watcher.log``."""
     folder, pid, cluster = Path(arguments[0]), int(arguments[1]), arguments[2]
     # Slurm sends TERM to everything in the job, and the end has still to be told: whoever starts
     # this process has it ignored from the first moment on.
@@ -100,17 +97,13 @@ def main(arguments: Sequence[str]) -> int:
     supervisor = ProcessRef.of(pid)
     alive = lambda: supervisor is not None and bool(supervisor.alive())  # noqa: E731
     # Nobody brings a local run back: its watcher stays until its end is told.
-    companion = Companion(folder, alive if cluster == "slurm" else None)
+    sidecar = Sidecar(folder, alive if cluster == "slurm" else None)
     try:
-        watch_run(folder, companion)
+        watch_run(folder, sidecar)
     except UserError as error:
-        _complain(str(error))
+        warn(str(error))
         return error.exit_code
     return 0
-
-
-def _complain(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)  # noqa: T201 - its log
 
 
 if __name__ == "__main__":

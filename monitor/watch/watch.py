@@ -1,9 +1,9 @@
-"""Watches one run or all of a folder until told to stop: looks, sends, and outlives every hiccup.
+"""``python -m monitor watch``: polls one run or all of a folder, and sends, until told to stop.
 
-What must not be forgotten is on disk after every look; this process holds nothing.
-
-``python -m monitor watch``: prints what the watcher reports; exits 1 if the run failed.
+What must not be forgotten is on disk after every poll; this process holds nothing.
 """
+
+# ruff: noqa: T201 - printing is what a command line does
 
 from __future__ import annotations
 
@@ -18,130 +18,119 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from submitrain.errors import UserError
-from submitrain.monitor.alerts.channels import DeliveryError, load_apprise
-from submitrain.monitor.alerts.delivery import Errand, Sender, pings_of
-from submitrain.monitor.alerts.routing import moment
+from submitrain.monitor.alerts.channels import DeliveryError, load_apprise, moment
+from submitrain.monitor.alerts.delivery import DeliveryTask, Sender, pings_of
 from submitrain.monitor.alerts.settings import Settings, read_settings
-from submitrain.monitor.watch.poll import Looker, Report
+from submitrain.monitor.watch.poll import PollResult, RunPoller
 from submitrain.run_folder import RunDir, find_run, list_runs
 from submitrain.status import RunState, Sight, see
 
 LAST_SENDING_S = 120.0
 """How long ``--once`` waits for its messages to be sent."""
-LAST_LOOKS_S = 1.0
-"""Seconds between looks at a run that has ended, until its last message is sent."""
-SHORTEST_NAP_S = 0.05
+LAST_POLLS_S = 1.0
+"""Seconds between polls of a run that has ended, until its last message is sent."""
+SHORTEST_SLEEP_S = 0.05
 
 
 @dataclass
 class Watcher:
-    """``find`` lists run folders; ``show`` gets every report, ``complain`` what went wrong."""
+    """``find`` lists run folders; ``show`` gets every result, ``warn`` what went wrong."""
 
     find: Callable[[], Sequence[Path]]
-    looker: Looker
-    show: Callable[[Report], None]
-    complain: Callable[[str], None]
+    poller: RunPoller
+    show: Callable[[PollResult], None]
+    warn: Callable[[str], None]
     sender: Sender = field(default_factory=Sender)
     clock: Callable[[], float] = time.time
-    nap: Callable[[float], None] = time.sleep
-    """Waits so many seconds, or until it is worth another look."""
-    leaves: Callable[[Sequence[Report]], bool] = lambda reports: False
-    """Whether to go after a look, although not all is told."""
+    sleep: Callable[[float], None] = time.sleep
+    """Waits so many seconds, or until it is worth another poll."""
+    leaves: Callable[[Sequence[PollResult]], bool] = lambda results: False
+    """Whether to stop after a round of polls, although not all is told."""
 
     def __post_init__(self) -> None:
         self._closed: dict[Path, tuple[float, ...]] = {}
-        self._complained: dict[str, str] = {}
+        self._warned: dict[str, str] = {}
 
-    def tick(self) -> list[Report]:
-        """Look at every run that is not closed, then send what is due."""
+    def poll_all(self) -> list[PollResult]:
+        """Poll every run that is not closed, then send what is due."""
         folders = [folder for folder in self.find() if self._open(folder)]
-        sights = self._see(folders)
-        reports = [report for sight in sights if (report := self._look(sight)) is not None]
-        for report in reports:
-            self.show(report)
-        complete = len(reports) == len(folders)
-        self._send(reports, ping=complete)
-        return reports
+        try:
+            sights = list(see(folders, self._unreadable))
+        except OSError as error:
+            self._warn_once("", f"run folders cannot be read: {error}; trying again")
+            sights = []
+        results = [result for sight in sights if (result := self._poll(sight)) is not None]
+        for result in results:
+            self.show(result)
+        self._send(results, ping=len(results) == len(folders))
+        return results
 
-    def once(self) -> list[Report]:
-        """One look, and everything that follows from it."""
-        reports = self.tick()
+    def once(self) -> None:
+        """One poll of every run, and everything that follows from it."""
+        self.poll_all()
         if not self.sender.wait(LAST_SENDING_S):
-            self.complain("messages are still being sent; the next look goes on with them")
-        return reports
+            self.warn("messages are still being sent; the next poll continues with them")
 
     def run(self, *, interval_s: float, until_closed: bool) -> None:
-        """Look every ``interval_s`` seconds; ``until_closed``: until all runs have ended."""
+        """Poll every ``interval_s`` seconds; ``until_closed``: until all runs have ended."""
         while True:
             began = time.monotonic()
-            reports = self.tick()
-            if until_closed and all(report.closed for report in reports) and reports:
+            results = self.poll_all()
+            closed = until_closed and bool(results) and all(one.closed for one in results)
+            if closed or self.leaves(results):
                 self.sender.wait(LAST_SENDING_S)
                 return
-            if self.leaves(reports):
-                self.sender.wait(LAST_SENDING_S)
-                return
-            nap_s = began + interval_s - time.monotonic()
-            waits = [report.due_in_s for report in reports if report.due_in_s is not None]
-            if until_closed and all(report.ended for report in reports):
-                waits.append(LAST_LOOKS_S)
             # What has been grouped for long enough goes out then, however long the interval is.
-            self.nap(max(SHORTEST_NAP_S, min([nap_s, *(one + SHORTEST_NAP_S for one in waits)])))
+            waits = [one.due_in_s for one in results if one.due_in_s is not None]
+            if until_closed and all(one.ended for one in results):
+                waits.append(LAST_POLLS_S)
+            left_s = began + interval_s - time.monotonic()
+            sleep_s = min([left_s, *(one + SHORTEST_SLEEP_S for one in waits)])
+            self.sleep(max(SHORTEST_SLEEP_S, sleep_s))
 
-    def _see(self, folders: Sequence[Path]) -> list[Sight]:
-        try:
-            return list(see(folders, self._trouble))
-        except OSError as error:
-            self._complain_once("", f"run folders cannot be read: {error}; trying again")
-            return []
+    def _unreadable(self, folder: Path, error: Exception) -> None:
+        self._warn_once(folder.name, f"{folder.name}: {error}")
 
-    def _trouble(self, folder: Path, error: Exception) -> None:
-        self._complain_once(folder.name, f"{folder.name}: {error}")
-
-    def _look(self, sight: Sight) -> Report | None:
-        """Look at one run; its trouble is said once, and does not keep the others waiting."""
+    def _poll(self, sight: Sight) -> PollResult | None:
+        """Poll one run; its trouble is said once, and does not keep the others waiting."""
         folder = sight.evidence.folder
         try:
-            report = self.looker.look(sight, self.clock())
+            result = self.poller.poll(sight, self.clock())
         except (UserError, OSError) as error:
-            self._complain_once(folder.name, f"{folder.name}: {error}")
+            self._unreadable(folder, error)
             return None
-        self._complained.pop(folder.name, None)
-        if report.closed:
+        self._warned.pop(folder.name, None)
+        if result.closed:
             self._closed[folder] = stamps(folder)
-        return report
+        return result
 
     def _open(self, folder: Path) -> bool:
-        """Whether a run has to be looked at: not closed, or touched since it was."""
-        if folder not in self._closed:
-            return True
-        if stamps(folder) == self._closed[folder]:
+        """Whether a run has to be polled: not closed, or touched since it was."""
+        if folder in self._closed and stamps(folder) == self._closed[folder]:
             return False
-        del self._closed[folder]
+        self._closed.pop(folder, None)
         return True
 
-    def _send(self, reports: Sequence[Report], *, ping: bool) -> None:
+    def _send(self, results: Sequence[PollResult], *, ping: bool) -> None:
         outboxes = [
-            (report.files, report.settings)
-            for report in reports
-            if report.unsent and report.settings is not None
+            (result.files, result.settings)
+            for result in results
+            if result.unsent and result.settings is not None
         ]
-        self.sender.start(Errand(outboxes, pings_of(self._settings(reports)) if ping else ()))
+        # A file for all runs may name a dead-man URL: the monitor lives also where no run does.
+        settings = [one.settings for one in results if one.settings is not None]
+        if self.poller.config is not None:
+            settings = [read_settings(self.poller.config)]
+        self.sender.start(DeliveryTask(outboxes, pings_of(settings) if ping else ()))
 
-    def _settings(self, reports: Sequence[Report]) -> list[Settings]:
-        """Settings that may name a dead-man URL: the monitor lives also where no run does."""
-        if self.looker.config is not None:
-            return [read_settings(self.looker.config)]
-        return [report.settings for report in reports if report.settings is not None]
-
-    def _complain_once(self, about: str, text: str) -> None:
-        if self._complained.get(about) != text:
-            self._complained[about] = text
-            self.complain(text)
+    def _warn_once(self, about: str, text: str) -> None:
+        if self._warned.get(about) != text:
+            self._warned[about] = text
+            self.warn(text)
 
 
 def stamps(folder: Path) -> tuple[float, ...]:
-    """Times of the files that change when a run is resumed, goes on, or ends."""
+    """Times of the files that change when a run is resumed, progresses, or ends."""
     run_dir = RunDir(folder)
     found = []
     for path in (run_dir.submissions, run_dir.attempts, run_dir.summary):
@@ -152,30 +141,30 @@ def stamps(folder: Path) -> tuple[float, ...]:
     return tuple(found)
 
 
-# ruff: noqa: T201 - printing is what a command line does
-
-
 def main(options: argparse.Namespace) -> int:
     """Watch one run until its end, or all for ever."""
-    looker = Looker(
-        config=_file(options.config),
+    config = None if options.config is None else Path(options.config).expanduser()
+    if config is not None and not config.is_file():
+        raise UserError(f"--config: expected a YAML file, got {options.config}, which is none")
+    poller = RunPoller(
+        config=config.absolute() if config is not None else None,
         state_dir=Path(options.state_dir).absolute() if options.state_dir else None,
         at_once=options.once,
     )
     runs_dir = Path(options.runs_dir).expanduser()
     folder = None if options.all else find_run(options.run, runs_dir)
-    settings = _settings(looker, folder)
+    settings = _first_settings(poller, folder)
     interval_s = options.interval or settings.limits.interval_s
     if interval_s <= 0:
         raise UserError(f"--interval: expected seconds > 0, got {interval_s:g}")
     show = Printer(json=options.json, steps=folder is not None)
     watcher = Watcher(
         find=lambda: list_runs(runs_dir) if folder is None else [folder],
-        looker=looker,
+        poller=poller,
         show=show,
-        complain=_complain,
+        warn=warn,
     )
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit)
     if options.once:
         watcher.once()
         return 0
@@ -191,9 +180,9 @@ class Printer:
         self._shown: dict[str, tuple[Any, ...]] = {}
         self.states: dict[str, str] = {}
 
-    def __call__(self, report: Report) -> None:
-        """Show one look."""
-        line = report.line
+    def __call__(self, result: PollResult) -> None:
+        """Show one result."""
+        line = result.line
         self.states[line["run_id"]] = line["state"]
         if self._json:
             print(json.dumps(line), flush=True)
@@ -221,39 +210,28 @@ def _in_short(alert: dict[str, Any]) -> str:
     return f"{alert['severity']} {alert['rule']}{muted}: {alert['text']}"
 
 
-def _settings(looker: Looker, folder: Path | None) -> Settings:
+def _first_settings(poller: RunPoller, folder: Path | None) -> Settings:
     """The settings to begin with; what would not work is said now and not at 3 a.m.
 
     Raises:
         UserError: the settings are wrong, or a package is missing.
     """
-    if folder is not None:
-        settings = looker.settings_of(folder)
-    else:
-        settings = read_settings(looker.config or Path())
+    settings = poller.settings_of(folder) if folder else read_settings(poller.config or Path())
     if "apprise" in settings.channels:
         try:
             load_apprise()
         except DeliveryError as error:
             raise UserError(str(error)) from error
-    if not settings.channels and (folder is not None or looker.config is not None):
-        _complain("no channel is set up (section alerts): alerts go to alerts.jsonl only")
+    if not settings.channels and (folder is not None or poller.config is not None):
+        warn("no channel is set up (section alerts): alerts go to alerts.jsonl only")
     return settings
 
 
-def _file(name: str | None) -> Path | None:
-    if name is None:
-        return None
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(f"--config: expected a YAML file, got {name}, which is none")
-    return path.absolute()
-
-
-def _complain(text: str) -> None:
+def warn(text: str) -> None:
+    """Print a warning."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def _leave(number: int, frame: object) -> NoReturn:
+def _exit(number: int, frame: object) -> NoReturn:
     """TERM ends it at once: everything worth keeping is on disk."""
     sys.exit(128 + number)

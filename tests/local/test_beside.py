@@ -17,7 +17,7 @@ from submitrain.launcher.plan.plan import make_plan
 from submitrain.launcher.plan.watcher import watcher_cautions, watcher_sbatch
 from submitrain.launcher.supervisor.watcher import ensure_watcher_job
 from submitrain.monitor.audit.ledger import read_trail
-from submitrain.monitor.watch.sidecar import Companion
+from submitrain.monitor.watch.sidecar import Sidecar
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import RunDir, write_json_atomically
 from submitrain.slurm.client import query_jobs
@@ -165,14 +165,14 @@ def cancel(run: SlurmCountingRun) -> None:
 
 def test_an_orphan_waits_for_what_slurm_makes_of_the_job_and_goes(tmp_path: Path) -> None:
     now, alive = [100.0], [True]
-    orphan = Companion(tmp_path, lambda: alive[0], orphan_s=60, clock=lambda: now[0])
+    orphan = Sidecar(tmp_path, lambda: alive[0], orphan_s=60, clock=lambda: now[0])
     assert not orphan.leaves([])
     alive[0] = False
     assert not orphan.leaves([])
     now[0] += 61
     assert orphan.leaves([])
-    assert Companion(tmp_path / "gone").leaves([])
-    assert not Companion(tmp_path).leaves([])
+    assert Sidecar(tmp_path / "gone").leaves([])
+    assert not Sidecar(tmp_path).leaves([])
 
 
 @pytest.mark.parametrize(

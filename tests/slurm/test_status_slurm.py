@@ -41,7 +41,7 @@ def test_held_waiting_running_and_ended_jobs_are_told_apart_with_what_they_used(
         states = wait_for(lambda: running_too(fleet))
         assert states["held"] == "JobHeldUser: its owner holds it"
         assert states["later"] == "BeginTime: its earliest start lies ahead"
-        assert fleet.look().scheduler_answers is True
+        assert fleet.poll().scheduler_answers is True
         ended = wait_for(lambda: used(burning))
     finally:
         subprocess.run(["scancel", burning, held, later], check=False)
@@ -53,7 +53,7 @@ def test_held_waiting_running_and_ended_jobs_are_told_apart_with_what_they_used(
 
 def running_too(fleet: Fleet) -> dict[str, str] | None:
     """Why each run is in its state, once the first one runs."""
-    views = {one.status.run_id.partition("-")[0]: one.status for one in fleet.look().runs}
+    views = {one.status.run_id.partition("-")[0]: one.status for one in fleet.poll().runs}
     if views["burns"].state is not RunState.STARTING:
         return None
     return {name: status.why for name, status in views.items()}

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from submitrain.monitor.alerts.channels import CHANNELS, SIGNATURE, TIMESTAMP, DeliveryError
+from submitrain.monitor.alerts.rules import Rule
 from submitrain.monitor.alerts.settings import NotSetError
-from submitrain.monitor.alerts.state import Event
-from submitrain.monitor.watch.snapshot import Rule
+from submitrain.monitor.alerts.state import Transition
 from tests.alert_parts import RUN_ID, entry, message, settings
 from tests.cluster.ports import free_ports
 from tests.documents import block_of
@@ -59,7 +59,9 @@ def send(name: str, config: dict[str, Any], environ: dict[str, str], **more: Any
 
 
 def test_slack_gets_the_alert_with_its_control_characters_escaped(web: HttpReceiver) -> None:
-    told = message("slack", entry(text="loss <b> & more"), entry(Event.RESOLVED, rule=Rule.DISK))
+    told = message(
+        "slack", entry(text="loss <b> & more"), entry(Transition.RESOLVED, rule=Rule.DISK)
+    )
     send("slack", SLACK, environ_of(web), message=told)
     (request,) = web.requests
     assert request.path == "/hook"
@@ -91,7 +93,7 @@ def test_the_webhooks_signature_covers_time_and_body(web: HttpReceiver) -> None:
 
 def test_pagerduty_is_triggered_and_resolved_under_one_dedup_key(web: HttpReceiver) -> None:
     web.status = 202
-    for event in (Event.FIRING, Event.REMINDER, Event.RESOLVED):
+    for event in (Transition.FIRING, Transition.REMINDER, Transition.RESOLVED):
         told = message("pagerduty", entry(event))
         send("pagerduty", pagerduty(web), environ_of(web), message=told)
     sent = [request.json for request in web.requests]

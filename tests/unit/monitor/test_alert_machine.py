@@ -11,9 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from submitrain.config.alerts import AlertsConfig
-from submitrain.monitor.alerts.routing import routes, seal
-from submitrain.monitor.alerts.state import Entry, Event, RunAlerts, Timing, advance
-from submitrain.monitor.watch.snapshot import MUTED_BY, Finding, Rule, Samples, Severity, Verdicts
+from submitrain.monitor.alerts.rules import MUTED_BY, Finding, Rule, RuleResults, Severity
+from submitrain.monitor.alerts.state import (
+    Notice,
+    RunAlerts,
+    Timing,
+    Transition,
+    advance,
+    routes,
+    seal,
+)
+from submitrain.monitor.watch.observe import Samples
 
 TIMING = Timing(remind_s=1000.0, resolve_after_s=60.0)
 HANG = Finding(Rule.HANG, "run", Severity.CRITICAL, "no progress", "look")
@@ -32,37 +40,37 @@ ALL = [
 ]
 
 
-def told(state: RunAlerts) -> list[tuple[Event, Rule]]:
+def told(state: RunAlerts) -> list[tuple[Transition, Rule]]:
     return [(entry.event, entry.rule) for entry in state.waiting]
 
 
 def after(state: RunAlerts, *looks: tuple[float, list[Finding]]) -> RunAlerts:
     for now, findings in looks:
-        state = advance(state, Verdicts(tuple(findings)), now, TIMING)
+        state = advance(state, RuleResults(tuple(findings)), now, TIMING)
     return state
 
 
 def test_a_trouble_is_told_once_however_long_it_lasts() -> None:
     state = after(RunAlerts("r"), *((float(t), [SLOW]) for t in range(0, 5000, 30)))
-    assert told(state) == [(Event.FIRING, Rule.THROUGHPUT)]
+    assert told(state) == [(Transition.FIRING, Rule.THROUGHPUT)]
 
 
 def test_a_critical_trouble_is_brought_back_to_mind() -> None:
     state = after(RunAlerts("r"), *((float(t), [HANG]) for t in range(0, 2500, 30)))
-    reminders = [entry.t for entry in state.waiting if entry.event is Event.REMINDER]
+    reminders = [entry.t for entry in state.waiting if entry.event is Transition.REMINDER]
     assert len(reminders) == 2
     assert reminders[1] - reminders[0] >= TIMING.remind_s
 
 
 def test_an_end_is_told_after_it_has_lasted() -> None:
     state = after(RunAlerts("r"), (0, [HANG]), (30, []), (60, []))
-    assert told(state) == [(Event.FIRING, Rule.HANG), (Event.RESOLVED, Rule.HANG)]
+    assert told(state) == [(Transition.FIRING, Rule.HANG), (Transition.RESOLVED, Rule.HANG)]
     assert state.alerts == ()
 
 
 def test_one_good_look_does_not_end_a_trouble_that_flickers() -> None:
     looks = [(30.0 * n, [HANG] if n % 2 == 0 else []) for n in range(20)]
-    assert told(after(RunAlerts("r"), *looks)) == [(Event.FIRING, Rule.HANG)]
+    assert told(after(RunAlerts("r"), *looks)) == [(Transition.FIRING, Rule.HANG)]
 
 
 def test_a_trouble_that_comes_back_is_a_new_one() -> None:
@@ -76,42 +84,42 @@ def test_what_does_not_last_is_never_told() -> None:
     waits = replace(SLOW, for_s=100.0)
     assert told(after(RunAlerts("r"), (0, [waits]), (99, [waits]), (129, []))) == []
     lasting = after(RunAlerts("r"), (0, [waits]), (99, [waits]), (100, [waits]))
-    assert told(lasting) == [(Event.FIRING, Rule.THROUGHPUT)]
+    assert told(lasting) == [(Transition.FIRING, Rule.THROUGHPUT)]
 
 
 def test_a_rule_that_cannot_tell_neither_begins_nor_ends_anything() -> None:
     state = after(RunAlerts("r"), (0, [HANG]))
-    unsure = Verdicts((), {Rule.HANG: "no answer"})
+    unsure = RuleResults((), {Rule.HANG: "no answer"})
     for now in range(30, 9000, 30):
         state = advance(state, unsure, float(now), Timing(1e9, 60.0))
-    assert told(state) == [(Event.FIRING, Rule.HANG)]
-    resolved = (Event.RESOLVED, Rule.HANG)
+    assert told(state) == [(Transition.FIRING, Rule.HANG)]
+    resolved = (Transition.RESOLVED, Rule.HANG)
     assert resolved not in told(after(state, (9000, [])))
     assert resolved in told(after(state, (9000, []), (9060, [])))
 
 
 def test_a_cause_keeps_its_consequences_quiet_until_it_ends() -> None:
     state = after(RunAlerts("r"), (0, [HANG, SLOW]), (30, [HANG, SLOW]))
-    assert told(state) == [(Event.FIRING, Rule.HANG)]
+    assert told(state) == [(Transition.FIRING, Rule.HANG)]
     assert [alert.muted_by for alert in state.alerts] == ["", "hang"]
     state = after(state, (60, [SLOW]))
     assert len(told(state)) == 1
-    resolved, fires = (Event.RESOLVED, Rule.HANG), (Event.FIRING, Rule.THROUGHPUT)
+    resolved, fires = (Transition.RESOLVED, Rule.HANG), (Transition.FIRING, Rule.THROUGHPUT)
     assert told(after(state, (90, [SLOW]), (120, [SLOW])))[1:] == [resolved, fires]
 
 
 def test_a_consequence_that_was_told_before_its_cause_is_also_resolved() -> None:
     state = after(RunAlerts("r"), (0, [SLOW]), (30, [HANG, SLOW]), (60, [HANG]), (120, [HANG]))
     assert told(state) == [
-        (Event.FIRING, Rule.THROUGHPUT),
-        (Event.FIRING, Rule.HANG),
-        (Event.RESOLVED, Rule.THROUGHPUT),
+        (Transition.FIRING, Rule.THROUGHPUT),
+        (Transition.FIRING, Rule.HANG),
+        (Transition.RESOLVED, Rule.THROUGHPUT),
     ]
 
 
 def test_news_are_told_once_and_never_resolved() -> None:
     state = after(RunAlerts("r"), (0, [DONE]), (30, []), (90, []), (120, []))
-    assert told(state) == [(Event.FIRING, Rule.FINISHED)]
+    assert told(state) == [(Transition.FIRING, Rule.FINISHED)]
 
 
 LOOKS = st.lists(
@@ -134,7 +142,7 @@ def test_whatever_happens_messages_alternate_and_have_keys_of_their_own(
         now += wait_s
         findings = tuple(ALL[n] for n in sorted(indices) if ALL[n].rule not in unknown)
         before = state
-        state = advance(state, Verdicts(findings, dict.fromkeys(unknown, "?")), now, TIMING)
+        state = advance(state, RuleResults(findings, dict.fromkeys(unknown, "?")), now, TIMING)
         assert RunAlerts.from_json(json.loads(json.dumps(state.as_json()))) == state
         _check_muting(before, state)
     assert max(Counter(entry.key for entry in state.waiting).values(), default=1) == 1
@@ -142,27 +150,27 @@ def test_whatever_happens_messages_alternate_and_have_keys_of_their_own(
         _check_story([entry for entry in state.waiting if entry.fingerprint == key])
 
 
-def _check_story(entries: list[Entry]) -> None:
+def _check_story(entries: list[Notice]) -> None:
     """firing, then reminders, then resolved, then firing again."""
     open_since: float | None = None
     for entry in entries:
-        if entry.event is Event.FIRING:
+        if entry.event is Transition.FIRING:
             assert open_since is None
             open_since = entry.t
         else:
             assert open_since is not None
-        if entry.event is Event.REMINDER:
+        if entry.event is Transition.REMINDER:
             assert entry.severity is Severity.CRITICAL
             assert entry.t - open_since >= TIMING.remind_s
             open_since = entry.t
-        if entry.event is Event.RESOLVED or entry.rule is Rule.FINISHED:
+        if entry.event is Transition.RESOLVED or entry.rule is Rule.FINISHED:
             open_since = None
 
 
 def _check_muting(before: RunAlerts, state: RunAlerts) -> None:
     firing = {alert.rule for alert in state.firing}
     for entry in state.waiting[len(before.waiting) :]:
-        if entry.event is Event.FIRING:
+        if entry.event is Transition.FIRING:
             assert not MUTED_BY.get(entry.rule, frozenset()) & firing
 
 

@@ -16,10 +16,10 @@ from submitrain.monitor.alerts.delivery import (
     due,
     tries_of,
 )
+from submitrain.monitor.alerts.rules import Rule
 from submitrain.monitor.alerts.settings import Settings
-from submitrain.monitor.alerts.state import Event, Message
+from submitrain.monitor.alerts.state import Message, Transition
 from submitrain.monitor.alerts.store import AlertFiles
-from submitrain.monitor.watch.snapshot import Rule
 from tests.alert_parts import entry, lines, message, outbox, settings
 from tests.receivers import http_receiver
 
@@ -127,7 +127,7 @@ def test_a_lost_answer_is_not_repeated_at_once_but_later_and_marked(tmp_path: Pa
 def test_a_resolve_never_overtakes_its_alert(tmp_path: Path) -> None:
     told = (
         message("pagerduty", entry(), key="k1"),
-        message("pagerduty", entry(Event.RESOLVED), key="k2"),
+        message("pagerduty", entry(Transition.RESOLVED), key="k2"),
         message("pagerduty", entry(rule=Rule.DISK), key="k3"),
     )
     files, clock = outbox(tmp_path, *told), Clock()

@@ -11,7 +11,7 @@ import pytest
 
 from submitrain.monitor.audit.ledger import read_trail
 from submitrain.monitor.cli import main
-from submitrain.monitor.watch.poll import Looker
+from submitrain.monitor.watch.poll import RunPoller
 from submitrain.monitor.watch.watch import Watcher
 from submitrain.processes import ProcessRef
 from tests.alert_parts import FakeRun
@@ -26,8 +26,8 @@ def this_process() -> dict[str, Any]:
 
 def watcher(run: FakeRun, *, state_dir: Path | None = None) -> Watcher:
     """A watcher as in a new process."""
-    looker = Looker(at_once=True, state_dir=state_dir)
-    return Watcher(lambda: [run.dir.root], looker, show=lambda report: None, complain=pytest.fail)
+    poller = RunPoller(at_once=True, state_dir=state_dir)
+    return Watcher(lambda: [run.dir.root], poller, show=lambda result: None, warn=pytest.fail)
 
 
 def test_alerts_are_in_the_trail_by_whom_and_when_once_for_all_monitors(

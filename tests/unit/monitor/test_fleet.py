@@ -34,9 +34,9 @@ def test_a_run_whose_job_is_between_two_lives_is_asked_about_again(
     run.begin()
     fleet = Fleet(find=lambda: list_runs(tmp_path / "runs"))
     state.write_text("NODE_FAIL")
-    assert [one.status.state for one in fleet.look().runs] == [RunState.FAILED]
+    assert [one.status.state for one in fleet.poll().runs] == [RunState.FAILED]
     state.write_text("PENDING")
-    assert [one.status.state for one in fleet.look().runs] == [RunState.QUEUED]
+    assert [one.status.state for one in fleet.poll().runs] == [RunState.QUEUED]
 
 
 def test_a_run_that_cannot_be_read_is_named_and_hides_no_other(tmp_path: Path) -> None:
@@ -45,6 +45,6 @@ def test_a_run_that_cannot_be_read_is_named_and_hides_no_other(tmp_path: Path) -
         bad = living(tmp_path, "bad", pid)
         bad.dir.attempts.unlink()
         bad.dir.attempts.mkdir()
-        view = Fleet(find=lambda: list_runs(tmp_path)).look()
+        view = Fleet(find=lambda: list_runs(tmp_path)).poll()
     assert [one.status.run_id.partition("-")[0] for one in view.runs] == ["good"]
     assert "Is a directory" in view.problems[bad.dir.run_id]

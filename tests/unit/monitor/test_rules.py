@@ -8,20 +8,24 @@ from typing import Any
 import pytest
 
 from submitrain.attempts import Action, Attempt, Cause
-from submitrain.monitor.alerts.rules import RULES, full_in_s, judge
-from submitrain.monitor.watch.snapshot import (
+from submitrain.monitor.alerts.rules import (
     MUTED_BY,
-    CheckpointFacts,
-    DiskFacts,
+    RULES,
     Finding,
     Limits,
-    RankPoint,
     Rule,
-    Samples,
     Severity,
+    Unknown,
+    full_in_s,
+    judge,
+)
+from submitrain.monitor.watch.observe import (
+    CheckpointFacts,
+    DiskFacts,
+    RankPoint,
+    Samples,
     Snapshot,
     StepPoint,
-    Unknown,
 )
 from submitrain.status import JobState, RunState
 

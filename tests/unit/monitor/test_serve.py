@@ -163,16 +163,16 @@ def test_runs_leave_after_their_end_and_the_rest_is_capped_and_counted(tmp_path:
             old.finish()
         clock = Clock()
         fleet = Fleet(find=lambda: list_runs(tmp_path), keep_ended_s=600.0, max_runs=5, clock=clock)
-        early = fleet.look()
+        early = fleet.poll()
         assert [v.status.state for v in early.runs] == [RunState.RUNNING] * 4 + [RunState.FINISHED]
         assert (early.over_limit, early.long_ended) == (2, 0)
         clock.ahead_s = 700.0
-        late = fleet.look()
+        late = fleet.poll()
         assert [view.status.state for view in late.runs] == [RunState.RUNNING] * 4
         assert (late.over_limit, late.long_ended) == (0, 3)
         # A run that is resumed comes back.
         (next(tmp_path.glob("old0*")) / "summary.json").unlink()
-        assert len(fleet.look().runs) == 5
+        assert len(fleet.poll().runs) == 5
 
 
 @pytest.mark.parametrize("count", [1, 10, 200])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from submitrain.launcher.cli.main import main as launcher
-from submitrain.monitor.alerts.rules import MAD_TO_SIGMA, UsualLosses
+from submitrain.monitor.alerts.loss_spike import MAD_TO_SIGMA, UsualLosses
 from submitrain.monitor.cli import main as monitor
 from submitrain.monitor.status import (
     bytes_text,

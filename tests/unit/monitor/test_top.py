@@ -177,7 +177,7 @@ def test_without_a_terminal_it_prints_one_frame_and_leaves(runs: Path) -> None:
 def test_a_frame_never_has_more_lines_than_the_terminal(
     runs: Path, size: tuple[int, int], opened: bool
 ) -> None:
-    view = many(Fleet(find=lambda: list_runs(runs)).look(), 30)
+    view = many(Fleet(find=lambda: list_runs(runs)).poll(), 30)
     log = Log("logs/x", tuple(f"{n} " + "long " * 50 for n in range(200)), 3)
     screen = Console(width=size[0], height=size[1], force_terminal=True)
     choice = Choice(view.runs[17].status.run_id, opened=opened)
@@ -201,7 +201,7 @@ def many(view: FleetView, count: int) -> FleetView:
 
 
 def test_the_choice_stays_with_its_run_when_the_order_changes(runs: Path) -> None:
-    view = Fleet(find=lambda: list_runs(runs)).look()
+    view = Fleet(find=lambda: list_runs(runs)).poll()
     choice = Choice().after(Key.DOWN, view.runs)
     assert choice.run_id.startswith("broken")
     turned = view.runs[::-1]

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from submitrain.events import append_line
-from submitrain.monitor.watch.observe import lag_of
-from submitrain.monitor.watch.poll import look_at_disk
-from submitrain.monitor.watch.snapshot import RankPoint
+from submitrain.monitor.watch.disk import read_disk
+from submitrain.monitor.watch.observe import RankPoint, lag_of
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import write_json_atomically
 from submitrain.train.context import busy_s
@@ -332,7 +331,7 @@ def test_a_ranks_lag_is_its_busy_time_of_a_step() -> None:
 
 
 def test_the_disk_is_looked_at_and_nothing_is_left(tmp_path: Path) -> None:
-    facts = look_at_disk(tmp_path / "not" / "there")
+    facts = read_disk(tmp_path / "not" / "there")
     assert facts.path == str(tmp_path)
     assert facts.answered
     assert facts.problem == ""
@@ -349,7 +348,7 @@ def test_a_disk_without_room_is_a_problem(tmp_path: Path) -> None:
     try:
         if mounted.returncode != 0:
             pytest.skip("mounting a small tmpfs needs root")
-        assert look_at_disk(full).problem == "No space left on device"
+        assert read_disk(full).problem == "No space left on device"
         assert list(full.iterdir()) == []
     finally:
         subprocess.run(["umount", str(full)], capture_output=True, check=False)
