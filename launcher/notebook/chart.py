@@ -17,7 +17,7 @@ from submitrain.html.charts import Series, line_chart
 from submitrain.html.page import svg_document
 from submitrain.launcher.cli.progress import notable
 from submitrain.launcher.supervisor.rank_events import EventTail
-from submitrain.monitor.report.model import Curves, thin
+from submitrain.monitor.report.read import Curves, thin
 from submitrain.run_folder import RunDir
 
 NOTES = 6

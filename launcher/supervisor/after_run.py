@@ -16,8 +16,8 @@ import structlog
 
 from submitrain.config import RunConfig
 from submitrain.events import append_line
-from submitrain.monitor.report.cli import REPORT_NAME, read_report
 from submitrain.monitor.report.page import report_page
+from submitrain.monitor.report.read import REPORT_NAME, read_report
 from submitrain.run_folder import RUN_DIR_VARIABLE, RunDir, write_text_atomically
 
 KILL_AFTER_S = 5.0

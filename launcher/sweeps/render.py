@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from submitrain.html.charts import Series as Line
 from submitrain.html.charts import line_chart
-from submitrain.html.table import Cell, Table
+from submitrain.html.table import Cell, Row, Table
 from submitrain.html.templates import notebook_box, page
 from submitrain.launcher.sweeps.folder import PointState, SweepState
 from submitrain.launcher.sweeps.report import EMULATED, Series, SweepReport
@@ -152,7 +152,7 @@ def _node_chart(title: str, unit: str, lines: Sequence[Line]) -> Markup:
 
 def _scaling_table(report: SweepReport, series: Series) -> Table:
     priced, goal = report.record["price"] is not None, _goal(report)
-    rows: list[Mapping[str, str | Cell]] = []
+    rows: list[Row] = []
     for one in series.curve.counts:
         recommended = one.nodes == series.curve.recommendation.nodes
         result_s = one.time_to_result_s
@@ -204,7 +204,7 @@ def _grid_table(report: SweepReport) -> Table:
 def _runs_table(report: SweepReport) -> Table:
     """All runs in the order in which they ran."""
     order = {point["id"]: number for number, point in enumerate(report.record["points"], start=1)}
-    rows: list[Mapping[str, str | Cell]] = []
+    rows: list[Row] = []
     for one in sorted(report.points, key=lambda one: order[one.point.id]):
         found = one.measurement
         why = one.state.status.why if one.state.status and not one.state.finished else ""

@@ -1,50 +1,39 @@
-"""A run's report as one self-contained HTML page. Pure.
-
-A report as a few lines for the terminal. Pure.
-"""
+"""A run's report as an HTML page, and as a few lines for the terminal. Pure."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
 
 from submitrain.attempts import Action, Attempt, Cause
 from submitrain.html.charts import Bar, Series, Stretch, line_chart, stacked_bars, timeline
-from submitrain.html.page import badge, details, page, section, table
+from submitrain.html.table import Cell, Row, Table
+from submitrain.html.templates import page, utc
 from submitrain.monitor.accounting.goodput import category_rows, duration, headline
 from submitrain.monitor.accounting.timeline import Category
 from submitrain.monitor.diagnose.cli import render as render_diagnosis
-from submitrain.monitor.report.model import MOST_ROWS, Point, Report
+from submitrain.monitor.report.read import Report
 from submitrain.preflight_results import PreflightRow
 from submitrain.status import RunState
 
-
-def utc(t: float | None) -> str:
-    """``2026-01-31 23:59:59``; empty for None."""
-    return "" if t is None else time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(t))
-
-
-def lasted(one: Attempt) -> str:
-    """How long an attempt took; empty while no end is recorded."""
-    return (
-        "" if one.ended_at is None else duration(round(max(0, one.ended_at - one.started_at) * 1e6))
-    )
-
-
-def sentence(report: Report) -> str:
-    """State, progress and why in one sentence."""
-    status = report.status
-    total = f" of {status.total_steps}" if status.total_steps else ""
-    why = f": {status.why}" if status.why else ""
-    return f"{status.state} at step {status.step}{total}, attempt {status.attempt}{why}"
+_MOST_ROWS = 200
+"""Rows of a table; of more, the newest."""
+_MOST_STRETCHES = 40
+_MOST_PREFLIGHTS = 5
+_CHARTS = (
+    ("Learning rate", "lr", "learning rate"),
+    ("Throughput", "tokens_per_s", "tokens/s"),
+    ("Memory of rank 0", "mem_bytes", "GiB"),
+)
 
 
 def render(report: Report) -> str:
     """The report's essence, one fact a line."""
     status = report.status
-    lines = [status.run_id, f"  {sentence(report)}"]
+    lines = [status.run_id, f"  {_sentence(report)}"]
     if status.loss is not None:
         validation = status.validation_loss
         more = "" if validation is None else f", validation {validation:.4f}"
@@ -52,8 +41,7 @@ def render(report: Report) -> str:
     if report.goodput.effective is not None:
         lines.append(f"  time         {headline(report.goodput)}")
         lines += [f"    {name:<12} {value}" for name, value in category_rows(report.goodput)[:5]]
-    counts = [f"{report.count(what)} {what}" for what in ("published", "failed", "rejected")]
-    lines.append(f"  checkpoints  {', '.join(counts)}")
+    lines.append(f"  checkpoints  {_checkpoint_counts(report)}")
     if report.anomalies:
         lines.append(f"  anomalies    {len(report.anomalies)}, {status.rollbacks} rollbacks")
     if report.preflights:
@@ -65,226 +53,190 @@ def render(report: Report) -> str:
         )
     for one in report.attempts[-5:]:
         ended = one.outcome or "no end recorded"
-        lines.append(f"  attempt {one.number:<4} {utc(one.started_at)} UTC  {lasted(one)}  {ended}")
+        lines.append(
+            f"  attempt {one.number:<4} {utc(one.started_at)} UTC  {_lasted(one)}  {ended}"
+        )
     if report.diagnosis is not None:
         lines.append(f"  diagnosis    {report.diagnosis.kind}: {report.diagnosis.summary}")
         lines.append(f"  do           {report.diagnosis.remedy.text}")
     return "\n".join(lines)
 
 
-_MOST_STRETCHES = 40
-_MOST_PREFLIGHTS = 5
-_SAVED = ("published", "failed", "rejected")
-_CHARTS = (
-    ("Learning rate", "lr", "learning rate"),
-    ("Throughput", "tokens_per_s", "tokens/s"),
-    ("Memory of rank 0", "mem_bytes", "GiB"),
-)
-
-
 def report_page(report: Report) -> str:
     """The whole page."""
-    return page(f"Report of {report.status.run_id}", _body(report))
-
-
-def _body(report: Report) -> Iterator[str]:
-    yield f"<h1>{escape(report.status.run_id)}</h1>"
-    yield _origin(report)
-    kind = {RunState.FINISHED: " good", RunState.FAILED: " bad"}.get(report.status.state, "")
-    yield f'<p class="verdict{kind}">{escape(sentence(report))}</p>'
-    if report.diagnosis is not None:
-        yield section("Diagnosis", f"<pre>{escape(render_diagnosis(report.diagnosis))}</pre>")
-    if loss := _loss(report):
-        yield section("Loss", loss)
+    status, goodput = report.status, report.goodput
+    not_finite = _not_finite(report)
+    charts = [("Loss", _loss_chart(report) or (not_finite and " "))]
     for title, name, unit in _CHARTS:
         series = [Series(title.lower(), report.curves[name])]
-        if chart := line_chart(series, x_label="step", y_label=unit, title=f"{title} by step"):
-            yield section(title, chart)
-    yield section("Attempts", *_attempts(report.attempts))
-    if report.preflights:
-        yield section("Nodes before training", *_preflights(report.preflights))
-    if report.alerts:
-        yield section("Alerts", *_alerts(report))
-    if report.goodput.allocated_us:
-        yield section("Where the time went", *_time(report))
-    yield section("Checkpoints", *_checkpoints(report))
-    if report.anomalies:
-        yield section("Anomalies and rollbacks", *_anomalies(report))
-    yield section("Record", *_record(report))
-    yield section("Configuration", details("config.yaml", f"<pre>{escape(report.config)}</pre>"))
+        charts.append(
+            (title, line_chart(series, x_label="step", y_label=unit, title=f"{title} by step"))
+        )
+    kinds = {RunState.FINISHED: "good", RunState.FAILED: "bad"}
+    return page(
+        f"Report of {status.run_id}",
+        "monitor/report/report.html.j2",
+        report=report,
+        kind=kinds.get(status.state, ""),
+        sentence=_sentence(report),
+        diagnosis=render_diagnosis(report.diagnosis) if report.diagnosis else "",
+        charts=[(title, Markup(chart)) for title, chart in charts if chart],
+        not_finite=not_finite,
+        timeline=Markup(_timeline(report.attempts[-_MOST_STRETCHES:])),
+        attempts=_attempts(report.attempts),
+        preflights=[(one, _preflight(one)) for one in report.preflights[-_MOST_PREFLIGHTS:]],
+        alerts=_table(report.alerts, _alert),
+        goodput=headline(goodput) if goodput.allocated_us else "",
+        time_bar=Markup(_time_bar(report)),
+        time=Table(("spent on", "share, time"), category_rows(goodput)),
+        checkpoint_counts=_checkpoint_counts(report),
+        checkpoints=_table(report.checkpoints, _checkpoint, ("MB", "blocked s", "save s")),
+        anomalies=_table(report.anomalies, _anomaly),
+        record=_record(report),
+    )
 
 
-def _origin(report: Report) -> str:
-    who = report.record.get("who") or {}
-    parts = [
-        f"started by {who.get('user')}@{who.get('host')}" if who else "",
-        f"{utc(report.status.submitted_at)} UTC" if report.status.submitted_at else "",
-        f"on {report.status.cluster}",
-        f"ended {utc(report.summary['ended_at'])} UTC" if "ended_at" in report.summary else "",
-    ]
-    return f'<p class="faint">{escape(", ".join(part for part in parts if part))}</p>'
+def _table(events: Sequence[Any], row: Any, numbers: Sequence[str] = ()) -> Table | None:
+    """The newest events, one a row; None without any."""
+    if not events:
+        return None
+    found = Table.of([row(one) for one in events[-_MOST_ROWS:]], numbers=numbers)
+    return Table(found.columns, found.rows, numbers, left_out=max(0, len(events) - _MOST_ROWS))
 
 
-def _loss(report: Report) -> str:
-    training = report.curves["loss"]
-    losses = dict(training)
+def _sentence(report: Report) -> str:
+    """State, progress and why."""
+    status = report.status
+    total = f" of {status.total_steps}" if status.total_steps else ""
+    why = f": {status.why}" if status.why else ""
+    return f"{status.state} at step {status.step}{total}, attempt {status.attempt}{why}"
+
+
+def _lasted(one: Attempt) -> str:
+    """How long an attempt took; empty while no end is recorded."""
+    if one.ended_at is None:
+        return ""
+    return duration(round(max(0, one.ended_at - one.started_at) * 1e6))
+
+
+def _loss_chart(report: Report) -> str:
+    losses = dict(report.curves["loss"])
     marks = [
         (float(one["step"]), losses[one["step"]], f"{one.get('what')}: {one.get('action')}")
-        for one in report.anomalies[-MOST_ROWS:]
+        for one in report.anomalies[-_MOST_ROWS:]
         if one.get("step") in losses
     ]
     series = [
-        Series("training", training, 0, marks=marks),
+        Series("training", report.curves["loss"], 0, marks=marks),
         Series("validation", report.curves["validation"], 1, dash=1),
     ]
     drawn = [one for one in series if one.points]
-    chart = line_chart(
+    return line_chart(
         drawn, x_label="step", y_label="loss (nats per label token)", title="Loss by step"
     )
-    return chart + _not_finite(training)
 
 
-def _not_finite(points: Sequence[Point]) -> str:
+def _not_finite(report: Report) -> str:
     """Steps that a chart cannot show; of many the first ones."""
-    steps = [f"{step:.0f}" for step, value in points if not math.isfinite(value)]
+    steps = [f"{step:.0f}" for step, value in report.curves["loss"] if not math.isfinite(value)]
     if not steps:
         return ""
     more = f" and {len(steps) - 8} more" if len(steps) > 8 else ""
-    word = "steps" if len(steps) > 1 else "step"
-    return f'<p class="bad">✗ not finite at {word} {", ".join(steps[:8])}{more}</p>'
+    return f"not finite at step{'s' if len(steps) > 1 else ''} {', '.join(steps[:8])}{more}"
 
 
-def _attempts(attempts: Sequence[Attempt]) -> Iterator[str]:
-    if not attempts:
-        yield "<p>None has begun.</p>"
-        return
-    shown = attempts[-_MOST_STRETCHES:]
-    yield timeline([_stretch(one, shown[0].started_at) for one in shown], title="Attempts by time")
-    lines = [
-        [
-            str(one.number),
-            utc(one.started_at),
-            lasted(one),
-            escape(one.job_id),
-            escape(_few(one.nodes)),
-            f"{one.first_step or 0} to {one.last_step or 0}" if one.cause else "",
-            badge(one.cause, good=one.cause is Cause.FINISHED) if one.cause else "no end recorded",
-            escape(f"{one.explanation}; then {one.action}" if one.action else ""),
-        ]
-        for one in attempts[-MOST_ROWS:]
+def _timeline(attempts: Sequence[Attempt]) -> str:
+    rows = []
+    for one in attempts:
+        start = max(0.0, one.started_at - attempts[0].started_at)
+        end = start if one.ended_at is None else start + max(0.0, one.ended_at - one.started_at)
+        color = "bad" if one.action is Action.STOP else "warn"
+        color = "good" if one.cause is Cause.FINISHED else color
+        label = one.outcome or "no end recorded"
+        rows.append(Stretch(f"attempt {one.number}", start, end, label, color))
+    return timeline(rows, title="Attempts by time")
+
+
+def _attempts(attempts: Sequence[Attempt]) -> Table | None:
+    def row(one: Attempt) -> Row:
+        more = f" and {len(one.nodes) - 4} more" if len(one.nodes) > 4 else ""
+        kind = "good" if one.cause is Cause.FINISHED else "bad"
+        return {
+            "attempt": str(one.number),
+            "from (UTC)": utc(one.started_at),
+            "lasted": _lasted(one),
+            "job": one.job_id,
+            "nodes": ", ".join(one.nodes[:4]) + more,
+            "steps": f"{one.first_step or 0} to {one.last_step or 0}" if one.cause else "",
+            "ended as": Cell(one.cause, kind) if one.cause else "no end recorded",
+            "because": f"{one.explanation}; then {one.action}" if one.action else "",
+        }
+
+    return _table(attempts, row)
+
+
+def _preflight(found: PreflightRow) -> Table | None:
+    """What was not fit, with what to do."""
+    rows: list[Row] = [
+        {
+            "node": one.node,
+            "": Cell(one.level, "bad"),
+            "check": Cell(one.id, "code"),
+            "result": one.evidence,
+            "what to do": one.remedy,
+        }
+        for one in found.remarks[:_MOST_ROWS]
     ]
-    header = ("attempt", "from (UTC)", "lasted", "job", "nodes", "steps", "ended as", "because")
-    yield table(header, lines)
-    yield _left_out(len(attempts))
+    return Table.of(rows) if rows else None
 
 
-def _preflights(found: Sequence[PreflightRow]) -> Iterator[str]:
-    """The last preflights, what was found fit in one line each, the rest with what to do."""
-    for one in found[-_MOST_PREFLIGHTS:]:
-        yield f"<p>Attempt {one.attempt}, {escape(one.mode)}: {escape(one.words)}</p>"
-        lines = [
-            [
-                escape(remark.node),
-                badge(remark.level, good=False),
-                f"<code>{escape(remark.id)}</code>",
-                escape(remark.evidence),
-                escape(remark.remedy),
-            ]
-            for remark in one.remarks[:MOST_ROWS]
-        ]
-        if lines:
-            yield table(("node", "", "check", "seen", "what to do"), lines)
-
-
-def _stretch(one: Attempt, origin: float) -> Stretch:
-    start = max(0.0, one.started_at - origin)
-    end = start if one.ended_at is None else max(start, one.ended_at - origin)
-    color = "bad" if one.action is Action.STOP else "warn"
-    color = "good" if one.cause is Cause.FINISHED else color
-    label = one.outcome or "no end recorded"
-    return Stretch(f"attempt {one.number}", start, end, label, color)
-
-
-def _few(nodes: Sequence[str]) -> str:
-    return ", ".join(nodes[:4]) + (f" and {len(nodes) - 4} more" if len(nodes) > 4 else "")
-
-
-def _left_out(count: int) -> str:
-    if count <= MOST_ROWS:
-        return ""
-    return f'<p class="faint">{count - MOST_ROWS} earlier ones are left out.</p>'
-
-
-def _time(report: Report) -> Iterator[str]:
-    goodput = report.goodput
-    yield f"<p>{escape(headline(goodput))}</p>"
-    spent = {
-        str(name).replace("_", " "): goodput.rank_us[name] / 1e6
-        for name in Category
-        if goodput.rank_us[name]
+def _alert(one: Mapping[str, Any]) -> Row:
+    return {
+        "at (UTC)": Cell(utc(one["t"]), "when"),
+        "event": str(one["event"]),
+        "severity": str(one["severity"]),
+        "alert": " ".join(str(one[name]) for name in ("rule", "subject") if one[name] != "run"),
+        "what": str(one["text"]),
+        "told to": ", ".join(one["channels"]) or "nobody yet",
     }
-    unit = "GPU time" if goodput.gpus else "rank time"
-    yield stacked_bars([Bar(unit, spent)], title=f"Seconds of {unit} by purpose")
-    yield table(
-        ("spent on", "share, time"), [[escape(a), escape(b)] for a, b in category_rows(goodput)]
-    )
 
 
-def _checkpoints(report: Report) -> Iterator[str]:
-    counts = ", ".join(f"{report.count(what)} {what}" for what in _SAVED)
-    kept = ", ".join(map(str, report.status.checkpoints)) or "none"
-    yield f"<p>{counts}; in the folder now: {kept}</p>"
-    lines = [
-        [
-            badge(one["what"], good=one["what"] == "published"),
-            escape(str(one.get("step", one.get("path", "")))),
-            utc(one.get("t")),
-            f"{one['bytes'] / 1e6:,.1f}" if "bytes" in one else "",
-            f"{one['blocked_s']:.2f}" if "blocked_s" in one else "",
-            f"{one['save_s']:.2f}" if "save_s" in one else "",
-            escape(str(one.get("reason", ""))),
-        ]
-        for one in report.checkpoints[-MOST_ROWS:]
-    ]
-    header = ("checkpoint", "step", "at (UTC)", "MB", "blocked s", "save s", "reason")
-    if lines:
-        yield table(header, lines, numbers=(3, 4, 5))
-        yield _left_out(len(report.checkpoints))
+def _time_bar(report: Report) -> str:
+    spent = {
+        str(name).replace("_", " "): report.goodput.rank_us[name] / 1e6
+        for name in Category
+        if report.goodput.rank_us[name]
+    }
+    unit = "GPU time" if report.goodput.gpus else "rank time"
+    return stacked_bars([Bar(unit, spent)], title=f"Seconds of {unit} by purpose")
 
 
-def _anomalies(report: Report) -> Iterator[str]:
-    lines = [
-        [escape(str(one.get(name, "") or "")) for name in ("step", "what", "action", "loss")]
-        + [utc(one.get("t")), escape(_data(one))]
-        for one in report.anomalies[-MOST_ROWS:]
-    ]
-    yield table(("step", "what", "action", "loss", "at (UTC)", "data"), lines)
-    yield _left_out(len(report.anomalies))
+def _checkpoint_counts(report: Report) -> str:
+    return ", ".join(f"{report.count(what)} {what}" for what in ("published", "failed", "rejected"))
 
 
-def _alerts(report: Report) -> Iterator[str]:
-    lines = [
-        [
-            f'<span class="when">{utc(one["t"])}</span>',
-            escape(str(one["event"])),
-            escape(str(one["severity"])),
-            escape(" ".join(str(one[name]) for name in ("rule", "subject") if one[name] != "run")),
-            escape(str(one["text"])),
-            escape(", ".join(one["channels"]) or "nobody yet"),
-        ]
-        for one in report.alerts[-MOST_ROWS:]
-    ]
-    yield table(("at (UTC)", "event", "severity", "alert", "what", "told to"), lines)
-    yield _left_out(len(report.alerts))
+def _checkpoint(one: Mapping[str, Any]) -> Row:
+    return {
+        "checkpoint": Cell(one["what"], "good" if one["what"] == "published" else "bad"),
+        "step": str(one.get("step", one.get("path", ""))),
+        "at (UTC)": utc(one.get("t")),
+        "MB": f"{one['bytes'] / 1e6:,.1f}" if "bytes" in one else "",
+        "blocked s": f"{one['blocked_s']:.2f}" if "blocked_s" in one else "",
+        "save s": f"{one['save_s']:.2f}" if "save_s" in one else "",
+        "reason": str(one.get("reason", "")),
+    }
 
 
-def _data(one: dict[str, object]) -> str:
-    if one.get("position") is None:
-        return ""
-    return f"positions {one['position']} to {one.get('end')}"
+def _anomaly(one: Mapping[str, Any]) -> Row:
+    known = one.get("position") is not None
+    return {
+        **{name: str(one.get(name) or "") for name in ("step", "what", "action", "loss")},
+        "at (UTC)": utc(one.get("t")),
+        "data": f"positions {one['position']} to {one.get('end')}" if known else "",
+    }
 
 
-def _record(report: Report) -> Iterator[str]:
+def _record(report: Report) -> Table:
     record = report.record
     who, git = record.get("who") or {}, record.get("git") or {}
     packages = record.get("packages") or {}
@@ -302,7 +254,4 @@ def _record(report: Report) -> Iterator[str]:
         "batch": report.setup.get("batch"),
         "folder": report.status.folder,
     }
-    yield table(
-        ("record", ""),
-        [[escape(name), escape(str(value))] for name, value in facts.items() if value],
-    )
+    return Table(("record", ""), [(name, str(value)) for name, value in facts.items() if value])

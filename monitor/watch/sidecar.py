@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from submitrain.errors import SubmitrainError, UserError
-from submitrain.monitor.report.cli import REPORT_NAME, read_report
 from submitrain.monitor.report.page import report_page
+from submitrain.monitor.report.read import REPORT_NAME, read_report
 from submitrain.monitor.watch.poll import PollResult, RunPoller
 from submitrain.monitor.watch.watch import Printer, Watcher, stamps, warn
 from submitrain.processes import ProcessRef

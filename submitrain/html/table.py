@@ -26,6 +26,10 @@ class Cell:
     """A paler second line; on pages only."""
 
 
+Row = Mapping[str, str | Cell]
+"""Cells by the name of their column."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows below names of columns; names are unique."""
@@ -38,9 +42,7 @@ class Table:
     """Earlier rows that are not shown."""
 
     @classmethod
-    def of(
-        cls, rows: Sequence[Mapping[str, str | Cell]], *, numbers: Collection[str] = ()
-    ) -> Table:
+    def of(cls, rows: Sequence[Row], *, numbers: Collection[str] = ()) -> Table:
         """A table of rows that all have the same columns, by name; at least one row."""
         return cls(list(rows[0]), [list(row.values()) for row in rows], numbers)
 

@@ -15,9 +15,8 @@ from submitrain.attempts import attempts_of
 from submitrain.events import EventWriter, Kind
 from submitrain.html.charts import Stretch, timeline
 from submitrain.monitor.cli import main
-from submitrain.monitor.report.cli import read_report
-from submitrain.monitor.report.model import thin
 from submitrain.monitor.report.page import render, report_page
+from submitrain.monitor.report.read import read_report, thin
 from submitrain.run_folder import RunDir, write_json_atomically
 
 HOSTILE = "<script>alert('&')</script>"

@@ -1,23 +1,29 @@
-"""What a report says of a run. Pure.
-
-Long curves with few points, no peak lost. Pure.
-"""
+"""What the report of a run rests on, read from the run folder; asks no scheduler by itself."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from submitrain.attempts import Attempt
-from submitrain.events import Event, Kind
-from submitrain.monitor.accounting.goodput import Goodput
+from submitrain.errors import SubmitrainError
+from submitrain.events import Event, Kind, number, read_events
+from submitrain.monitor.accounting.goodput import Goodput, read_goodput
+from submitrain.monitor.accounting.records import rank_events
+from submitrain.monitor.alerts.store import AlertFiles
 from submitrain.monitor.diagnose.model import Diagnosis
-from submitrain.preflight_results import PreflightRow
-from submitrain.run_facts import RunEvidence
-from submitrain.status import RunStatus
+from submitrain.monitor.diagnose.run import diagnose_run
+from submitrain.preflight_results import PreflightRow, read_preflights
+from submitrain.run_facts import RunEvidence, read_evidence
+from submitrain.run_folder import RunDir
+from submitrain.slurm.client import Ask, JobInfo
+from submitrain.status import JobState, JobView, RunState, RunStatus, status_of
 
+REPORT_NAME = "report.html"
+"""In ``reports/``, unless another name is asked for."""
 MOST_POINTS = 2000
 
 Point = tuple[float, float]
@@ -35,16 +41,16 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
         return finite
     inner, stretches = finite[1:-1], max(1, (most - 2) // 2)
     kept = [finite[0]]
-    for number in range(stretches):
-        start, end = (len(inner) * edge // stretches for edge in (number, number + 1))
+    for index in range(stretches):
+        start, end = (len(inner) * edge // stretches for edge in (index, index + 1))
         indices = range(start, end)
         if not indices:
             continue
         extremes = {
-            min(indices, key=lambda index: inner[index][1]),
-            max(indices, key=lambda index: inner[index][1]),
+            min(indices, key=lambda at: inner[at][1]),
+            max(indices, key=lambda at: inner[at][1]),
         }
-        kept += [inner[index] for index in sorted(extremes)]
+        kept += [inner[at] for at in sorted(extremes)]
     return [*kept, finite[-1]]
 
 
@@ -87,10 +93,8 @@ class Curves:
             self.setup = event
 
     def _keep(self, name: str, step: int, value: object, unit: float) -> None:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            self.values[name][step] = value / unit
-        elif isinstance(value, str):  # "nan" and "inf": JSON has no such numbers
-            self.values[name][step] = math.nan
+        if (found := number(value)) is not None:
+            self.values[name][step] = found / unit
 
     def points(self, name: str) -> list[Point]:
         """A curve by step, thinned."""
@@ -143,30 +147,62 @@ class Report:
         return sum(one["what"] == what for one in self.checkpoints)
 
 
-def report_of(
-    evidence: RunEvidence,
-    status: RunStatus,
-    curves: Curves,
-    goodput: Goodput,
-    *,
-    alerts: Sequence[Event],
-    preflights: Sequence[PreflightRow] = (),
-    diagnosis: Diagnosis | None,
-    config: str,
-) -> Report:
-    """Put together what was read."""
+@dataclass(frozen=True)
+class Scheduler:
+    """How to ask about the run's jobs; the default asks nobody."""
+
+    times: Ask | None = None
+    job: Callable[[Path], JobInfo | None] | None = None
+    view: Callable[[RunEvidence], JobView] | None = None
+    """Whether the newest job waits, runs or has ended."""
+
+
+_NOT_ASKED = JobView(JobState.UNKNOWN, "no end is recorded: it runs, waits, or was killed")
+
+
+def read_report(folder: Path, scheduler: Scheduler | None = None) -> Report:
+    """Everything about the run in a folder, as of now.
+
+    Raises:
+        OSError: a file of the run folder is there and cannot be read.
+    """
+    asked = scheduler or Scheduler()
+    run_dir = RunDir(folder)
+    evidence = read_evidence(folder)
+    status = status_of(evidence, asked.view(evidence) if asked.view else _NOT_ASKED)
+    curves = Curves()
+    for event in rank_events(run_dir.events(0)):
+        curves.take(event)
+    summary = evidence.summary or {}
+    diagnosis = None
+    if summary.get("state") == "failed" and evidence.newest_attempt:
+        try:
+            diagnosis = diagnose_run(folder, job=asked.job(folder) if asked.job else None)
+        except (SubmitrainError, OSError):
+            diagnosis = None
+    try:
+        config = run_dir.config.read_text(errors="replace")
+    except FileNotFoundError:
+        config = ""
     return Report(
         status=status,
-        summary=evidence.summary or {},
+        summary=summary,
         record=evidence.record,
         setup=curves.setup,
         attempts=evidence.attempts,
         curves={name: curves.points(name) for name in curves.values},
-        goodput=goodput,
+        goodput=read_goodput(
+            folder,
+            ended=status.state.ended,
+            pending=status.state is RunState.QUEUED,
+            run=asked.times,
+        ),
         checkpoints=tuple(_checkpoint(event) for event in curves.checkpoints),
         anomalies=tuple(curves.anomalies),
-        alerts=tuple(alerts),
-        preflights=tuple(preflights),
+        alerts=tuple(
+            alert_rows(read_events(run_dir.alerts), read_events(AlertFiles.of(folder).deliveries))
+        ),
+        preflights=tuple(read_preflights(folder)),
         diagnosis=diagnosis,
         config=config,
     )
