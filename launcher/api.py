@@ -54,8 +54,8 @@ def launch(
     source, changes = as_config(cfg, changes)
     prepared = prepare(source, overrides=overrides, cluster=cluster, changes=changes)
     longest_s = max_wait_s(max_wait)
-    verdict = prepared.verdict() if longest_s is not None or not force else None
-    permit(verdict, force=force, max_wait_s=longest_s)
+    schedulability = prepared.schedulability() if longest_s is not None or not force else None
+    permit(schedulability, force=force, max_wait_s=longest_s)
     run = Run(start(prepared).root)
     if wait:
         run.wait()

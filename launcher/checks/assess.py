@@ -1,109 +1,176 @@
-"""Which checks there are for a subject, and how long each may take.
+"""``python -m launcher assess``: run all checks of this host and cluster at once, in under 10 s."""
 
-Runs checks at once, each with its own time limit. An edge: threads and the clock.
-
-A check that hangs is left behind in a daemon thread, which keeps no process from ending; what it
-may hang on (a file system, a command) it has in a child process.
-
-What is assessed: folders, services and needs, by a configuration or by the defaults.
-"""
+# ruff: noqa: T201 - printing is what a command line does
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
+import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from submitrain.config import RunConfig
-from submitrain.launcher.checks.finding import Finding, unknown
+from submitrain.errors import UserError
+from submitrain.launcher.checks.finding import (
+    Check,
+    Finding,
+    Level,
+    fail,
+    once,
+    run_checks,
+    unknown,
+    worst,
+)
 from submitrain.launcher.checks.folders import (
     Folder,
     judge_folder,
     mount_of,
-    parse_mounts,
     read_folder,
     read_mounts,
 )
 from submitrain.launcher.checks.host import (
     CONNECT_S,
-    Endpoint,
+    connect,
     endpoints,
     judge_modules,
     judge_python,
     judge_rdma,
-    look_at_endpoint,
     missing_modules,
     read_clock,
     read_containers,
-    read_ports,
     read_versions,
 )
-from submitrain.launcher.checks.slurm import ID as VERDICT_ID
+from submitrain.launcher.checks.node_system import read_ports
+from submitrain.launcher.checks.render import findings_page, findings_table, summary
 from submitrain.launcher.checks.slurm import (
+    SCHEDULABILITY_ID,
+    SlurmReading,
     judge_accounts,
     judge_controller,
     judge_gpus,
     judge_partitions,
+    judge_schedulability,
     judge_settings,
-    look_at_config,
     read_slurm,
 )
+from submitrain.launcher.cli.commands import log_to_stderr
 from submitrain.launcher.plan.config import load_config
+from submitrain.launcher.plan.prepare import prepare
 from submitrain.launcher.submit.submit import slurm_is_configured
+from submitrain.monitor.status import console
 from submitrain.slurm.client import ask
 
-
-@dataclass(frozen=True)
-class Check:
-    """One look at something; ``id`` names the finding when it does not answer in time."""
-
-    id: str
-    look: Callable[[], Iterable[Finding]]
-    limit_s: float
-    remedy: str = ""
-
-
-def run_checks(checks: Sequence[Check], *, deadline: float = float("inf")) -> list[Finding]:
-    """The findings of all checks, in their order; ``deadline`` in seconds of time.monotonic."""
-    began = time.monotonic()
-    running = [(check, *_start(check)) for check in checks]
-    findings: list[Finding] = []
-    for check, thread, found in running:
-        limit = min(began + check.limit_s, deadline)
-        thread.join(max(0.0, limit - time.monotonic()))
-        if thread.is_alive():
-            said = f"no answer within {limit - began:.1f} s"
-            findings.append(unknown(check.id, said, check.remedy))
-        else:
-            findings += found
-    return findings
-
-
-def _start(check: Check) -> tuple[threading.Thread, list[Finding]]:
-    found: list[Finding] = []
-
-    def look() -> None:
-        try:
-            found.extend(list(check.look()))
-        except Exception as error:  # one broken check must not cost the answers of the others
-            found.append(unknown(check.id, f"it could not be looked at: {error!r}", check.remedy))
-
-    thread = threading.Thread(target=look, name=check.id, daemon=True)
-    thread.start()
-    return thread, found
-
-
+SLURM_S, FOLDER_S, HOST_S, CONFIG_S = 7.0, 4.0, 4.0, 7.5
+"""Seconds that each kind may take; what it asks has a little less."""
+SPARE_S = 0.5
+TOTAL_S = 8.0
+"""Everything together, so that the command starts, tells and ends within 10 s."""
+_LOAD_S = 3.0
+_PAGE_S = 0.8
+"""Seconds for reading the configuration, and for writing the page after everything else."""
 _PING_S = 2.0
+
+
+def main(options: argparse.Namespace) -> int:
+    """Assess, and tell; 1 if something fails, else 0.
+
+    Raises:
+        UserError: the configuration or the file for the page is wrong.
+    """
+    log_to_stderr()
+    if options.nodes is not None:
+        return _nodes(options)
+    if options.quick:
+        raise UserError(
+            "--quick: expected with --nodes N, got it alone; add --nodes, or leave it out"
+        )
+    began, at = time.monotonic(), time.time()
+    findings = assess(options.config, deadline=began + TOTAL_S)
+    took_s, host = time.monotonic() - began, socket.gethostname()
+    level = worst(findings)
+    if options.json:
+        told = [one.as_json() for one in findings]
+        head = {"host": host, "at": at, "took_s": round(took_s, 3), "level": str(level)}
+        print(json.dumps({**head, "findings": told}, indent=2))
+    else:
+        console().print(findings_table(findings))
+        print(f"\n{host}: {summary(findings)}")
+    if options.html is not None:
+        _write_page(options.html, findings_page(findings, host=host, at=at, took_s=took_s))
+    return 1 if level is Level.FAIL else 0
+
+
+def _nodes(options: argparse.Namespace) -> int:
+    """Check nodes by a job of its own; 1 if one of them is unfit."""
+    from submitrain.launcher.checks.assess_nodes import assess_nodes, closing_lines, nodes_table
+
+    if options.html is not None:
+        raise UserError("--html: expected without --nodes, got both; use --json with --nodes")
+    record, folder = assess_nodes(
+        options.nodes,
+        options.config,
+        quick=options.quick,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    if options.json:
+        print(json.dumps({**record, "folder": str(folder)}, indent=2))
+    else:
+        console().print(nodes_table(record))
+        print("\n" + "\n".join(closing_lines(record, folder)))
+    return 1 if record["level"] == str(Level.FAIL) else 0
+
+
+def _write_page(path: str, text: str) -> None:
+    try:
+        late = _within(_PAGE_S, "--html", lambda: Path(path).write_text(text))
+    except OSError as error:
+        raise UserError(
+            f"--html: expected a file that can be written, got {path} ({error.strerror})"
+        ) from error
+    if late:
+        raise UserError(f"--html: {path} could not be written within {_PAGE_S:g} s")
+
+
+def _within(limit_s: float, id: str, act: Callable[[], object], remedy: str = "") -> list[Finding]:
+    """Do something that may hang; a finding when it did not end in time, its errors raised here."""
+    errors: list[UserError | OSError] = []
+
+    def run() -> list[Finding]:
+        try:
+            act()
+        except (UserError, OSError) as error:
+            errors.append(error)
+        return []
+
+    late = run_checks([Check(id, run, limit_s, remedy)])
+    for error in errors:
+        raise error
+    return late
+
+
+def assess(config: str | None, *, deadline: float) -> list[Finding]:
+    """All findings, at the latest at ``deadline`` (of time.monotonic).
+
+    Raises:
+        UserError: the configuration is wrong.
+    """
+    loaded: list[Subject] = []
+    remedy = "the file system that it or PATH is on may hang; try without --config"
+    late = _within(_LOAD_S, "config", lambda: loaded.append(load_subject(config)), remedy)
+    subject = loaded[0] if loaded else Subject(None, None, True, dict(os.environ))
+    return [*late, *run_checks(checks_of(subject), deadline=deadline)]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a training here would use; ``config`` None for one with nothing but defaults."""
+    """What is assessed: a run's configuration, or the defaults where ``config`` is None."""
 
     config_path: str | None
     config: RunConfig | None
@@ -112,53 +179,21 @@ class Subject:
     environ: Mapping[str, str]
     """This process's environment, with what the configuration gives to ranks."""
 
-    @property
-    def has_image(self) -> bool:
-        """Whether ranks run in a container."""
-        return self.config is not None and self.config.slurm.container_image is not None
 
-    @property
-    def loads_modules(self) -> bool:
-        """Whether a setup command loads environment modules."""
-        if self.config is not None and self.config.slurm.modules:
-            return True
-        setup = self.config.slurm.setup if self.config else ()
-        return any(line.strip().startswith(("module ", "ml ")) for line in setup)
-
-    @property
-    def partitions(self) -> tuple[str, ...]:
-        """Partitions that the configuration names."""
-        named = self.config.slurm.partition if self.config else None
-        return tuple(name for name in (named or "").split(",") if name)
-
-    @property
-    def wandb_mode(self) -> str | None:
-        """W&B's mode, empty for its own choice; None where W&B is not used."""
-        wandb = self.config.wandb if self.config else None
-        return None if wandb is None or not wandb.enabled else wandb.mode or ""
-
-    def folders(self) -> list[Folder]:
-        """Folders that are written to."""
-        runs = self.config.runs_dir if self.config else "runs"
-        found = [Folder("folder.runs", _absolute(runs), "runs_dir")]
-        checkpoints = self.config.checkpoint.checkpoint_dir if self.config else None
-        if checkpoints:
-            key = "checkpoint.checkpoint_dir"
-            found.append(Folder("folder.checkpoints", _absolute(checkpoints), key))
-        cache = self.environ.get("HF_HOME") or "~/.cache/huggingface"
-        return [*found, Folder("folder.hf_cache", _absolute(cache), "slurm.hf_home (HF_HOME)")]
-
-
-def load_subject(config: str | None) -> Subject:
+def load_subject(path: str | None) -> Subject:
     """Read the configuration, if there is one, and see whether Slurm's commands are here.
 
     Raises:
         UserError: the configuration is wrong.
     """
-    loaded = None if config is None else load_config(config).config
-    wanted = "auto" if loaded is None else loaded.cluster
+    config = None if path is None else load_config(path).config
+    wanted = "auto" if config is None else config.cluster
     on_slurm = wanted == "slurm" or (wanted == "auto" and _has_slurm())
-    return Subject(config, loaded, on_slurm, {**os.environ, **_given(loaded)})
+    slurm = None if config is None else config.slurm
+    given = {} if slurm is None else {**slurm.env, "HF_HOME": slurm.hf_home or ""}
+    # Placeholders are left out: they may be secrets.
+    plain = {name: value for name, value in given.items() if value and "${" not in value}
+    return Subject(path, config, on_slurm, {**os.environ, **plain})
 
 
 def _has_slurm() -> bool:
@@ -168,92 +203,99 @@ def _has_slurm() -> bool:
     return slurm_is_configured() or ask(["scontrol", "ping"], timeout_s=_PING_S).code == 0
 
 
-def _given(config: RunConfig | None) -> dict[str, str]:
-    """What the configuration sets for ranks; placeholders, which may be secrets, are left out."""
-    if config is None:
-        return {}
-    given = {**config.slurm.env, "HF_HOME": config.slurm.hf_home or ""}
-    return {name: value for name, value in given.items() if value and "${" not in value}
-
-
-def _absolute(path: str) -> Path:
-    """Spelled out without touching the file system."""
-    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
-
-
-SLURM_S, FOLDER_S, HOST_S, CONFIG_S = 7.0, 4.0, 4.0, 7.5
-"""Seconds that each kind may take; what it asks has a little less."""
-SPARE_S = 0.5
-TOTAL_S = 8.0
-"""Everything together, so that the command starts, tells and ends within 10 s."""
-
-
 def checks_of(subject: Subject) -> list[Check]:
     """All checks, in the order in which they are shown."""
-    checks = []
+    reading = once(lambda: read_slurm(limit_s=SLURM_S - SPARE_S))
+    checks: list[Check] = []
     if subject.config is None or subject.config.cluster != "local":
-        checks.append(Check("slurm.controller", lambda: look_at_slurm(subject), SLURM_S))
-    checks += [_folder(folder, subject) for folder in subject.folders()]
-    checks += _host(subject)
-    checks += [_endpoint(one) for one in endpoints(subject.environ, wandb=subject.wandb_mode)]
+        checks.append(Check("slurm.controller", lambda: check_slurm(subject, reading), SLURM_S))
+    for folder in folders_of(subject):
+        checks.append(Check(folder.id, partial(_check_folder, folder, subject), FOLDER_S))
+    checks += _host_checks(subject)
     path = subject.config_path
     if path is not None:
         remedy = f"`python -m launcher plan {path}` takes the time that it needs"
-        checks.append(Check(VERDICT_ID, lambda: look_at_config(path), CONFIG_S, remedy))
+        run = partial(check_config, path, reading if subject.on_slurm else None)
+        checks.append(Check(SCHEDULABILITY_ID, run, CONFIG_S, remedy))
     return checks
 
 
-def look_at_slurm(subject: Subject) -> Iterator[Finding]:
+def check_slurm(subject: Subject, reading: Callable[[], SlurmReading]) -> Iterator[Finding]:
     """Everything that the controller and the database can tell."""
     if not subject.on_slurm:
         yield judge_controller(None)
         return
-    reading = read_slurm(limit_s=SLURM_S - SPARE_S)
-    yield judge_controller(reading)
-    facts = reading.facts
-    if facts is not None:
-        yield from judge_settings(facts)
-        yield judge_gpus(facts)
-        yield from judge_partitions(facts, needed=subject.partitions, reasons=reading.reasons)
-        yield judge_accounts(facts)
-    else:
-        said = "not known: the controller does not answer"
-        yield from (unknown(f"slurm.{name}", said) for name in ("settings", "partitions", "gpus"))
+    said = reading()
+    yield judge_controller(said)
+    if said.facts is None:
+        why = "not known: the controller does not answer"
+        yield from (unknown(f"slurm.{name}", why) for name in ("settings", "partitions", "gpus"))
+        return
+    named = subject.config.slurm.partition if subject.config else None
+    needed = [name for name in (named or "").split(",") if name]
+    yield from judge_settings(said.facts)
+    yield judge_gpus(said.facts)
+    yield from judge_partitions(said.facts, needed=needed, reasons=said.reasons)
+    yield judge_accounts(said.facts)
 
 
-def _folder(folder: Folder, subject: Subject) -> Check:
-    def look() -> Iterable[Finding]:
-        found = read_folder(folder.path, limit_s=FOLDER_S - SPARE_S)
-        return [judge_folder(folder, found, on_nodes=subject.on_slurm)]
+def folders_of(subject: Subject) -> list[Folder]:
+    """Folders that are written to."""
 
-    return Check(folder.id, look, FOLDER_S)
+    def absolute(path: str) -> Path:
+        return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - touches nothing
+
+    config = subject.config
+    found = [Folder("folder.runs", absolute(config.runs_dir if config else "runs"), "runs_dir")]
+    if config is not None and (path := config.checkpoint.checkpoint_dir):
+        found.append(Folder("folder.checkpoints", absolute(path), "checkpoint.checkpoint_dir"))
+    cache = subject.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return [*found, Folder("folder.hf_cache", absolute(cache), "slurm.hf_home (HF_HOME)")]
 
 
-def _host(subject: Subject) -> list[Check]:
-    def modules() -> list[Finding]:
-        return [
-            judge_modules(os.environ, missing_modules(os.environ), needed=subject.loads_modules)
-        ]
+def _check_folder(folder: Folder, subject: Subject) -> Finding:
+    found = read_folder(folder.path, limit_s=FOLDER_S - SPARE_S)
+    return judge_folder(folder, found, on_nodes=subject.on_slurm)
 
-    def rdma() -> list[Finding]:
-        return [judge_rdma(read_ports(), on_nodes=subject.on_slurm)]
 
-    def python() -> list[Finding]:
-        mount = mount_of(os.path.realpath(sys.prefix), parse_mounts(read_mounts()))
-        found = read_versions()
-        options = {"on_nodes": subject.on_slurm, "inside": subject.has_image}
-        return [judge_python(sys.prefix, mount, found, **options)]
+def _host_checks(subject: Subject) -> list[Check]:
+    config, on_nodes = subject.config, subject.on_slurm
+    has_image = config is not None and config.slurm.container_image is not None
+    loads_modules = config is not None and (
+        bool(config.slurm.modules)
+        or any(line.strip().startswith(("module ", "ml ")) for line in config.slurm.setup)
+    )
+    wandb = config.wandb if config else None
+    wandb_mode = None if wandb is None or not wandb.enabled else wandb.mode or ""
 
-    return [
-        Check("containers", lambda: read_containers(needed=subject.has_image), HOST_S),
-        Check("infiniband", rdma, HOST_S),
+    def modules() -> Finding:
+        return judge_modules(os.environ, missing_modules(os.environ), needed=loads_modules)
+
+    def python() -> Finding:
+        mount = mount_of(os.path.realpath(sys.prefix), read_mounts())
+        versions = read_versions()
+        return judge_python(sys.prefix, mount, versions, on_nodes=on_nodes, inside=has_image)
+
+    checks = [
+        Check("containers", lambda: read_containers(needed=has_image), HOST_S),
+        Check("infiniband", lambda: judge_rdma(read_ports(), on_nodes=on_nodes), HOST_S),
         Check("modules", modules, HOST_S),
         Check("python", python, HOST_S),
         Check("clock", read_clock, HOST_S),
     ]
+    for one in endpoints(subject.environ, wandb=wandb_mode):
+        # Resolving the name has no time limit of its own: with the check it is given up.
+        checks.append(Check(one.id, partial(connect, one), 2 * CONNECT_S, one.offline))
+    return checks
 
 
-def _endpoint(endpoint: Endpoint) -> Check:
-    # Resolving the name has no time limit of its own: with the check it is given up.
-    limit_s = 2 * CONNECT_S
-    return Check(endpoint.id, lambda: look_at_endpoint(endpoint), limit_s, endpoint.offline)
+def check_config(path: str, reading: Callable[[], SlurmReading] | None = None) -> Finding:
+    """Plan the configuration, and ask Slurm about it; refusals of the plan are findings."""
+    try:
+        prepared = prepare(path, plan_only=True)
+        found = prepared.schedulability(None if reading is None else reading().facts)
+    except UserError as error:
+        said = "; ".join(str(error).splitlines())
+        again = f"correct it; `python -m launcher plan {path}` shows it again"
+        return fail(SCHEDULABILITY_ID, said, again)
+    return judge_schedulability(found, path)

@@ -1,7 +1,7 @@
-"""Looks at one folder, as a process of its own: its file system may hang it for good.
+"""Measures one folder in a process of its own, which its file system may hang for good.
 
-Usage: ``python probe.py FOLDER``. Prints one JSON object a line as it gets on, so that what came
-before a hang is known: ``path``, ``space``, ``write``, ``fsync``. Needs the standard library only.
+Usage: ``python folder_probe.py FOLDER``. Prints one JSON object per line as it goes, so that what
+came before a hang is known. Standard library only; imports nothing of submitrain.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-WRITTEN_BYTES = 1 << 20
+WRITTEN_BYTES = 2**20
+"""More than a full disk has left in its last block."""
 
 
 def main(folder: str) -> None:
-    """Look, and tell after every step."""
+    """Measure the folder, or the first one above it that exists."""
     path = Path(folder)
     while not path.is_dir() and path != path.parent:
         path = path.parent
@@ -29,20 +30,20 @@ def main(folder: str) -> None:
         free_inodes=space.f_favail,
         total_inodes=space.f_files,
     )
+    target = path / f".submitrain-assess-{os.getpid()}-{time.monotonic_ns()}"
     try:
-        fsync_s = write(path)
+        tell(fsync_s=write_synced(target, bytes(WRITTEN_BYTES)))
     except OSError as error:
         tell(error=error.strerror or str(error), errno=error.errno)
-    else:
-        tell(fsync_s=fsync_s)
+    finally:
+        target.unlink(missing_ok=True)
 
 
-def write(path: Path) -> float:
-    """Write and remove a file of 1 MiB; returns the seconds of its fsync."""
-    target = path / f".submitrain-assess-{os.getpid()}-{time.monotonic_ns()}"
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def write_synced(path: Path, data: bytes) -> float:
+    """Write a file and flush it to its disk or server; returns the seconds of the fsync."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        left = memoryview(bytes(WRITTEN_BYTES))
+        left = memoryview(data)
         while left:
             left = left[os.write(descriptor, left) :]
         began = time.monotonic()
@@ -50,7 +51,6 @@ def write(path: Path) -> float:
         return time.monotonic() - began
     finally:
         os.close(descriptor)
-        target.unlink()
 
 
 def tell(**facts: Any) -> None:

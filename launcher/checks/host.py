@@ -1,9 +1,4 @@
-"""What this host offers a training: containers, InfiniBand, modules, Python, the clock.
-
-Judgements are pure; the readers beside them look at PATH, /sys, the environment and the kernel.
-
-Whether this host reaches the services that a training talks to: judged, and connected to.
-"""
+"""What this host offers a run: containers, InfiniBand, modules, Python, the clock, the network."""
 
 from __future__ import annotations
 
@@ -19,13 +14,21 @@ from urllib.request import getproxies, proxy_bypass
 
 from submitrain.launcher.checks.finding import Finding, fail, ok, unknown, warn
 from submitrain.launcher.checks.folders import Mount, is_shared
+from submitrain.launcher.checks.node_system import Port
 from submitrain.slurm.client import Answer, Ask, ask
 
-RUNTIMES = ("apptainer", "singularity", "enroot", "podman")
+CONTAINER_PROGRAMS = ("apptainer", "singularity", "enroot", "podman")
 PACKAGES = ("torch", "transformers", "submitit")
+CONNECT_S = 2.0
 _ASK_S = 3.0
 _TIMEX_BYTES, _STATUS_OFFSET, _STA_UNSYNC = 512, 40, 0x40
 """struct timex of 64-bit Linux is 208 bytes; ``status`` is its sixth field (adjtimex(2))."""
+
+
+def read_containers(*, needed: bool, run: Ask = ask) -> Finding:
+    """Ask srun, and look into PATH."""
+    found = [name for name in CONTAINER_PROGRAMS if shutil.which(name)]
+    return judge_containers(run(["srun", "--help"], timeout_s=_ASK_S), found, needed=needed)
 
 
 def judge_containers(help_of_srun: Answer, found: Sequence[str], *, needed: bool) -> Finding:
@@ -44,40 +47,26 @@ def judge_containers(help_of_srun: Answer, found: Sequence[str], *, needed: bool
         return ok(id, evidence)
     if {"apptainer", "singularity"} & set(found):
         return ok(id, f"{evidence}: ranks are started by {found[0]} (slurm.container_runtime)")
+    evidence = f"slurm.container_image is set, and {evidence}"
     if found:
         remedy = "ask the site for pyxis or Apptainer: ranks are not started in an image otherwise"
-        return warn(id, f"slurm.container_image is set, and {evidence}", remedy)
-    remedy = "ask the site for pyxis or Apptainer, or remove slurm.container_image"
-    return fail(id, f"slurm.container_image is set, and {evidence}", remedy)
+        return warn(id, evidence, remedy)
+    return fail(
+        id, evidence, "ask the site for pyxis or Apptainer, or remove slurm.container_image"
+    )
 
 
-def read_containers(*, needed: bool, run: Ask = ask) -> list[Finding]:
-    """Ask srun, and look into PATH."""
-    help_of_srun = run(["srun", "--help"], timeout_s=_ASK_S)
-    return [judge_containers(help_of_srun, [n for n in RUNTIMES if shutil.which(n)], needed=needed)]
-
-
-@dataclass(frozen=True)
-class Port:
-    """One port of an RDMA device, in the kernel's words."""
-
-    name: str
-    state: str
-    layer: str
-    rate: str
-
-
-def judge_rdma(ports: Sequence[Port] | None, *, on_nodes: bool) -> Finding:
-    """Whether a link for RDMA is up on this host; ``ports`` None: the kernel lists no device.
+def judge_rdma(ports: Sequence[Port], *, on_nodes: bool) -> Finding:
+    """Whether a link for RDMA is up on this host.
 
     ``on_nodes``: jobs run on other machines, which may have what this one has not.
     """
     id = "infiniband"
     if not ports and not on_nodes:
         return ok(id, "no InfiniBand or RoCE device on this machine, which needs none for itself")
-    elsewhere = "`srun -p PARTITION cat /sys/class/infiniband/*/ports/*/state` asks a compute node"
     if not ports:
         said = "no InfiniBand or RoCE device on this host; compute nodes may have some"
+        elsewhere = "`srun -p PARTITION cat /sys/class/infiniband/*/ports/*/state` asks one of them"
         return unknown(id, said, elsewhere)
     told = "; ".join(f"{p.name} {p.layer} {p.state} {p.rate}".strip() for p in ports)
     if any(port.state == "ACTIVE" for port in ports):
@@ -86,26 +75,10 @@ def judge_rdma(ports: Sequence[Port] | None, *, on_nodes: bool) -> Finding:
     return warn(id, f"no port is active: {told}", remedy)
 
 
-def read_ports(root: Path = Path("/sys/class/infiniband")) -> list[Port] | None:
-    """Ports of the kernel's RDMA devices (Linux, ABI/stable/sysfs-class-infiniband)."""
-    if not root.is_dir():
-        return None
-    return [
-        Port(
-            name=f"{port.parent.parent.name}/{port.name}",
-            state=_word(port / "state").partition(":")[2].strip() or "unknown",
-            layer=_word(port / "link_layer"),
-            rate=_word(port / "rate"),
-        )
-        for port in sorted(root.glob("*/ports/*"))
-    ]
-
-
-def _word(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+def missing_modules(environ: Mapping[str, str]) -> list[str]:
+    """Variables of environment modules that point to nothing."""
+    names = [name for name in ("LMOD_CMD", "MODULESHOME") if environ.get(name)]
+    return [name for name in names if not Path(environ[name]).exists()]
 
 
 def judge_modules(environ: Mapping[str, str], missing: Collection[str], *, needed: bool) -> Finding:
@@ -126,12 +99,6 @@ def judge_modules(environ: Mapping[str, str], missing: Collection[str], *, neede
         remedy = "put `source /etc/profile.d/modules.sh` before `module load` in slurm.setup"
         return warn(id, f"slurm.setup loads modules, and {said}", remedy)
     return unknown(id, said, "not needed, unless slurm.setup loads modules")
-
-
-def missing_modules(environ: Mapping[str, str]) -> list[str]:
-    """Variables of environment modules that point to nothing."""
-    names = [name for name in ("LMOD_CMD", "MODULESHOME") if environ.get(name)]
-    return [name for name in names if not Path(environ[name]).exists()]
 
 
 def judge_python(
@@ -186,12 +153,12 @@ def judge_clock(synchronized: bool | None, source: str) -> Finding:
     return warn("clock", f"not synchronized ({source})", remedy)
 
 
-def read_clock(*, run: Ask = ask) -> list[Finding]:
+def read_clock(*, run: Ask = ask) -> Finding:
     """Ask systemd, and else the kernel itself."""
     answer = run(["timedatectl", "show", "--property=NTPSynchronized", "--value"], timeout_s=1.5)
     if answer.code == 0 and answer.out.strip() in ("yes", "no"):
-        return [judge_clock(answer.out.strip() == "yes", "timedatectl")]
-    return [judge_clock(_kernel_synchronized(), "adjtimex")]
+        return judge_clock(answer.out.strip() == "yes", "timedatectl")
+    return judge_clock(_kernel_synchronized(), "adjtimex")
 
 
 def _kernel_synchronized() -> bool | None:
@@ -209,24 +176,20 @@ def _kernel_synchronized() -> bool | None:
     return not status & _STA_UNSYNC
 
 
-CONNECT_S = 2.0
-_YES = frozenset(["1", "on", "yes", "true"])
-
-
 @dataclass(frozen=True)
 class Endpoint:
-    """A service: its address, and what does without it (``offline`` says how)."""
+    """A service: its address, and how to do without it (``offline``)."""
 
     id: str
     url: str
     offline: str
-    is_offline: str = ""
+    unused: str = ""
     """Why nothing will be asked of it; empty when something will."""
 
 
 def endpoints(environ: Mapping[str, str], *, wandb: str | None) -> list[Endpoint]:
     """The hub, and W&B where it is used; ``wandb`` is its mode ("" for its own choice) or None."""
-    hub_off = environ.get("HF_HUB_OFFLINE", "").lower() in _YES
+    hub_off = environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "yes", "true")
     found = [
         Endpoint(
             "network.hub",
@@ -237,50 +200,34 @@ def endpoints(environ: Mapping[str, str], *, wandb: str | None) -> list[Endpoint
     ]
     if wandb is not None:
         mode = wandb or environ.get("WANDB_MODE", "")
-        quiet = f"W&B's mode is {mode}" if mode in ("offline", "disabled") else ""
+        unused = f"W&B's mode is {mode}" if mode in ("offline", "disabled") else ""
         url = environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
         offline = "set wandb.mode: offline, and `wandb sync` later"
-        found.append(Endpoint("network.wandb", url, offline, quiet))
+        found.append(Endpoint("network.wandb", url, offline, unused))
     return found
 
 
-def judge_endpoint(endpoint: Endpoint, via: str, problem: str | None) -> Finding:
-    """Judge one service: ``problem`` None when a connection ``via`` host and port came about."""
-    if problem is None:
-        return ok(endpoint.id, f"{endpoint.url} answers ({via}); compute nodes may differ")
-    return warn(endpoint.id, f"{endpoint.url}: {problem} ({via})", endpoint.offline)
-
-
-def look_at_endpoint(endpoint: Endpoint) -> list[Finding]:
+def connect(endpoint: Endpoint) -> Finding:
     """Connect by TCP, to the proxy where the environment names one."""
-    if endpoint.is_offline:
-        return [ok(endpoint.id, f"not asked: {endpoint.is_offline}")]
-    target = _target(endpoint.url)
-    if target is None:
-        said = f"{endpoint.url} is no address: expected https://HOST[:PORT]"
-        return [unknown(endpoint.id, said, "correct HF_ENDPOINT or WANDB_BASE_URL")]
-    host, port, via = target
+    id, url = endpoint.id, endpoint.url
+    if endpoint.unused:
+        return ok(id, f"not asked: {endpoint.unused}")
+    parts = urlsplit(url)
+    try:
+        proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+        to = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else parts
+        host, port = to.hostname, to.port or (443 if to.scheme == "https" else 80)
+    except ValueError:  # a port that is no number
+        host = None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not host:
+        said = f"{url} is no address: expected https://HOST[:PORT]"
+        return unknown(id, said, "correct HF_ENDPOINT or WANDB_BASE_URL")
+    via = f"{'proxy ' if proxy else ''}{host}:{port}"
     try:
         with socket.create_connection((host, port), timeout=CONNECT_S):
-            return [judge_endpoint(endpoint, via, None)]
+            return ok(id, f"{url} answers ({via}); compute nodes may differ")
     except TimeoutError:
-        return [judge_endpoint(endpoint, via, f"no connection within {CONNECT_S:g} s")]
+        problem = f"no connection within {CONNECT_S:g} s"
     except OSError as error:
-        return [judge_endpoint(endpoint, via, error.strerror or str(error))]
-
-
-def _target(url: str) -> tuple[str, int, str] | None:
-    """Host and port to connect to, and how to call them."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return None
-    proxy = None if proxy_bypass(parts.hostname) else getproxies().get(parts.scheme)
-    if proxy:
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        return None
-    if not parts.hostname:
-        return None
-    return parts.hostname, port, f"{'proxy ' if proxy else ''}{parts.hostname}:{port}"
+        problem = error.strerror or str(error)
+    return warn(id, f"{url}: {problem} ({via})", endpoint.offline)

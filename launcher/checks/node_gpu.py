@@ -1,19 +1,24 @@
-"""Reads what nvidia-smi, the kernel's log and /sys say of GPUs and links.
+"""Preflight: the GPUs of a node and the links between them. Standard library only.
 
-Pure, but for ``ports_in``.
-
-Sources: nvidia-smi(1) and ``nvidia-smi --help-query-gpu``; NVIDIA's "XID Errors" catalogue; the
-kernel's Documentation/ABI/stable/sysfs-class-infiniband.
+Sources: nvidia-smi(1) and ``nvidia-smi --help-query-gpu``; NVIDIA's "XID Errors" catalogue.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from submitrain.launcher.checks.node_facts import Gpu, NvLink, Port, Xid
+from submitrain.launcher.checks.finding import Check, Finding, fail, ok, once, unknown, warn
+from submitrain.launcher.checks.node_request import NodeRequest
 
-QUERY = (
+PROGRAM_S = 15.0
+CHECK_S = 18.0
+"""Seconds for one program, and for one check."""
+_FIELDS = (
     "index",
     "name",
     "ecc.errors.uncorrected.volatile.total",
@@ -44,51 +49,173 @@ XID_AGE_S = 24 * 3600.0
 _XID = re.compile(
     r"^(?:\[\s*(?P<t>\d+\.\d+)\]\s*)?.*NVRM: Xid \((?:PCI:)?(?P<device>[^)]+)\): (?P<code>\d+)"
 )
-_LINK = re.compile(r"^\s*Link (\d+):\s*(.+?)\s*$")
-_GPU = re.compile(r"^GPU (\d+):")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU; None where the device does not say."""
+
+    index: int
+    name: str
+    uncorrected: int | None = None
+    """Uncorrected memory errors since the driver was loaded."""
+    remap_failed: bool | None = None
+    pcie_width: int | None = None
+    pcie_width_max: int | None = None
+
+
+@dataclass(frozen=True)
+class Xid:
+    """An error that the NVIDIA driver wrote into the kernel's log."""
+
+    code: int
+    device: str
+    line: str
+
+
+@dataclass(frozen=True)
+class NvLink:
+    """One link between GPUs."""
+
+    gpu: int
+    link: int
+    active: bool
+
+
+def gpu_checks(request: NodeRequest) -> list[Check]:
+    """The checks of this file."""
+    wanted = request.gpus_per_node
+    if not wanted:
+        ids = ("gpu.count", "gpu.memory", "gpu.xid", "gpu.links")
+        return [Check(id, partial(ok, id, "no GPUs asked for"), CHECK_S) for id in ids]
+    gpus = once(read_gpus)
+    return [
+        Check("gpu.count", lambda: gpu_count(gpus(), wanted), CHECK_S),
+        Check("gpu.memory", lambda: gpu_memory(gpus()), CHECK_S),
+        Check("gpu.xid", lambda: gpu_xid(read_xids() if gpus() else ()), CHECK_S),
+        Check("gpu.links", lambda: gpu_links(gpus(), read_nvlinks()), CHECK_S),
+    ]
+
+
+def gpu_count(gpus: Sequence[Gpu], wanted: int) -> Finding:
+    """As many GPUs as were asked for."""
+    told = f"{len(gpus)} of {wanted} GPUs"
+    if len(gpus) < wanted:
+        return fail("gpu.count", f"nvidia-smi shows {told}", "report the node: a GPU is gone")
+    return ok("gpu.count", f"{told}: {gpus[0].name}")
+
+
+def gpu_memory(gpus: Sequence[Gpu]) -> Finding:
+    """Uncorrected memory errors, and rows that cannot be remapped any more."""
+    id, remedy = "gpu.memory", "report the GPU; it needs a reset, or to be replaced"
+    for gpu in gpus:
+        if gpu.remap_failed:
+            return fail(id, f"GPU {gpu.index}: remapping a row of memory failed", remedy)
+        if gpu.uncorrected:
+            told = f"GPU {gpu.index}: {gpu.uncorrected} uncorrected errors since the driver started"
+            return fail(id, told, remedy)
+    if gpus and all(gpu.uncorrected is None for gpu in gpus):
+        return unknown(id, f"{gpus[0].name} counts no errors (ECC is off, or it has none)")
+    return ok(id, "no uncorrected error")
+
+
+def gpu_xid(xids: Sequence[Xid]) -> Finding:
+    """Errors of the hardware in the kernel's log of the last 24 hours."""
+    grave = [one for one in xids if one.code in GRAVE_XIDS]
+    if grave:
+        told = f"Xid {grave[-1].code} ({GRAVE_XIDS[grave[-1].code]}): {grave[-1].line}"
+        return fail("gpu.xid", told, "report the GPU; the node needs a reset at least")
+    return ok("gpu.xid", f"no hardware error in the kernel's log ({len(xids)} of programs)")
+
+
+def gpu_links(gpus: Sequence[Gpu], links: Sequence[NvLink]) -> Finding:
+    """NVLinks that are down, and PCIe slots with fewer lanes than they have.
+
+    The generation of PCIe is not judged: it goes down while a GPU is idle.
+    """
+    id, down = "gpu.links", [f"GPU {one.gpu} link {one.link}" for one in links if not one.active]
+    if down and len(down) < len(links):
+        told = f"{len(down)} of {len(links)} NVLinks are inactive ({', '.join(down[:4])})"
+        return fail(id, told, "report the node: traffic between its GPUs goes another way")
+    narrow = [
+        f"GPU {one.index} x{one.pcie_width} of x{one.pcie_width_max}"
+        for one in gpus
+        if one.pcie_width and one.pcie_width_max and one.pcie_width < one.pcie_width_max
+    ]
+    if narrow:
+        return warn(id, f"PCIe is narrow: {', '.join(narrow)}", "have the GPU reseated")
+    return ok(id, f"{len(links)} NVLinks active" if links else "no NVLink; PCIe at full width")
+
+
+def read_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that nvidia-smi lists."""
+    query = f"--query-gpu={','.join(_FIELDS)}"
+    return parse_gpus(_run("nvidia-smi", query, "--format=csv,noheader,nounits"))
+
+
+def read_xids() -> tuple[Xid, ...]:
+    """Xid errors of the last 24 hours."""
+    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    return parse_xids(_run("dmesg"), uptime_s=uptime_s)
+
+
+def read_nvlinks() -> tuple[NvLink, ...]:
+    """The NVLinks of all GPUs."""
+    return parse_nvlinks(_run("nvidia-smi", "nvlink", "--status"))
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        timeout=PROGRAM_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise ValueError(f"{command[0]} exited {done.returncode}: {said[-1] if said else ''}")
+    return done.stdout
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:
     """The lines of ``nvidia-smi --query-gpu=... --format=csv,noheader,nounits``.
 
+    ``[N/A]`` and ``[Not Supported]`` are None.
+
     Raises:
         ValueError: a line has other fields than asked for.
     """
-    return tuple(_gpu(line) for line in text.splitlines() if line.strip())
 
+    def count(word: str) -> int | None:
+        return int(word) if word.isdigit() else None
 
-def _gpu(line: str) -> Gpu:
-    words = [word.strip() for word in line.split(",")]
-    if len(words) != len(QUERY) or not words[0].isdigit():
-        raise ValueError(f"nvidia-smi says {line.strip()[:80]!r}, expected {len(QUERY)} fields")
-    index, name, uncorrected, remap, width, width_max = words
-    failed = {"yes": True, "1": True, "no": False, "0": False}.get(remap.lower())
-    return Gpu(
-        index=int(index),
-        name=name,
-        uncorrected=_count(uncorrected),
-        remap_failed=failed,
-        pcie_width=_count(width),
-        pcie_width_max=_count(width_max),
-    )
-
-
-def _count(word: str) -> int | None:
-    """A number; ``[N/A]`` and ``[Not Supported]`` are None."""
-    return int(word) if word.isdigit() else None
+    found = []
+    for line in filter(str.strip, text.splitlines()):
+        words = [word.strip() for word in line.split(",")]
+        if len(words) != len(_FIELDS) or not words[0].isdigit():
+            raise ValueError(
+                f"nvidia-smi says {line.strip()[:80]!r}, expected {len(_FIELDS)} fields"
+            )
+        index, name, uncorrected, remap, width, width_max = words
+        failed = {"yes": True, "1": True, "no": False, "0": False}.get(remap.lower())
+        found.append(
+            Gpu(int(index), name, count(uncorrected), failed, count(width), count(width_max))
+        )
+    return tuple(found)
 
 
 def parse_xids(text: str, *, uptime_s: float | None) -> tuple[Xid, ...]:
     """Xid lines of ``dmesg`` from the last 24 hours; all of them where no time is known."""
     found = []
-    for line in text.splitlines():
-        match = _XID.match(line.strip())
-        if match is None:
+    for line in map(str.strip, text.splitlines()):
+        if not (match := _XID.match(line)):
             continue
-        old = match["t"] is not None and uptime_s is not None
-        if old and (uptime_s or 0.0) - float(match["t"]) > XID_AGE_S:
-            continue
-        found.append(Xid(int(match["code"]), match["device"], line.strip()[:200]))
+        age_s = uptime_s - float(match["t"]) if uptime_s is not None and match["t"] else 0.0
+        if age_s <= XID_AGE_S:
+            found.append(Xid(int(match["code"]), match["device"], line[:200]))
     return tuple(found)
 
 
@@ -96,28 +223,8 @@ def parse_nvlinks(text: str) -> tuple[NvLink, ...]:
     """``nvidia-smi nvlink --status``: ``Link 3: 26.562 GB/s``, or ``Link 3: <inactive>``."""
     found, gpu = [], -1
     for line in text.splitlines():
-        if match := _GPU.match(line):
+        if match := re.match(r"GPU (\d+):", line):
             gpu = int(match[1])
-        elif (match := _LINK.match(line)) and gpu >= 0:
+        elif gpu >= 0 and (match := re.match(r"\s*Link (\d+):\s*(.+)", line)):
             found.append(NvLink(gpu, int(match[1]), "inactive" not in match[2].lower()))
     return tuple(found)
-
-
-def ports_in(folder: Path) -> tuple[Port, ...]:
-    """Ports of the devices in ``/sys/class/infiniband``; none where there is no such folder.
-
-    Raises:
-        OSError: a port is there and does not tell its state.
-    """
-    if not folder.is_dir():
-        return ()
-    return tuple(_port(path) for path in sorted(folder.glob("*/ports/*")))
-
-
-def _port(path: Path) -> Port:
-    state = (path / "state").read_text().strip()  # "4: ACTIVE"
-    rate = path / "rate"
-    name = f"{path.parent.parent.name}/{path.name}"
-    return Port(
-        name, state.rpartition(":")[2].strip(), rate.read_text().strip() if rate.exists() else ""
-    )

@@ -1,4 +1,4 @@
-"""Asks every node of a job what it is like: one light task each, in bounded time whatever hangs.
+"""Runs the preflight's task on every node of a job, in bounded time whatever hangs.
 
 One srun for each node, so that a node that does not answer keeps nobody else's answer back.
 """
@@ -19,14 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from submitrain.launcher.checks.node_facts import (
-    NodeFacts,
-    Request,
-    SharedFolder,
-    Unknown,
-    parse_answer,
-)
-from submitrain.launcher.checks.node_measure import VISIBLE_S, measure, read_token, token_file
+from submitrain.launcher.checks.finding import Finding, fail, unknown
+from submitrain.launcher.checks.node_folder import seen_from_the_first_node, token_file
+from submitrain.launcher.checks.node_request import NodeAnswer, NodeRequest
+from submitrain.launcher.checks.node_system import clock, clock_skew_s
+from submitrain.launcher.checks.node_task import check_node
 from submitrain.launcher.supervisor.node_failures import step_environment
 from submitrain.network import host_candidates
 
@@ -35,7 +32,7 @@ FIRST_S = 60.0
 """Seconds for the first answers of all: Python may have to come from a cold file system."""
 LEAST_S = 20.0
 """Seconds that a node has in any case."""
-PATIENCE = 4.0
+TIMES_MEDIAN = 4.0
 """Once half of the nodes have answered, the others get this many times as long as the median."""
 MOST_S = 300.0
 """Seconds for all nodes together; those that were not asked by then are unknown."""
@@ -54,71 +51,75 @@ _NOT_STARTED = (
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What came back."""
+class NoAnswer:
+    """A node that gave no answer; at most one of the three is set, and says how that shows."""
 
-    facts: Mapping[str, NodeFacts] = field(default_factory=dict)
-    silent: Mapping[str, str] = field(default_factory=dict)
-    """Nodes that do not run tasks, and how that shows."""
-    broken: Mapping[str, str] = field(default_factory=dict)
-    """Nodes on which a task ran and failed: our Python does not work there."""
-    unasked: Mapping[str, str] = field(default_factory=dict)
-    """Nodes of which nothing can be said, and why."""
+    silent: str = ""
+    """It does not run tasks."""
+    broken: str = ""
+    """A task ran and failed: our Python does not work there."""
+    unasked: str = ""
+    """Nothing can be said of it."""
+
+    def finding(self) -> Finding:
+        """What it means for the node."""
+        if self.silent:
+            remedy = "the run goes on without it; look at slurmd and the network there"
+            return fail("node.answers", f"it runs no tasks: {self.silent}", remedy)
+        if self.broken:
+            remedy = "environment and run folder have to be there on every node, under one path"
+            said = f"our Python does not run there: {self.broken}"
+            return fail("node.python", said, remedy)
+        return unknown("node.answers", f"it could not be asked: {self.unasked}")
+
+
+Answers = Mapping[str, NodeAnswer | NoAnswer]
+"""By node."""
 
 
 def ask_nodes(
-    nodes: Sequence[str], *, job_id: str, folder: Path, interrupted: Callable[[], bool]
-) -> Asked:
-    """Ask all nodes of a Slurm job; ``folder`` is shared and exists."""
-    asker = os.environ.get("SLURMD_NODENAME", "")
-    with Beacon() as beacon:
-        request = _request(folder, beacon, software=len(nodes) > 1)
-        patience = Patience(len(nodes), interrupted)
+    nodes: Sequence[str], request: NodeRequest, *, job_id: str, interrupted: Callable[[], bool]
+) -> Answers:
+    """Ask all nodes of a Slurm job from its first one."""
+    with ReachabilityServer() as server:
+        request = _prepared(request, server)
+        limit = AnswerLimit(len(nodes), interrupted)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            asks = [
-                pool.submit(_ask, replace(request, node=node), job_id, patience) for node in nodes
+            tasks = [
+                pool.submit(_ask, replace(request, node=node), job_id, limit) for node in nodes
             ]
-            answers = dict(zip(nodes, (one.result() for one in asks), strict=True))
-    return _sorted(answers, asker)
+            answers = dict(zip(nodes, (task.result() for task in tasks), strict=True))
+    return excuse_silence(answers, request.asker)
 
 
-def ask_here(*, folder: Path) -> Asked:
-    """This machine alone, without a task."""
-    node = socket.gethostname()
-    with Beacon() as beacon:
-        request = replace(_request(folder, beacon, software=False), node=node)
-        began = time.time()
-        facts = _seen(measure(request), request)
-    return Asked({node: replace(facts, clock=skew(began, time.time(), began))})
+def ask_here(request: NodeRequest) -> Answers:
+    """Ask this machine alone, without a task."""
+    with ReachabilityServer() as server:
+        request = replace(_prepared(request, server), node=request.asker)
+        return {request.asker: _completed(check_node(request), request, 0.0)}
 
 
-def _request(folder: Path, beacon: Beacon, *, software: bool) -> Request:
+def _prepared(request: NodeRequest, server: ReachabilityServer) -> NodeRequest:
+    """The request with what this node offers the others: its file, its addresses."""
     try:
-        token_file(folder, "").write_text(f"{beacon.token}\n")
+        token_file(Path(request.folder), "").write_text(f"{server.token}\n")
         written = True
     except OSError:
         written = False
-    return Request(
-        node="",
-        folder=str(folder),
-        token=beacon.token,
-        written=written,
-        hosts=tuple(host_candidates()),
-        port=beacon.port,
-        software=software,
-    )
+    hosts = tuple(host_candidates())
+    return replace(request, token=server.token, written=written, hosts=hosts, port=server.port)
 
 
-class Beacon:
-    """Answers everybody who connects with a token: whether the first node can be reached."""
+class ReachabilityServer:
+    """Answers every connection with a token, so that nodes can tell whether they reach this one."""
 
     def __init__(self) -> None:
         self.token = secrets.token_hex(8)
         self._listener = socket.create_server(("", 0), backlog=128)
         self.port = int(self._listener.getsockname()[1])
-        self._thread = threading.Thread(target=self._answer, name="beacon", daemon=True)
+        self._thread = threading.Thread(target=self._answer, name="reachability", daemon=True)
 
-    def __enter__(self) -> Beacon:
+    def __enter__(self) -> ReachabilityServer:
         self._thread.start()
         return self
 
@@ -138,85 +139,64 @@ class Beacon:
                 connection.sendall(self.token.encode())
 
 
-class Patience:
-    """How long to wait for a node: by what the others took."""
+@dataclass
+class AnswerLimit:
+    """How long to wait for a node, by what the others took."""
 
-    def __init__(self, nodes: int, interrupted: Callable[[], bool]) -> None:
-        self._nodes, self._interrupted = nodes, interrupted
-        self._took: list[float] = []
-        self._ends = time.monotonic() + MOST_S
-        self._lock = threading.Lock()
+    nodes: int
+    interrupted: Callable[[], bool]
+    _took: list[float] = field(default_factory=list)
+    _ends: float = field(default_factory=lambda: time.monotonic() + MOST_S)
 
     def answered(self, seconds: float) -> None:
-        """A node answered after so long."""
-        with self._lock:
-            self._took.append(seconds)
+        """A node answered after so long; called by several threads."""
+        self._took.append(seconds)
 
     @property
-    def limit_s(self) -> float:
-        """Seconds for one node, as of now."""
-        with self._lock:
-            took = list(self._took)
-        return time_limit(took, self._nodes)
+    def seconds(self) -> float:
+        """For one node, as of now."""
+        return time_limit(self._took.copy(), self.nodes)
 
     @property
     def over(self) -> str:
         """Why nobody waits any longer; empty while somebody does."""
-        if self._interrupted():
+        if self.interrupted():
             return "the job was told to end"
         return f"not reached within {MOST_S:.0f} s" if time.monotonic() > self._ends else ""
 
 
 def time_limit(took: Sequence[float], nodes: int) -> float:
-    """Seconds for a node, when ``took`` are those of the nodes that have answered. Pure."""
+    """Seconds for a node, when ``took`` are those of the nodes that have answered."""
     if 2 * len(took) < nodes or not took:
         return FIRST_S
-    return min(FIRST_S, max(LEAST_S, PATIENCE * statistics.median(took)))
+    return min(FIRST_S, max(LEAST_S, TIMES_MEDIAN * statistics.median(took)))
 
 
-@dataclass(frozen=True)
-class _Answer:
-    facts: NodeFacts | None = None
-    silent: str = ""
-    broken: str = ""
-    unasked: str = ""
-
-
-def _ask(request: Request, job_id: str, patience: Patience) -> _Answer:
-    if patience.over:
-        return _Answer(unasked=patience.over)
+def _ask(request: NodeRequest, job_id: str, limit: AnswerLimit) -> NodeAnswer | NoAnswer:
+    """One node's answer."""
+    if limit.over:
+        return NoAnswer(unasked=limit.over)
     began, sent = time.monotonic(), time.time()
-    process = _start(request, job_id)
-    out, said, why = _wait(process, began, patience)
-    answer = parse_answer(out, node=request.node)
-    if answer is not None:
-        facts, now = answer
-        patience.answered(time.monotonic() - began)
-        clock = skew(sent, time.time(), now)
-        return _Answer(_seen(replace(facts, clock=clock), request))
-    if why is None:
-        return _of_failure(process.returncode, said)
-    return why
-
-
-def _wait(
-    process: subprocess.Popen[str], began: float, patience: Patience
-) -> tuple[str, str, _Answer | None]:
-    """srun's output; and, when it was not waited for to its end, what that means."""
+    process = _start_task(request, job_id)
+    gave_up: NoAnswer | None = None
     while True:
         try:
             out, said = process.communicate(timeout=POLL_S)
-            return out, said, None
+            break
         except subprocess.TimeoutExpired:
-            limit_s, over = patience.limit_s, patience.over
-            if over or time.monotonic() - began > limit_s:
+            seconds, over = limit.seconds, limit.over
+            if over or time.monotonic() - began > seconds:
+                late = NoAnswer(silent=f"a task did not answer within {seconds:.0f} s")
+                gave_up = NoAnswer(unasked=over) if over else late
                 process.kill()
-                out, said = process.communicate()
-                late = f"a task did not answer within {limit_s:.0f} s"
-                return out, said, _Answer(unasked=over) if over else _Answer(silent=late)
+    answer = NodeAnswer.parse(out)
+    if answer is None:
+        return gave_up or explain_failure(process.returncode, said)
+    limit.answered(time.monotonic() - began)
+    return _completed(answer, request, clock_skew_s(sent, time.time(), answer.now))
 
 
-def _start(request: Request, job_id: str) -> subprocess.Popen[str]:
+def _start_task(request: NodeRequest, job_id: str) -> subprocess.Popen[str]:
     flags = ["--overlap", "--mem=0", "--nodes=1", "--ntasks=1", f"--nodelist={request.node}"]
     flags += ["--input=none", "--job-name=preflight"]
     program = [sys.executable, "-m", "submitrain.launcher.checks.node_task", request.as_text()]
@@ -232,60 +212,33 @@ def _start(request: Request, job_id: str) -> subprocess.Popen[str]:
     )
 
 
-def _of_failure(code: int, said: str) -> _Answer:
-    """What srun's words mean where no answer came. Pure."""
+def _completed(answer: NodeAnswer, request: NodeRequest, ahead_s: float) -> NodeAnswer:
+    """A node's answer with what only the first node can tell."""
+    findings = [seen_from_the_first_node(one, request) for one in answer.findings]
+    return replace(answer, findings=(*findings, clock(ahead_s, request.asker)))
+
+
+def explain_failure(code: int, said: str) -> NoAnswer:
+    """What srun's words mean where no answer came."""
     lines = [line.strip().removeprefix("srun: ") for line in said.splitlines() if line.strip()]
     ran = [line for line in lines if "task 0:" in line or "execve" in line]
     if ran:
         own = [line for line in lines if "srun" not in line and "task 0:" not in line]
-        return _Answer(broken=(own or ran)[-1])
-    text = " ".join(lines).lower()
+        return NoAnswer(broken=(own or ran)[-1])
     why = lines[0].removeprefix("error: ") if lines else f"srun exited {code} without a word"
-    if any(word in text for word in _NOT_STARTED):
-        return _Answer(silent=why)
-    return _Answer(unasked=why)
+    if any(word in " ".join(lines).lower() for word in _NOT_STARTED):
+        return NoAnswer(silent=why)
+    return NoAnswer(unasked=why)
 
 
-def _seen(facts: NodeFacts, request: Request) -> NodeFacts:
-    """With whether the asker can read what the node wrote."""
-    shared = facts.shared
-    if isinstance(shared, Unknown) or shared.write_error:
-        return facts
-    return replace(facts, shared=_look(shared, request))
+def excuse_silence(answers: Answers, asker: str) -> Answers:
+    """The answers, with silent nodes unasked where their silence speaks against nobody.
 
-
-def _look(shared: SharedFolder, request: Request) -> SharedFolder:
-    path = token_file(Path(request.folder), request.node)
-    until = time.monotonic() + VISIBLE_S
-    wanted = f"{request.token} {request.node}"
-    while read_token(path, wanted):
-        if time.monotonic() > until:
-            return replace(shared, seen=False)
-        time.sleep(POLL_S)
-    return replace(shared, seen=True)
-
-
-def skew(sent: float, received: float, there: float) -> float:
-    """Seconds that a clock is ahead for certain, when it showed ``there`` between two times here.
-
-    Pure. Whatever the exchange took may hide a skew; it never makes one up.
+    That is where nobody answers, or the asker's own node does not: then the controller is slow or
+    away.
     """
-    if there > received:
-        return there - received
-    return min(0.0, there - sent)
-
-
-def _sorted(answers: Mapping[str, _Answer], asker: str) -> Asked:
-    """Who is silent, and who only could not be asked. Pure.
-
-    Where nobody answers, or the asker's own node does not, the controller is slow or away: then
-    silence speaks against nobody.
-    """
-    facts = {node: one.facts for node, one in answers.items() if one.facts is not None}
-    silent = {node: one.silent for node, one in answers.items() if one.silent}
-    broken = {node: one.broken for node, one in answers.items() if one.broken}
-    unasked = {node: one.unasked for node, one in answers.items() if one.unasked}
-    if silent and (not facts or asker in silent):
-        unasked |= {node: f"{why}, nor did {asker or 'another'}" for node, why in silent.items()}
-        silent = {}
-    return Asked(facts, silent, broken, unasked)
+    silent = {n: one for n, one in answers.items() if isinstance(one, NoAnswer) and one.silent}
+    if asker not in silent and any(isinstance(one, NodeAnswer) for one in answers.values()):
+        return answers
+    also = f", nor did {asker or 'another'}"
+    return {**answers, **{n: NoAnswer(unasked=one.silent + also) for n, one in silent.items()}}

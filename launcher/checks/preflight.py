@@ -1,14 +1,14 @@
-"""One preflight from beginning to end: ask every node, try the ranks, judge, record.
+"""One preflight of an allocation: check every node, try the ranks, record what was found.
 
-Never raises for what it finds, nor for what it cannot find out: then the verdict is unknown, and
+Never raises for what it finds, nor for what it cannot find out: then the result is unknown, and
 training starts.
-
-The verdict of a preflight: every node's findings, and who is unfit. Pure.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -21,22 +21,29 @@ from typing import Any
 import structlog
 
 from submitrain.config import RunConfig
-from submitrain.launcher.checks.finding import Finding, Level, fail, ok, unknown, worst
-from submitrain.launcher.checks.node_facts import NodeFacts, Unknown
-from submitrain.launcher.checks.node_judge import INTRINSIC, Expected, judge_node, software
-from submitrain.launcher.checks.node_query import Asked, ask_here, ask_nodes
-from submitrain.launcher.checks.rank_trial import Trials
+from submitrain.launcher.checks import node_software
+from submitrain.launcher.checks.finding import Finding, Level, unknown, worst
+from submitrain.launcher.checks.node_query import Answers, NoAnswer, ask_here, ask_nodes
+from submitrain.launcher.checks.node_request import NodeAnswer, NodeRequest
+from submitrain.launcher.checks.rank_trial import RankTrials
 from submitrain.launcher.supervisor.allocation import Allocation
 from submitrain.preflight_results import in_words
 from submitrain.run_folder import RunDir, write_json_atomically
 
 VERSION = 1
+HARDWARE = frozenset({"node.answers", "gpu.count", "gpu.memory", "gpu.xid", "gpu.links"})
+"""Checks that speak against a node even where they fail on all nodes.
+
+A limit or a folder that is wrong everywhere is the site's or the user's: leaving nodes for it would
+only send the job back into the queue, to meet the same again.
+"""
 FIRST_HAND = frozenset({"ranks.meet"})
 """Checks in which one node's failure leaves the others unknown: they waited for it."""
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PreflightResult:
     """What one preflight found."""
 
     mode: str
@@ -52,22 +59,13 @@ class Verdict:
         """Nodes that training shall do without, and why; silent ones are among them."""
         return unfit_nodes(self.findings)
 
-    @property
-    def level(self) -> Level:
-        """The gravest of all findings."""
-        return worst(one for found in self.findings.values() for one in found)
-
-    def level_of(self, node: str) -> Level:
-        """The gravest finding about a node."""
-        return worst(self.findings[node])
-
     def in_words(self) -> str:
         """One sentence."""
         return in_words(self.as_json())
 
     def in_short(self) -> dict[str, Any]:
         """For the line at an attempt's start, small at any number of nodes."""
-        counts = Counter(self.level_of(node) for node in self.findings)
+        counts = Counter(worst(found) for found in self.findings.values())
         return {
             "mode": self.mode,
             "took_s": round(self.took_s, 3),
@@ -81,58 +79,48 @@ class Verdict:
             "v": VERSION,
             "began_at": round(self.began_at, 3),
             **self.in_short(),
-            "level": str(self.level),
+            "level": str(worst(one for found in self.findings.values() for one in found)),
             "findings": {
                 node: [one.as_json() for one in found] for node, found in self.findings.items()
             },
         }
 
 
-def unfit_nodes(findings: Mapping[str, tuple[Finding, ...]]) -> dict[str, str]:
+def unfit_nodes(findings: Mapping[str, Sequence[Finding]]) -> dict[str, str]:
     """Nodes with a failure that others do not share, or that is the node's own in any case.
 
     What fails on every node is the site's or the user's: no other node would be better.
     """
-    looked: Counter[str] = Counter()
+    judged: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     for found in findings.values():
-        looked.update(
+        judged.update(
             {one.id for one in found if one.level is not Level.UNKNOWN or one.id in FIRST_HAND}
         )
         failed.update({one.id for one in found if one.level is Level.FAIL})
     unfit: dict[str, str] = {}
     for node, found in findings.items():
         for one in found:
-            alone = one.id in INTRINSIC or failed[one.id] < looked[one.id]
+            alone = one.id in HARDWARE or failed[one.id] < judged[one.id]
             if one.level is Level.FAIL and alone:
                 unfit.setdefault(node, f"{one.id}: {one.evidence}")
     return unfit
 
 
-def judge(asked: Asked, expected: Expected) -> dict[str, tuple[Finding, ...]]:
-    """Findings of the node tier."""
-    versions = software(asked.facts, expected.recorded)
-    found: dict[str, tuple[Finding, ...]] = {
-        node: (_python(facts), *judge_node(facts, expected), versions[node])
-        for node, facts in asked.facts.items()
-    }
-    for node, why in asked.silent.items():
-        remedy = "the run goes on without it; look at slurmd and the network there"
-        found[node] = (fail("node.answers", f"it runs no tasks: {why}", remedy),)
-    for node, why in asked.broken.items():
-        remedy = "environment and run folder have to be there on every node, under the same path"
-        found[node] = (fail("node.python", f"our Python does not run there: {why}", remedy),)
-    for node, why in asked.unasked.items():
-        found[node] = (unknown("node.answers", f"it could not be asked: {why}"),)
+def findings_of(
+    answers: Answers, recorded: Mapping[str, str] | None = None
+) -> dict[str, tuple[Finding, ...]]:
+    """The findings about every node; ``recorded`` are the package versions of the launch."""
+    answered = {node: one for node, one in answers.items() if isinstance(one, NodeAnswer)}
+    versions = {node: one.versions for node, one in answered.items()}
+    compared = node_software.compare_versions(versions, recorded)
+    found: dict[str, tuple[Finding, ...]]
+    found = {node: (one.finding(),) for node, one in answers.items() if isinstance(one, NoAnswer)}
+    for node, answer in answered.items():
+        own = answer.findings
+        said = any(one.id == node_software.ID for one in own)  # why it has no versions
+        found[node] = own if said else (*own, compared[node])
     return dict(sorted(found.items()))
-
-
-def _python(facts: NodeFacts) -> Finding:
-    version = "" if isinstance(facts.software, Unknown) else f" {facts.software.python}"
-    return ok("node.python", f"Python{version} runs our code")
-
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,43 +133,49 @@ class Preflight:
     interrupted: Callable[[], bool]
     """Asked often and by several threads: whether the job was told to end."""
 
-    def run(self, attempt: int, nodes: Sequence[str]) -> Verdict:
-        """Look at ``nodes`` for an attempt that was claimed; the record is in its folder."""
+    def run(self, attempt: int, nodes: Sequence[str]) -> PreflightResult:
+        """Check ``nodes`` for an attempt that was claimed; the record is in its folder."""
         began, at = time.monotonic(), time.time()
         folder = self.run_dir.attempt_dir(attempt) / "preflight"
+        silent: dict[str, str] = {}
         try:
             folder.mkdir(exist_ok=True)
-            asked = self._ask(nodes, folder)
-            findings = judge(asked, self._expected(nodes))
+            answers = self._ask(nodes, folder)
+            for node, answer in answers.items():
+                if isinstance(answer, NoAnswer) and answer.silent:
+                    silent[node] = answer.silent
+            findings = findings_of(answers, _recorded_packages(self.run_dir.record))
             if self.config.preflight == "full" and not self.interrupted():
                 findings = self._with_ranks(findings, attempt, folder)
-            silent = dict(asked.silent)
         except OSError as error:  # the run folder fails: what follows will meet the same
-            words = f"it could not be carried out: {error}"
-            findings, silent = {node: (unknown("node.answers", words),) for node in nodes}, {}
+            said = f"it could not be carried out: {error}"
+            findings, silent = {node: (unknown("node.answers", said),) for node in nodes}, {}
         took_s = time.monotonic() - began
-        verdict = Verdict(self.config.preflight, findings, silent, at, took_s)
-        self._record(verdict, attempt, folder)
-        return verdict
+        result = PreflightResult(self.config.preflight, findings, silent, at, took_s)
+        with suppress(OSError):
+            write_json_atomically(self.run_dir.preflight(attempt), result.as_json())
+            for path in folder.glob("*.token"):
+                path.unlink(missing_ok=True)
+        say = log.warning if result.unfit else log.info
+        say("preflight", attempt=attempt, result=result.in_words())
+        return result
 
-    def _ask(self, nodes: Sequence[str], folder: Path) -> Asked:
-        if not self.allocation.has_queue:
-            return ask_here(folder=folder)
-        return ask_nodes(
-            nodes, job_id=self.allocation.job_id, folder=folder, interrupted=self.interrupted
-        )
-
-    def _expected(self, nodes: Sequence[str]) -> Expected:
-        slurm = self.config.slurm
-        return Expected(
-            asker=nodes[0] if nodes else "",
-            world_size=max(1, len(nodes)) * slurm.ntasks_per_node
-            if self.allocation.has_queue
-            else self.allocation.spawner.world_size,
-            gpus_per_node=self.allocation.gpus_per_node,
+    def _ask(self, nodes: Sequence[str], folder: Path) -> Answers:
+        allocation, queued = self.allocation, self.allocation.has_queue
+        ranks = max(1, len(nodes)) * self.config.slurm.ntasks_per_node
+        request = NodeRequest(
+            node="",
+            asker=_first_node(nodes) if queued else socket.gethostname(),
+            folder=str(folder),
+            token="",
+            world_size=ranks if queued else allocation.spawner.world_size,
+            gpus_per_node=allocation.gpus_per_node,
             checkpoint_bytes=_newest_checkpoint_bytes(self.run_dir.checkpoints),
-            recorded=_recorded_packages(self.run_dir.record),
+            versions=queued and len(nodes) > 1,
         )
+        if not queued:
+            return ask_here(request)
+        return ask_nodes(nodes, request, job_id=allocation.job_id, interrupted=self.interrupted)
 
     def _with_ranks(
         self, findings: Mapping[str, tuple[Finding, ...]], attempt: int, folder: Path
@@ -191,7 +185,7 @@ class Preflight:
         fit = [node for node in findings if node not in unfit]
         if not fit:
             return dict(findings)
-        trials = Trials(
+        trials = RankTrials(
             spawner=self.allocation.spawner,
             attempt=attempt,
             folder=folder,
@@ -201,16 +195,13 @@ class Preflight:
         found = trials.run(fit)
         return {node: (*old, *found.get(node, ())) for node, old in findings.items()}
 
-    def _record(self, verdict: Verdict, attempt: int, folder: Path) -> None:
-        with suppress(OSError):
-            write_json_atomically(self.run_dir.preflight(attempt), verdict.as_json())
-            for path in folder.glob("*.token"):
-                path.unlink(missing_ok=True)
-        say = log.warning if verdict.unfit else log.info
-        say("preflight", attempt=attempt, verdict=verdict.in_words())
+
+def _first_node(nodes: Sequence[str]) -> str:
+    """The node that this process runs on."""
+    return os.environ.get("SLURMD_NODENAME") or next(iter(nodes), "")
 
 
-def now_and_then(ask: Callable[[], bool], every_s: float = 1.0) -> Callable[[], bool]:
+def throttled(ask: Callable[[], bool], every_s: float = 1.0) -> Callable[[], bool]:
     """The same question, put at most once in ``every_s`` seconds: it may cost a look at a disk."""
     lock, state = threading.Lock(), [False, 0.0]
 

@@ -1,7 +1,4 @@
-"""What the ranks of a trial saw, and which node it speaks against. Pure.
-
-Runs trials of all ranks, and of pairs of nodes where all together fail. An edge module.
-"""
+"""Preflight ``full``: all ranks meet, reduce and multiply; pairs of nodes where that fails."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from typing import Any
 import structlog
 
 from submitrain.launcher.checks.finding import Finding, fail, ok, unknown, warn
-from submitrain.launcher.supervisor.processes import LocalSpawner, RankGroup, Spawner
+from submitrain.launcher.supervisor.processes import LocalSpawner, Spawner
 from submitrain.launcher.supervisor.srun import SrunSpawner
 
 SLOW = {"cpu": (1.5, 2.0), "cuda": (1.15, 1.5)}
@@ -209,7 +206,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Trials:
+class RankTrials:
     """Where trials run, and until when."""
 
     spawner: Spawner
@@ -250,7 +247,7 @@ class Trials:
         """Start the ranks, wait for them, and read what they wrote."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        spawner = self._spawner(name, tuple(nodes), tasks, timeout_s)
+        spawner, placed = self._spawner(name, tuple(nodes), tasks, timeout_s)
         group = spawner.start(self.attempt)
         until = time.monotonic() + timeout_s + LATE_S
         try:
@@ -259,15 +256,14 @@ class Trials:
         finally:
             group.kill()
         died = {one.rank: one.code for one in group.exits() if one.died and not one.ours}
-        return [
-            _read(folder, rank, spawner.host_of(rank), died.get(rank))
-            for rank in range(spawner.world_size)
-        ]
+        return [_read(folder, rank, host, died.get(rank)) for rank, host in enumerate(placed)]
 
-    def _spawner(self, name: str, nodes: tuple[str, ...], tasks: int, timeout_s: int) -> _Placed:
-        folder = self.folder / name
+    def _spawner(
+        self, name: str, nodes: tuple[str, ...], tasks: int, timeout_s: int
+    ) -> tuple[Spawner, list[str]]:
+        """What starts the trial, and the node of each of its ranks: tasks fill node after node."""
+        folder, spawner = self.folder / name, self.spawner
         module = ("-m", "submitrain.launcher.checks.trial_task", str(folder), str(timeout_s))
-        spawner = self.spawner
         if isinstance(spawner, SrunSpawner):
             python = sys.executable if spawner.runtime is None else "python3"
             shape = replace(
@@ -279,30 +275,10 @@ class Trials:
                 logs=folder,
             )
             there = replace(spawner, shape=shape, node_names=nodes, command=(python, *module))
-            return _Placed(there, nodes, tasks)
+            return there, [node for node in nodes for _ in range(tasks)]
         assert isinstance(spawner, LocalSpawner)
-        command = (sys.executable, *module)
-        here = replace(spawner, logs=folder, command=command)
-        return _Placed(here, spawner.nodes, spawner.world_size)
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A spawner, and on which node each of its ranks is: tasks fill node after node."""
-
-    spawner: Spawner
-    nodes: tuple[str, ...]
-    tasks: int
-
-    @property
-    def world_size(self) -> int:
-        return self.spawner.world_size
-
-    def start(self, attempt: int) -> RankGroup:
-        return self.spawner.start(attempt)
-
-    def host_of(self, rank: int) -> str:
-        return self.nodes[rank // self.tasks]
+        here = replace(spawner, logs=folder, command=(sys.executable, *module))
+        return here, [spawner.nodes[0]] * spawner.world_size
 
 
 def _read(folder: Path, rank: int, host: str, code: int | None) -> RankSeen:

@@ -1,30 +1,22 @@
-"""Whether Slurm can ever run a request, and whether it would start at once. Pure.
+"""Whether Slurm can ever run a request, whether it would start at once, and what a launch does.
 
 Slurm accepts requests that no limit allows and leaves them pending for ever (EnforcePartLimits=NO,
 limits of accounts and QOS without DenyOnLimit: slurm.conf(5), resource_limits.html). Each of those
 is an objection here, with the limit and who sets it. What is not known is no objection.
-
-What fits before the next thing comes: a maintenance, or the start planned for a waiting job.
-
-Slurm starts such a job at once on nodes that are free until then (sched/backfill), which ``sbatch
---test-only`` does not foresee: measured on 22.05, it names the time after all that is planned, and
-the job started within one cycle. A run goes on by itself after its time limit, so that a shorter
-one costs restarts and not the work. Pure.
-
-What a launch makes of a verdict: go on, ask in a terminal, or refuse; prints nothing itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from submitrain.config.types import format_duration, parse_duration_s
 from submitrain.errors import ClusterError, UserError
-from submitrain.launcher.checks.limits import Request, accounting_objections, waived
-from submitrain.launcher.checks.partitions import (
+from submitrain.launcher.checks.account_limits import accounting_objections, waived
+from submitrain.launcher.checks.objections import (
+    JobRequest,
     free,
     node_objections,
     partition_objections,
@@ -44,7 +36,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Schedulability:
     """The outcome with its reasons; ``wait_s`` is the least and the most expected, if known."""
 
     outcome: Outcome
@@ -54,12 +46,21 @@ class Verdict:
     """Where the expectation comes from."""
     suggestions: tuple[str, ...] = ()
 
+    def lines(self) -> list[str]:
+        """For a terminal: the outcome with the wait, reasons, what would be better."""
+        first = str(self.outcome)
+        if self.wait_s is not None:
+            least, most = self.wait_s
+            upto = "" if most == least else f" to {format_duration(round(most))}"
+            first = f"waits about {format_duration(round(least))}{upto}, by {self.source}"
+        return [first, *self.why, *(f"instead: {one}" for one in self.suggestions)]
+
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
         return {**asdict(self), "outcome": str(self.outcome)}
 
 
-def judge(request: Request, facts: ClusterFacts) -> Verdict:
+def judge(request: JobRequest, facts: ClusterFacts) -> Schedulability:
     """Judge a request against what the cluster has and allows.
 
     Waiting is told from starting by free nodes only: what else waits, and with what priority, is
@@ -67,27 +68,40 @@ def judge(request: Request, facts: ClusterFacts) -> Verdict:
     """
     wanted = partitions_of(request, facts)
     if not wanted and facts.rewrites_requests:
-        return Verdict(Outcome.UNKNOWN, ("a plugin of this site chooses the partition",))
+        return Schedulability(Outcome.UNKNOWN, ("a plugin of this site chooses the partition",))
     if not wanted:
-        return Verdict(Outcome.IMPOSSIBLE, (_no_partition(facts),))
+        known = ", ".join(sorted(facts.partitions))
+        why = f"slurm.partition: this cluster has no default partition; name one of {known}"
+        return Schedulability(Outcome.IMPOSSIBLE, (why,))
     objections = {name: tuple(_objections(request, name, facts)) for name in wanted}
     fitting = [name for name, problems in objections.items() if not problems]
     if not fitting:
-        why = tuple(dict.fromkeys(text for problems in objections.values() for text in problems))
-        return Verdict(Outcome.IMPOSSIBLE, why, suggestions=tuple(_elsewhere(request, facts)))
-    closed = [name for name in fitting if not facts.partitions[name].is_open]
-    if len(closed) == len(fitting):
-        text = f"partition {', '.join(closed)} is down: no job of it starts until it is opened"
-        return Verdict(Outcome.WAITS, (text,), suggestions=tuple(_elsewhere(request, facts)))
-    fitting = [name for name in fitting if name not in closed]
-    room = max(len(free(request, facts, name)) for name in fitting)
+        problems = dict.fromkeys(text for found in objections.values() for text in found)
+        return Schedulability(
+            Outcome.IMPOSSIBLE, tuple(problems), suggestions=_elsewhere(request, facts)
+        )
+    still_open = [name for name in fitting if facts.partitions[name].is_open]
+    if not still_open:
+        why = f"partition {', '.join(fitting)} is down: no job of it starts until it is opened"
+        return Schedulability(Outcome.WAITS, (why,), suggestions=_elsewhere(request, facts))
+    room = max(len(free(request, facts, name)) for name in still_open)
     if room >= request.nodes:
-        return Verdict(Outcome.STARTS_NOW)
-    why = tuple(_why_waiting(request, facts, fitting, room))
-    return Verdict(Outcome.WAITS, why, suggestions=tuple(_sooner(request, room)))
+        return Schedulability(Outcome.STARTS_NOW)
+    up = max(len(usable(request, facts, name)) for name in still_open)
+    why = f"{request.nodes} nodes are asked for and {room} have room now"
+    if up < request.nodes:
+        why = (
+            f"{request.nodes} nodes are asked for and {up} of the right kind are up: it waits "
+            "until nodes come back (`sinfo --list-reasons` says why they are away)"
+        )
+    sooner = (
+        f"slurm.nodes={room}-{request.max_nodes} starts with what is free, at the same global "
+        "batch size"
+    )
+    return Schedulability(Outcome.WAITS, (why,), suggestions=(sooner,) if room else ())
 
 
-def partitions_of(request: Request, facts: ClusterFacts) -> tuple[str, ...]:
+def partitions_of(request: JobRequest, facts: ClusterFacts) -> tuple[str, ...]:
     """Its partitions, else those of its reservations, else the default one."""
     known = facts.reservations or {}
     reserved = [known[name].partition for name in request.reservations if name in known]
@@ -95,12 +109,16 @@ def partitions_of(request: Request, facts: ClusterFacts) -> tuple[str, ...]:
     return chosen or tuple(filter(None, [facts.default_partition]))
 
 
-def _no_partition(facts: ClusterFacts) -> str:
-    known = ", ".join(sorted(facts.partitions))
-    return f"slurm.partition: this cluster has no default partition; name one of {known}"
+def _elsewhere(request: JobRequest, facts: ClusterFacts) -> tuple[str, ...]:
+    """Other partitions in which the same request could run."""
+    return tuple(
+        f"slurm.partition={name} can run it"
+        for name in sorted(set(facts.partitions) - set(partitions_of(request, facts)))
+        if facts.partitions[name].is_open and not any(_objections(request, name, facts))
+    )
 
 
-def _objections(request: Request, partition: str, facts: ClusterFacts) -> Iterator[str]:
+def _objections(request: JobRequest, partition: str, facts: ClusterFacts) -> Iterator[str]:
     """Why this request can never run in this partition."""
     found = facts.partitions.get(partition)
     if found is None:
@@ -113,81 +131,8 @@ def _objections(request: Request, partition: str, facts: ClusterFacts) -> Iterat
     yield from accounting_objections(request, found, facts)
 
 
-def _why_waiting(
-    request: Request, facts: ClusterFacts, partitions: list[str], room: int
-) -> Iterator[str]:
-    up = max(len(usable(request, facts, name)) for name in partitions)
-    if up < request.nodes:
-        yield (
-            f"{request.nodes} nodes are asked for and {up} of the right kind are up: it waits "
-            "until nodes come back (`sinfo --list-reasons` says why they are away)"
-        )
-    else:
-        yield f"{request.nodes} nodes are asked for and {room} have room now"
-
-
-def _elsewhere(request: Request, facts: ClusterFacts) -> Iterator[str]:
-    """Other partitions in which the same request could run."""
-    tried = set(partitions_of(request, facts))
-    for name in sorted(set(facts.partitions) - tried):
-        if facts.partitions[name].is_open and not any(_objections(request, name, facts)):
-            yield f"slurm.partition={name} can run it"
-
-
-def _sooner(request: Request, room: int) -> Iterator[str]:
-    if 0 < room < request.nodes:
-        yield (
-            f"slurm.nodes={room}-{request.max_nodes} starts with what is free, at the same global "
-            "batch size"
-        )
-
-
-LEAST_S = 600
-"""Shorter slices are not suggested: starting and saving would be most of them."""
-MARGIN_S = 60
-"""The job is submitted a little later than it is judged."""
-GAIN_S = 300
-"""A wait that is worth a change."""
-
-
-def gap_s(
-    request: Request,
-    facts: ClusterFacts,
-    partitions: Sequence[str],
-    planned: Iterable[float],
-    *,
-    now: float,
-) -> int | None:
-    """Seconds, in whole minutes, until the next job or reservation begins; None where none does.
-
-    ``planned`` are the starts that Slurm plans for waiting jobs, in seconds since the epoch.
-    """
-    nodes = frozenset[str]().union(*(facts.partitions[name].nodes for name in partitions))
-    reserved = (
-        one.starts_at
-        for one in (facts.reservations or {}).values()
-        if one.name not in request.reservations and one.nodes & nodes
-    )
-    starts = [start for start in (*reserved, *planned) if start is not None and start > now]
-    return max(0, int(min(starts) - now - MARGIN_S) // 60 * 60) if starts else None
-
-
-def backfilled(verdict: Verdict, request: Request, gap: int | None) -> Verdict:
-    """The verdict on a request that has room now and would wait for its turn."""
-    if gap is None or verdict.wait_s is None or gap < min(LEAST_S, request.time_s):
-        return verdict
-    if request.time_s <= gap:
-        source = f"what comes next begins in {format_duration(gap)}: backfill may start it before"
-        return replace(verdict, wait_s=(0.0, verdict.wait_s[1]), source=source)
-    shorter = (
-        f"slurm.time={format_duration(gap)} fits before what comes next: backfill may start it at "
-        "once, and the run goes on in slices of that time by itself"
-    )
-    return replace(verdict, suggestions=(shorter, *verdict.suggestions))
-
-
 def permit(
-    verdict: Verdict | None,
+    found: Schedulability | None,
     *,
     force: bool = False,
     max_wait_s: float | None = None,
@@ -201,31 +146,31 @@ def permit(
     Raises:
         ClusterError: it can never run, or it waits longer than wanted.
     """
-    if verdict is None:
+    if found is None:
         return
-    if verdict.outcome is Outcome.IMPOSSIBLE and force:
+    if found.outcome is Outcome.IMPOSSIBLE and force:
         return
-    problem = _problem(verdict, max_wait_s, way_out)
+    problem = _problem(found, max_wait_s, way_out)
     if problem is None or (confirm is not None and confirm(problem)):
         return
     raise ClusterError(problem)
 
 
-def _problem(verdict: Verdict, max_wait_s: float | None, way_out: str) -> str | None:
-    if verdict.outcome is Outcome.IMPOSSIBLE:
-        lines = [*verdict.why, *(f"instead: {one}" for one in verdict.suggestions)]
+def _problem(found: Schedulability, max_wait_s: float | None, way_out: str) -> str | None:
+    if found.outcome is Outcome.IMPOSSIBLE:
+        lines = [*found.why, *(f"instead: {one}" for one in found.suggestions)]
         return "\n".join([*lines, f"Slurm would never start this job; {way_out}"])
-    if max_wait_s is None or verdict.outcome is Outcome.STARTS_NOW:
+    if max_wait_s is None or found.outcome is Outcome.STARTS_NOW:
         return None
-    if verdict.wait_s is None:
-        why = "; ".join(verdict.why) or "Slurm gives no estimate"
+    if found.wait_s is None:
+        why = "; ".join(found.why) or "Slurm gives no estimate"
         return f"--max-wait: nobody can say how long it would wait ({why}); leave the option out"
-    if verdict.wait_s[0] <= max_wait_s:
+    if found.wait_s[0] <= max_wait_s:
         return None
-    least, limit = format_duration(round(verdict.wait_s[0])), format_duration(round(max_wait_s))
+    least, limit = format_duration(round(found.wait_s[0])), format_duration(round(max_wait_s))
     return (
         f"--max-wait: at most {limit} was asked for, and it would wait {least} or longer (by "
-        f"{verdict.source})"
+        f"{found.source})"
     )
 
 
@@ -239,13 +184,3 @@ def max_wait_s(text: str | int | None) -> int | None:
         return None if text is None else parse_duration_s(text)
     except ValueError as error:
         raise UserError(f"--max-wait: {error}") from error
-
-
-def verdict_lines(verdict: Verdict) -> list[str]:
-    """The verdict for a terminal: its outcome with the wait, reasons, what would be better."""
-    first = str(verdict.outcome)
-    if verdict.wait_s is not None:
-        least, most = verdict.wait_s
-        upto = "" if most == least else f" to {format_duration(round(most))}"
-        first = f"waits about {format_duration(round(least))}{upto}, by {verdict.source}"
-    return [first, *verdict.why, *(f"instead: {one}" for one in verdict.suggestions)]

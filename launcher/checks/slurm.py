@@ -1,9 +1,4 @@
-"""Slurm and the settings of it that decide what a training survives: judged; and Slurm asked.
-
-Partitions and GPUs: what is up, idle, taken, drained, down, and free. Pure.
-
-What would become of the configuration's job now: the verdict of ``launcher.checks``.
-"""
+"""What Slurm offers a run: its settings, partitions, GPUs and accounts, and the job's start."""
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ from dataclasses import dataclass, field
 
 from submitrain.config.types import format_duration
 from submitrain.launcher.checks.finding import Finding, fail, ok, unknown, warn
-from submitrain.launcher.checks.schedulability import Outcome, Verdict, verdict_lines
+from submitrain.launcher.checks.schedulability import Outcome, Schedulability
 from submitrain.slurm.client import Answer, Ask, ask
 from submitrain.slurm.cluster import ClusterFacts, NodeFacts, PartitionFacts, read_cluster
 
@@ -35,20 +30,21 @@ class SlurmReading:
     """Why nodes are out of service, by node."""
 
 
-class PatientAsk:
+@dataclass
+class AskWithinDeadline:
     """Asks within one deadline, and no program again that once did not answer."""
 
-    def __init__(self, run: Ask, *, deadline: float) -> None:
-        self._run = run
-        self._deadline = deadline
-        self._silent: set[str] = set()
+    ask: Ask
+    deadline: float
+    """Of time.monotonic."""
+    _silent: set[str] = field(default_factory=set)
 
     def __call__(self, command: Sequence[str], *, timeout_s: float = CALL_S) -> Answer:
         """One command; no answer counts as None, as with `submitrain.slurm.client.ask`."""
-        left = min(timeout_s, CALL_S, self._deadline - time.monotonic())
+        left = min(timeout_s, CALL_S, self.deadline - time.monotonic())
         if command[0] in self._silent or left <= 0:
             return Answer(None, "", f"{command[0]} was not asked: no time is left")
-        answer = self._run(command, timeout_s=left)
+        answer = self.ask(command, timeout_s=left)
         if answer.code is None:
             self._silent.add(command[0])
         return answer
@@ -56,14 +52,14 @@ class PatientAsk:
 
 def read_slurm(*, limit_s: float, run: Ask = ask) -> SlurmReading:
     """Ask the controller whether it is there, and then what the cluster is."""
-    patient = PatientAsk(run, deadline=time.monotonic() + limit_s)
+    bounded = AskWithinDeadline(run, time.monotonic() + limit_s)
     ping = run(["scontrol", "ping"], timeout_s=PING_S)
     if ping.code != 0 or not re.search(r"\bis UP\b", ping.out):
         return SlurmReading(ping)
-    listed = patient(["sinfo", "--noheader", "--list-reasons", "--format=%n|%E"])
+    listed = bounded(["sinfo", "--noheader", "--list-reasons", "--format=%n|%E"])
     rows = (line.partition("|") for line in listed.out.splitlines())
     reasons = {node.strip(): why.strip() for node, _, why in rows}
-    return SlurmReading(ping, read_cluster(run=patient), reasons)
+    return SlurmReading(ping, read_cluster(run=bounded), reasons)
 
 
 def judge_controller(reading: SlurmReading | None) -> Finding:
@@ -86,25 +82,28 @@ def judge_controller(reading: SlurmReading | None) -> Finding:
 
 
 def judge_settings(facts: ClusterFacts) -> Iterator[Finding]:
-    """The settings that matter to a training that has to survive."""
-    yield judge_preemption(facts)
-    yield judge_requeue(facts)
-    yield judge_kill_wait(facts)
-    yield judge_accounting(facts)
-    yield judge_limits(facts)
+    """The settings that decide what a run survives, each unknown where Slurm does not say it."""
+    for id, setting, judge in (
+        ("slurm.preemption", "PreemptType", _preemption),
+        ("slurm.requeue", "JobRequeue", _requeue),
+        ("slurm.kill_wait", "KillWait", _kill_wait),
+        ("slurm.accounting", "AccountingStorageType", _accounting),
+        ("slurm.limits", "EnforcePartLimits", _limits),
+    ):
+        value = facts.settings.get(setting)
+        if value is None:
+            yield unknown(id, f"{setting} is not in `scontrol show config`", f"ask {_SITE}")
+        else:
+            yield judge(id, value, facts)
 
 
-def judge_preemption(facts: ClusterFacts) -> Finding:
+def _preemption(id: str, kind: str, facts: ClusterFacts) -> Finding:
     """Whether jobs may be preempted, what becomes of them, and whether they are told before."""
-    id, kind = "slurm.preemption", facts.settings.get("PreemptType")
-    if kind is None:
-        return unknown(id, "PreemptType is not in `scontrol show config`", f"ask {_SITE}")
     mode = facts.settings.get("PreemptMode", "OFF")
     if kind.endswith("none") or mode == "OFF":
         return ok(id, f"PreemptType={kind}: no job is preempted")
-    parameters = facts.settings.get("SlurmctldParameters", "")
     evidence = f"PreemptType={kind}, PreemptMode={mode}"
-    if "preempt_send_user_signal" in parameters:
+    if "preempt_send_user_signal" in facts.settings.get("SlurmctldParameters", ""):
         return ok(id, f"{evidence}, with notice (preempt_send_user_signal)")
     return warn(
         id,
@@ -113,11 +112,8 @@ def judge_preemption(facts: ClusterFacts) -> Finding:
     )
 
 
-def judge_requeue(facts: ClusterFacts) -> Finding:
+def _requeue(id: str, value: str, facts: ClusterFacts) -> Finding:
     """Whether Slurm requeues batch jobs."""
-    id, value = "slurm.requeue", facts.settings.get("JobRequeue")
-    if value is None:
-        return unknown(id, "JobRequeue is not in `scontrol show config`", f"ask {_SITE}")
     if value == "1":
         return ok(id, "JobRequeue=1: jobs come back after preemption and node failure")
     return warn(
@@ -127,14 +123,13 @@ def judge_requeue(facts: ClusterFacts) -> Finding:
     )
 
 
-def judge_kill_wait(facts: ClusterFacts) -> Finding:
+def _kill_wait(id: str, value: str, facts: ClusterFacts) -> Finding:
     """Seconds that ranks have between SIGTERM and SIGKILL."""
-    id, match = "slurm.kill_wait", re.match(r"\d+", facts.settings.get("KillWait", ""))
+    match = re.match(r"\d+", value)
     if match is None:
-        return unknown(id, "KillWait is not in `scontrol show config`", f"ask {_SITE}")
-    seconds = int(match[0])
-    evidence = f"KillWait={seconds} s between SIGTERM and SIGKILL"
-    if seconds >= LEAST_KILL_WAIT_S:
+        return unknown(id, f"KillWait={value} in `scontrol show config`", f"ask {_SITE}")
+    evidence = f"KillWait={match[0]} s between SIGTERM and SIGKILL"
+    if int(match[0]) >= LEAST_KILL_WAIT_S:
         return ok(id, evidence)
     return warn(
         id,
@@ -143,12 +138,9 @@ def judge_kill_wait(facts: ClusterFacts) -> Finding:
     )
 
 
-def judge_accounting(facts: ClusterFacts) -> Finding:
+def _accounting(id: str, kind: str, facts: ClusterFacts) -> Finding:
     """Whether ended jobs can be looked up."""
-    id, kind = "slurm.accounting", facts.settings.get("AccountingStorageType")
-    if kind is None:
-        return unknown(id, "AccountingStorageType is not in `scontrol show config`", f"ask {_SITE}")
-    if not kind.endswith("/slurmdbd"):
+    if not facts.has_accounting:
         return warn(
             id,
             f"AccountingStorageType={kind or 'none'}: Slurm forgets jobs that have ended",
@@ -163,11 +155,8 @@ def judge_accounting(facts: ClusterFacts) -> Finding:
     return ok(id, f"AccountingStorageType={kind}, and slurmdbd answers")
 
 
-def judge_limits(facts: ClusterFacts) -> Finding:
+def _limits(id: str, parts: str, facts: ClusterFacts) -> Finding:
     """Whether Slurm refuses at once what it will never start."""
-    id, parts = "slurm.limits", facts.settings.get("EnforcePartLimits")
-    if parts is None:
-        return unknown(id, "EnforcePartLimits is not in `scontrol show config`", f"ask {_SITE}")
     enforced = ", ".join(sorted(facts.enforced)) or "none"
     evidence = f"EnforcePartLimits={parts}, AccountingStorageEnforce={enforced}"
     if parts.upper() in ("ALL", "ANY", "YES"):
@@ -182,7 +171,7 @@ def judge_limits(facts: ClusterFacts) -> Finding:
 def judge_accounts(facts: ClusterFacts) -> Finding:
     """The accounts that may be charged, with their QOS."""
     id, mine = "slurm.accounts", facts.associations
-    if not facts.settings.get("AccountingStorageType", "").endswith("/slurmdbd"):
+    if not facts.has_accounting:
         return ok(id, "no accounting, so no account is needed")
     if mine is None:
         return unknown(id, "slurmdbd does not answer", "`sacctmgr show user withassoc` later")
@@ -198,17 +187,17 @@ def judge_accounts(facts: ClusterFacts) -> Finding:
     return ok(id, f"user {facts.user}: {'; '.join(words)}")
 
 
-_MOST_NAMES = 8
+_MOST_NAMED = 8
 _OUT = ("drained", "down")
 
 
 def judge_gpus(facts: ClusterFacts) -> Finding:
     """GPUs of the cluster by type, all and free."""
     id, declared = "slurm.gpus", facts.settings.get("GresTypes")
-    if declared is None and not any(node.gpus for node in facts.nodes.values()):
-        return unknown(id, "GresTypes is not in `scontrol show config`", "see `sinfo -o '%P %G'`")
     if any(node.gpus for node in facts.nodes.values()):
         return ok(id, _gpus(facts.nodes.values()))
+    if declared is None:
+        return unknown(id, "GresTypes is not in `scontrol show config`", "see `sinfo -o '%P %G'`")
     return warn(
         id,
         f"no node has a GPU that Slurm hands out (GresTypes={declared or 'none'})",
@@ -243,15 +232,30 @@ def judge_partition(
     if len(nodes) < len(partition.nodes) or partition.state == "UNKNOWN":
         said = f"state {partition.state}, {len(nodes)} of {len(partition.nodes)} nodes are known"
         return unknown(id, said, f"`scontrol show partition {partition.name}`")
-    kinds = Counter(kind_of(node) for node in nodes)
-    evidence = "; ".join([*_evidence(partition, nodes, kinds), *_out(nodes, reasons)])
+    by_kind: dict[str, list[str]] = {kind: [] for kind in ("idle", "mixed", "alloc", *_OUT)}
+    for node in nodes:
+        why = f" ({reasons[node.name]})" if node.name in reasons else ""
+        by_kind[kind_of(node)].append(f"{node.name}{why}")
+    counts = ", ".join(f"{len(names)} {kind}" for kind, names in by_kind.items() if names)
+    limit = partition.max_time_s
+    told = [
+        f"{partition.state.lower()}{', default' if partition.is_default else ''}",
+        f"{len(nodes)} nodes: {counts or 'none'}",
+        f"time limit {'none' if limit is None else format_duration(limit)}",
+        _gpus(nodes),
+    ]
+    for kind in _OUT:
+        if names := by_kind[kind]:
+            more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+            told.append(f"{kind}: {', '.join(names[:_MOST_NAMED])}{more}")
+    evidence = "; ".join(told)
     serious = fail if needed else warn
     if partition.state != "UP":
         closed = "no job of it starts; take another partition, or ask the site when it is back"
         return serious(id, evidence, closed)
     if not any(node.is_up for node in nodes):
         return serious(id, evidence, "no node of it is up; take another, or ask the site")
-    if out := sum(kinds[kind] for kind in _OUT):
+    if out := sum(len(by_kind[kind]) for kind in _OUT):
         remedy = f"plan with {len(nodes) - out} of {len(nodes)} nodes, or ask the site when"
         return warn(id, evidence, f"{remedy} the others are back (`sinfo -R`)")
     return ok(id, evidence)
@@ -264,28 +268,6 @@ def kind_of(node: NodeFacts) -> str:
     if not node.is_up:
         return "drained"
     return {"IDLE": "idle", "MIXED": "mixed", "ALLOCATED": "alloc"}.get(node.state, "alloc")
-
-
-def _evidence(
-    partition: PartitionFacts, nodes: list[NodeFacts], kinds: Mapping[str, int]
-) -> Iterator[str]:
-    order = ("idle", "mixed", "alloc", *_OUT)
-    counts = ", ".join(f"{kinds[kind]} {kind}" for kind in order if kinds[kind])
-    limit = partition.max_time_s
-    yield f"{partition.state.lower()}{', default' if partition.is_default else ''}"
-    yield f"{len(nodes)} nodes: {counts or 'none'}"
-    yield f"time limit {'none' if limit is None else format_duration(limit)}"
-    yield _gpus(nodes)
-
-
-def _out(nodes: list[NodeFacts], reasons: Mapping[str, str]) -> Iterator[str]:
-    """Which nodes are out of service, and why."""
-    for kind in _OUT:
-        names = [node.name for node in nodes if kind_of(node) == kind]
-        told = [f"{name} ({reasons[name]})" if name in reasons else name for name in names]
-        if told:
-            more = f" and {len(told) - _MOST_NAMES} more" if len(told) > _MOST_NAMES else ""
-            yield f"{kind}: {', '.join(told[:_MOST_NAMES])}{more}"
 
 
 def _gpus(nodes: Iterable[NodeFacts]) -> str:
@@ -301,32 +283,19 @@ def _gpus(nodes: Iterable[NodeFacts]) -> str:
     return f"GPUs free: {', '.join(words)}" if words else "no GPUs"
 
 
-ID = "config.verdict"
+SCHEDULABILITY_ID = "config.verdict"
 
 
-def judge_verdict(verdict: Verdict | None, config: str) -> Finding:
+def judge_schedulability(found: Schedulability | None, config: str) -> Finding:
     """Only what can never run fails; a queue is no fault, if anyone can say how long it is."""
-    plan = f"`python -m launcher plan {config}`"
-    if verdict is None:
-        return ok(ID, f"{config} can be planned; it would run on this machine, without a queue")
-    evidence = "; ".join(verdict_lines(verdict))
-    if verdict.outcome is Outcome.IMPOSSIBLE:
-        return fail(ID, evidence, f"change the configuration; {plan} shows the request")
-    if verdict.outcome is Outcome.UNKNOWN:
-        return unknown(ID, evidence, f"{plan} when Slurm answers")
-    if verdict.outcome is Outcome.WAITS and verdict.wait_s is None:
-        return warn(ID, evidence, f"take what starts sooner; {plan} shows the request")
-    return ok(ID, evidence)
-
-
-def look_at_config(config: str) -> list[Finding]:
-    """Plan the configuration, and ask Slurm about it; refusals of the plan are findings."""
-    from submitrain.errors import UserError
-    from submitrain.launcher.plan.prepare import prepare
-
-    try:
-        verdict = prepare(config, plan_only=True).verdict()
-    except UserError as error:
-        said = "; ".join(str(error).splitlines())
-        return [fail(ID, said, f"correct it; `python -m launcher plan {config}` shows it again")]
-    return [judge_verdict(verdict, config)]
+    id, plan = SCHEDULABILITY_ID, f"`python -m launcher plan {config}`"
+    if found is None:
+        return ok(id, f"{config} can be planned; it would run on this machine, without a queue")
+    evidence = "; ".join(found.lines())
+    if found.outcome is Outcome.IMPOSSIBLE:
+        return fail(id, evidence, f"change the configuration; {plan} shows the request")
+    if found.outcome is Outcome.UNKNOWN:
+        return unknown(id, evidence, f"{plan} when Slurm answers")
+    if found.outcome is Outcome.WAITS and found.wait_s is None:
+        return warn(id, evidence, f"take what starts sooner; {plan} shows the request")
+    return ok(id, evidence)

@@ -70,7 +70,7 @@ def _permit(prepared: Prepared, options: argparse.Namespace) -> None:
     if longest_s is not None and prepared.cluster.name == "local":
         raise UserError("--max-wait: a run on this machine waits in no queue; leave it out")
     permit(
-        prepared.verdict() if longest_s is not None or not options.force else None,
+        prepared.schedulability() if longest_s is not None or not options.force else None,
         force=options.force,
         max_wait_s=longest_s,
         confirm=confirm if at_terminal else None,
@@ -282,9 +282,9 @@ def _open(options: argparse.Namespace) -> Run:
 def _show_plan(prepared: Prepared, as_json: bool) -> int:
     """The plan, and for Slurm the batch script; in its paths only the start's time is open."""
     from submitrain.launcher.checks.environment import in_short
-    from submitrain.launcher.checks.schedulability import Outcome, verdict_lines
+    from submitrain.launcher.checks.schedulability import Outcome
 
-    plan, script, srun, verdict = prepared.plan, None, None, prepared.verdict()
+    plan, script, srun, schedulability = prepared.plan, None, None, prepared.schedulability()
     if prepared.cluster.name == "slurm":
         from submitrain.launcher.plan.plan import sbatch_text
         from submitrain.launcher.plan.step_text import srun_text
@@ -293,21 +293,21 @@ def _show_plan(prepared: Prepared, as_json: bool) -> int:
         script = sbatch_text(plan, run_dir.submitit)
         srun = srun_text(plan, prepared.loaded.config, run_dir)
     if as_json:
-        judged = None if verdict is None else verdict.as_json()
+        judged = None if schedulability is None else schedulability.as_json()
         shown = {"cluster_reason": prepared.cluster.reason, "verdict": judged}
         _print_json({**plan.as_json(), **shown, "script": script, "srun": srun})
     else:
         print(plan.render())
         print(f"{'environment':<13}{in_short(prepared.environment)}")
-        if verdict is not None:
-            labels = ["verdict", *[""] * 99]
-            for label, line in zip(labels, verdict_lines(verdict), strict=False):
+        if schedulability is not None:
+            labels = ["scheduling", *[""] * 99]
+            for label, line in zip(labels, schedulability.lines(), strict=False):
                 print(f"{label:<13}{line}")
         if script is not None:
             print(f"\nbatch script, as submitit writes it:\n\n{script.rstrip()}")
             print(f"\nthe ranks' step, as the supervisor starts it:\n\n{srun}")
-    if verdict is not None and verdict.outcome is Outcome.IMPOSSIBLE:
-        print("error: Slurm would never start this job: see the verdict", file=sys.stderr)
+    if schedulability is not None and schedulability.outcome is Outcome.IMPOSSIBLE:
+        print("error: Slurm would never start this job (see scheduling)", file=sys.stderr)
         return 2
     return 0
 

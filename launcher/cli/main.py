@@ -373,12 +373,12 @@ def _assess_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--html", metavar="FILE", help="write a page there as well")
     parser.add_argument(
-        "--nodes", type=int, metavar="N", help="look at N compute nodes, by a job of its own"
+        "--nodes", type=int, metavar="N", help="check N compute nodes, by a job of its own"
     )
     parser.add_argument(
         "--quick", action="store_true", help="with --nodes: light tasks only, no ranks"
     )
-    parser.set_defaults(handler=lazy("submitrain.launcher.checks.assess_cli"))
+    parser.set_defaults(handler=lazy("submitrain.launcher.checks.assess"))
 
 
 def _schema_arguments(parser: argparse.ArgumentParser) -> None:

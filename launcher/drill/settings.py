@@ -258,7 +258,7 @@ def plan_drill(request: Request) -> DrillPlan:
         overrides=[*request.overrides, *settings.overrides],
         cluster=theirs.cluster.name,
     )
-    permit(ours.verdict(), way_out="ask for what it has")
+    permit(ours.schedulability(), way_out="ask for what it has")
     place = Place(theirs.cluster.name, ours.loaded.config)
     return DrillPlan(
         request=request,

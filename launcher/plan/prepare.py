@@ -17,9 +17,10 @@ from submitrain.launcher.submit.submit import Cluster, choose_cluster, slurm_pro
 if TYPE_CHECKING:
     from submitrain.config import RunConfig
     from submitrain.launcher.checks.environment import Variable
-    from submitrain.launcher.checks.schedulability import Verdict
+    from submitrain.launcher.checks.schedulability import Schedulability
     from submitrain.launcher.plan.config import LoadedConfig
     from submitrain.launcher.plan.plan import Plan
+    from submitrain.slurm.cluster import ClusterFacts
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,25 @@ class Prepared:
         """Folder for run folders, absolute."""
         return self.workdir / Path(self.loaded.config.runs_dir).expanduser()
 
-    def verdict(self) -> Verdict | None:
-        """What Slurm would make of it now, asked anew; None where it would not run under Slurm."""
+    def schedulability(self, facts: ClusterFacts | None = None) -> Schedulability | None:
+        """Whether and when Slurm would start it, asked anew; None where it would not run there.
+
+        ``facts`` spares asking what the cluster has.
+        """
         if self.cluster.name != "slurm" or slurm_problem():
             return None
-        from submitrain.launcher.checks.limits import request_of
+        from submitrain.launcher.checks.objections import request_of
         from submitrain.launcher.checks.queue import expect
-        from submitrain.launcher.checks.schedulability import Outcome, Verdict
+        from submitrain.launcher.checks.schedulability import Outcome, Schedulability
         from submitrain.launcher.plan.plan import sbatch_text
 
         try:
             script = sbatch_text(self.plan, self.runs_dir / "submitit")
-            return expect(request_of(self.plan.sbatch), script)
+            return expect(request_of(self.plan.sbatch), script, facts=facts)
         except Exception as error:  # an opinion must not keep a run from its submission
-            return Verdict(Outcome.UNKNOWN, (f"no opinion: {type(error).__name__}: {error}",))
+            return Schedulability(
+                Outcome.UNKNOWN, (f"no opinion: {type(error).__name__}: {error}",)
+            )
 
 
 def prepare(

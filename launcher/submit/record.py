@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import getpass
 import hashlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -23,24 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from submitrain.config.placeholders import names_secret
-
-PACKAGES = (
-    "submitrain",
-    "submitit",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "torchdata",
-    "safetensors",
-    "datasets",
-    "numpy",
-    "peft",
-    "wandb",
-    "liger-kernel",
-    "flash-attn",
-    "pydantic",
-)
-
+from submitrain.launcher.checks.node_software import package_versions
 
 RECORD_VERSION = 1
 REDACTED = "[redacted]"
@@ -173,17 +155,6 @@ def make_record(
         "packages": package_versions(),
         **facts,
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that matter, from their metadata: nothing is imported."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def in_notebook() -> bool:

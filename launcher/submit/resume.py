@@ -64,16 +64,16 @@ def resume(
 
 def _permit(plan: Plan) -> None:
     """Refuse what Slurm would never start: resources may have changed, and the cluster, too."""
-    from submitrain.launcher.checks.limits import request_of
+    from submitrain.launcher.checks.objections import request_of
     from submitrain.launcher.checks.schedulability import judge, permit
     from submitrain.slurm.cluster import read_cluster
 
     try:
         facts = read_cluster()
-        verdict = None if facts is None else judge(request_of(plan.sbatch), facts)
+        schedulability = None if facts is None else judge(request_of(plan.sbatch), facts)
     except Exception:  # an opinion must not keep a run from its submission
         return
-    permit(verdict)
+    permit(schedulability)
 
 
 def after_job(plan: Plan, job_id: str) -> Plan:

@@ -18,7 +18,7 @@ from typing import Any
 
 from submitrain.attempts import Action, Attempt, Cause, Decision, read_attempts
 from submitrain.config import RunConfig
-from submitrain.launcher.checks.preflight import Verdict
+from submitrain.launcher.checks.preflight import PreflightResult
 from submitrain.launcher.supervisor.allocation import Allocation
 from submitrain.launcher.supervisor.decide import within_budget
 from submitrain.launcher.supervisor.evidence import AttemptEvidence, NodeSign
@@ -138,13 +138,15 @@ class NodeKeeper:
         self.allocation.use(nodes)
         self._idle = tuple(node for node in standing.living if node not in nodes)
 
-    def weigh(self, verdict: Verdict, attempt: int, history: Sequence[Attempt]) -> Decision | None:
+    def weigh(
+        self, result: PreflightResult, attempt: int, history: Sequence[Attempt]
+    ) -> Decision | None:
         """Do without the nodes that a preflight found unfit; a decision where that means to leave.
 
         A spare takes their place, or fewer nodes go on; a node that cannot be done without stays.
         """
-        self.lost |= verdict.silent
-        self._unfit, self._unfit_attempt = dict(verdict.unfit), attempt
+        self.lost |= result.silent
+        self._unfit, self._unfit_attempt = dict(result.unfit), attempt
         standing = self._standing(())
         if standing is None or not self._unfit:
             return None

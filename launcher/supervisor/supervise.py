@@ -30,7 +30,7 @@ from submitrain.attempts import (
 )
 from submitrain.config import RunConfig
 from submitrain.errors import FencedError, SubmitrainError
-from submitrain.launcher.checks.preflight import Preflight, now_and_then
+from submitrain.launcher.checks.preflight import Preflight, throttled
 from submitrain.launcher.submit.audit_events import SupervisorActs
 from submitrain.launcher.submit.claims import chain_of, read_submissions
 from submitrain.launcher.submit.dependency import (
@@ -245,7 +245,7 @@ class Supervisor:
             return None
         nodes = self.nodes.living or self.allocation.spawner.nodes
         self._keep_guard(nodes)  # it may take minutes
-        told = now_and_then(self._told_to_leave)
+        told = throttled(self._told_to_leave)
         verdict = Preflight(self.run_dir, self.config, self.allocation, told).run(attempt, nodes)
         self.ownership.check()
         self._told_once = {"preflight": verdict.in_short()}

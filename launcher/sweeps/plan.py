@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from submitrain.errors import ConfigError, UserError
-from submitrain.launcher.checks.limits import request_of
+from submitrain.launcher.checks.objections import request_of
 from submitrain.launcher.checks.schedulability import Outcome, judge
 from submitrain.launcher.plan.config import LoadedConfig, load_config
 from submitrain.launcher.plan.prepare import Prepared, prepare
@@ -202,8 +202,8 @@ def impossible(prepared: Iterable[Prepared]) -> list[str]:
     facts = read_cluster()
     if facts is None:
         return []
-    verdicts = [judge(request_of(one.plan.sbatch), facts) for one in prepared]
-    found = [one for one in verdicts if one.outcome is Outcome.IMPOSSIBLE]
+    judged = [judge(request_of(one.plan.sbatch), facts) for one in prepared]
+    found = [one for one in judged if one.outcome is Outcome.IMPOSSIBLE]
     return list(dict.fromkeys(line for one in found for line in one.why))
 
 

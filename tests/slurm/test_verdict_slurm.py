@@ -15,9 +15,9 @@ from submitrain.config.document import dump_yaml
 from submitrain.config.job import SlurmConfig
 from submitrain.errors import ClusterError
 from submitrain.launcher import launch
-from submitrain.launcher.checks.limits import request_of
+from submitrain.launcher.checks.objections import request_of
 from submitrain.launcher.checks.queue import expect
-from submitrain.launcher.checks.schedulability import Outcome, Verdict, judge, permit
+from submitrain.launcher.checks.schedulability import Outcome, Schedulability, judge, permit
 from submitrain.launcher.cli.main import main
 from submitrain.launcher.plan.sbatch import sbatch_parameters, script_text
 from submitrain.slurm.client import Answer, ask
@@ -172,7 +172,7 @@ def script_of(settings: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return parameters, "\n".join(["#!/bin/bash", *kept, *quiet, "sleep 0.2", ""])
 
 
-def judged(settings: dict[str, Any]) -> Verdict:
+def judged(settings: dict[str, Any]) -> Schedulability:
     parameters, script = script_of(settings)
     return expect(request_of(parameters), script)
 
@@ -195,9 +195,9 @@ def test_what_slurm_never_starts_is_impossible_and_says_why(
     facts = read_cluster()
     assert facts is not None
     for name, (settings, words) in IMPOSSIBLE.items():
-        verdict = judge(request_of(script_of(settings)[0]), facts)
-        if verdict.outcome is not Outcome.IMPOSSIBLE or words not in " | ".join(verdict.why):
-            wrong[name] = verdict
+        found = judge(request_of(script_of(settings)[0]), facts)
+        if found.outcome is not Outcome.IMPOSSIBLE or words not in " | ".join(found.why):
+            wrong[name] = found
     time.sleep(6)  # two rounds of the backfill scheduler: what can run on idle nodes does
     for name, job in jobs.items():
         state = "refused" if job is None else site.job(job)["JobState"]
@@ -217,8 +217,8 @@ def test_reserved_nodes_are_for_those_who_name_the_reservation(site: SlurmCluste
 def test_what_slurm_runs_is_never_called_impossible(site: SlurmCluster, tmp_path: Path) -> None:
     site.run("scontrol", "delete", "reservation=pair", check=False)
     site.wait_idle()
-    verdicts = {name: judged(settings) for name, settings in POSSIBLE.items()}
-    late = {name: one for name, one in verdicts.items() if one.outcome is not Outcome.STARTS_NOW}
+    results = {name: judged(settings) for name, settings in POSSIBLE.items()}
+    late = {name: one for name, one in results.items() if one.outcome is not Outcome.STARTS_NOW}
     jobs = {name: submit(site, settings, tmp_path) for name, settings in POSSIBLE.items()}
     assert not late
     assert None not in jobs.values(), jobs
@@ -282,7 +282,7 @@ def test_a_partition_that_is_down_is_waited_for(site: SlurmCluster) -> None:
     assert "slurm.partition=normal can run it" in found.suggestions
 
 
-def test_a_controller_that_does_not_answer_is_no_verdict(site: SlurmCluster) -> None:
+def test_a_controller_that_does_not_answer_is_no_answer(site: SlurmCluster) -> None:
     def nobody(command: Sequence[str], *, timeout_s: float = 0) -> Answer:
         return Answer(None, "", f"{command[0]} did not answer within {timeout_s:g} s")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from submitrain.config.document import dump_yaml
-from submitrain.launcher.checks.assess_cli import assess_page
+from submitrain.launcher.checks.assess import check_config
 from submitrain.launcher.checks.finding import Finding, Level, ok, worst
 from submitrain.launcher.checks.folders import (
     Folder,
@@ -24,34 +24,29 @@ from submitrain.launcher.checks.folders import (
 )
 from submitrain.launcher.checks.host import (
     Endpoint,
-    Port,
+    connect,
     endpoints,
     judge_clock,
     judge_containers,
     judge_modules,
     judge_python,
     judge_rdma,
-    look_at_endpoint,
     missing_modules,
-    read_ports,
     read_versions,
 )
-from submitrain.launcher.checks.schedulability import Outcome, Verdict
+from submitrain.launcher.checks.node_system import Port, read_ports
+from submitrain.launcher.checks.render import findings_page
+from submitrain.launcher.checks.schedulability import Outcome, Schedulability
 from submitrain.launcher.checks.slurm import (
     SlurmReading,
-    judge_accounting,
     judge_accounts,
     judge_controller,
     judge_gpus,
-    judge_kill_wait,
-    judge_limits,
     judge_partition,
     judge_partitions,
-    judge_preemption,
-    judge_requeue,
-    judge_verdict,
+    judge_schedulability,
+    judge_settings,
     kind_of,
-    look_at_config,
 )
 from submitrain.launcher.cli.main import main
 from submitrain.slurm.client import Answer
@@ -98,30 +93,33 @@ def with_settings(**settings: str | None) -> ClusterFacts:
 
 
 SETTINGS: dict[str, Any] = {
-    "preemption": (judge_preemption, {"SlurmctldParameters": ""}, {"PreemptType": None}),
-    "requeue": (judge_requeue, {"JobRequeue": "0"}, {"JobRequeue": None}),
-    "kill wait": (judge_kill_wait, {"KillWait": "5 sec"}, {"KillWait": None}),
-    "accounting": (
-        judge_accounting,
+    "slurm.preemption": ({"SlurmctldParameters": ""}, {"PreemptType": None}),
+    "slurm.requeue": ({"JobRequeue": "0"}, {"JobRequeue": None}),
+    "slurm.kill_wait": ({"KillWait": "5 sec"}, {"KillWait": None}),
+    "slurm.accounting": (
         {"AccountingStorageType": "accounting_storage/none"},
         {"AccountingStorageType": None},
     ),
-    "limits": (judge_limits, {"EnforcePartLimits": "NO"}, {"EnforcePartLimits": None}),
+    "slurm.limits": ({"EnforcePartLimits": "NO"}, {"EnforcePartLimits": None}),
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_setting_is_ok_warned_of_or_unknown(name: str) -> None:
-    judge, bad, untold = SETTINGS[name]
-    assert judge(FACTS).level is Level.OK
-    warned = judge(with_settings(**bad))
+def setting(id: str, facts: ClusterFacts) -> Finding:
+    return next(one for one in judge_settings(facts) if one.id == id)
+
+
+@pytest.mark.parametrize("id", SETTINGS)
+def test_a_setting_is_ok_warned_of_or_unknown(id: str) -> None:
+    bad, untold = SETTINGS[id]
+    assert setting(id, FACTS).level is Level.OK
+    warned = setting(id, with_settings(**bad))
     assert (warned.level, bool(warned.remedy)) == (Level.WARN, True)
-    assert judge(with_settings(**untold)).level is Level.UNKNOWN
+    assert setting(id, with_settings(**untold)).level is Level.UNKNOWN
 
 
 def test_a_database_that_is_silent_is_warned_of_and_accounts_are_unknown() -> None:
     silent = replace(FACTS, associations=None)
-    assert judge_accounting(silent).level is Level.WARN
+    assert setting("slurm.accounting", silent).level is Level.WARN
     assert judge_accounts(silent).level is Level.UNKNOWN
 
 
@@ -274,7 +272,6 @@ def test_rdma_ports_are_read_from_the_kernels_files(tmp_path: Path) -> None:
         (port / "link_layer").write_text("InfiniBand\n")
         (port / "rate").write_text("400 Gb/sec (4X NDR)\n")
     ports = read_ports(tmp_path)
-    assert ports is not None
     assert ports[1] == Port("mlx5_0/2", "ACTIVE", "InfiniBand", "400 Gb/sec (4X NDR)")
     assert judge_rdma(ports, on_nodes=True).level is Level.OK
     assert judge_rdma(ports[:1], on_nodes=True).level is Level.WARN
@@ -318,18 +315,18 @@ def test_the_clock() -> None:
 def test_services_are_connected_to() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert look_at_endpoint(Endpoint("hub", url, "offline"))[0].level is Level.OK
-    [refused] = look_at_endpoint(Endpoint("hub", url, "do without"))
+        assert connect(Endpoint("hub", url, "offline")).level is Level.OK
+    refused = connect(Endpoint("hub", url, "do without"))
     assert (refused.level, refused.remedy) == (Level.WARN, "do without")
     assert "refused" in refused.evidence
-    assert look_at_endpoint(Endpoint("hub", "hub", ""))[0].level is Level.UNKNOWN
+    assert connect(Endpoint("hub", "hub", "")).level is Level.UNKNOWN
 
 
 def test_a_proxy_is_asked_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "")
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
-        [found] = look_at_endpoint(Endpoint("hub", "https://hub.invalid", ""))
+        found = connect(Endpoint("hub", "https://hub.invalid", ""))
     assert found.level is Level.OK
     assert "proxy 127.0.0.1" in found.evidence
 
@@ -338,7 +335,7 @@ def test_services_that_will_not_be_asked_are_fine() -> None:
     environ = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     found = endpoints(environ, wandb="")
     assert [one.id for one in found] == ["network.hub", "network.wandb"]
-    assert [look_at_endpoint(one)[0].level for one in found] == [Level.OK, Level.OK]
+    assert [connect(one).level for one in found] == [Level.OK, Level.OK]
     assert [one.id for one in endpoints({}, wandb=None)] == ["network.hub"]
 
 
@@ -352,20 +349,20 @@ def test_services_that_will_not_be_asked_are_fine() -> None:
     ],
 )
 def test_only_what_can_never_run_fails(outcome: Outcome, level: Level) -> None:
-    assert judge_verdict(Verdict(outcome, ("why",)), "cfg.yaml").level is level
+    assert judge_schedulability(Schedulability(outcome, ("why",)), "cfg.yaml").level is level
 
 
 def test_a_queue_with_an_end_in_sight_is_no_fault() -> None:
-    verdict = Verdict(Outcome.WAITS, wait_s=(60.0, 600.0), source="sbatch --test-only")
-    assert judge_verdict(verdict, "cfg.yaml").level is Level.OK
+    waits = Schedulability(Outcome.WAITS, wait_s=(60.0, 600.0), source="sbatch --test-only")
+    assert judge_schedulability(waits, "cfg.yaml").level is Level.OK
 
 
 def test_a_data_set_that_is_missing_fails_the_configuration(tmp_path: Path) -> None:
     config = tmp_path / "cfg.yaml"
     config.write_text(dump_yaml({**tiny_config(tmp_path), "cluster": "local"}))
-    assert look_at_config(str(config))[0].level is Level.OK
+    assert check_config(str(config)).level is Level.OK
     (tmp_path / "samples.jsonl").unlink()
-    [found] = look_at_config(str(config))
+    found = check_config(str(config))
     assert found.level is Level.FAIL
     assert "samples.jsonl" in found.evidence
 
@@ -383,7 +380,7 @@ def test_a_wrong_configuration_or_page_is_the_users_error(
 
 def test_the_worst_comes_first_on_the_page_and_nothing_is_markup() -> None:
     found = [ok("a", "<fine>"), Finding("b", Level.FAIL, "bad & wrong", "mend <it>")]
-    text = assess_page(found, host="login<1>", at=0, took_s=1.25)
+    text = findings_page(found, host="login<1>", at=0, took_s=1.25)
     assert worst(found) is Level.FAIL
     assert text.index("bad &amp; wrong") < text.index("&lt;fine&gt;")
     assert "1 fail, 1 ok" in text

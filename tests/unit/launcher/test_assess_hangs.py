@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from submitrain.config.document import dump_yaml
-from submitrain.launcher.checks.assess import TOTAL_S, Check, run_checks
-from submitrain.launcher.checks.finding import Finding, Level, ok
+from submitrain.launcher.checks.assess import TOTAL_S
+from submitrain.launcher.checks.finding import Check, Finding, Level, ok, run_checks
 from submitrain.launcher.checks.folders import Folder, judge_folder, read_folder
-from submitrain.launcher.checks.slurm import PatientAsk
+from submitrain.launcher.checks.slurm import AskWithinDeadline
 from submitrain.launcher.cli.main import main
 from submitrain.slurm.client import Answer
 from tests.tiny import tiny_config
@@ -36,11 +36,11 @@ def test_a_program_that_did_not_answer_is_not_asked_again() -> None:
         asked.append(command[0])
         return Answer(None, "", "silent") if command[0] == "sacctmgr" else Answer(0, "yes", "")
 
-    patient = PatientAsk(run, deadline=time.monotonic() + 60)
+    patient = AskWithinDeadline(run, time.monotonic() + 60)
     for name in ("sacctmgr", "scontrol", "sacctmgr", "scontrol"):
         patient([name])
     assert asked == ["sacctmgr", "scontrol", "scontrol"]
-    assert PatientAsk(run, deadline=time.monotonic())(["scontrol"]).code is None
+    assert AskWithinDeadline(run, time.monotonic())(["scontrol"]).code is None
 
 
 def test_a_probe_that_stops_is_given_up_with_what_it_told_before(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,28 +15,48 @@ import pytest
 
 from submitrain.attempts import Action
 from submitrain.config import RunConfig
-from submitrain.launcher.checks.finding import Finding, Level, fail, ok
-from submitrain.launcher.checks.node_facts import (
-    UNLIMITED,
-    Gpu,
-    Limits,
-    Names,
-    NodeFacts,
-    NvLink,
-    Port,
-    Request,
-    SharedFolder,
-    SharedMemory,
-    Software,
-    Unknown,
-    Xid,
-    as_line,
-    parse_answer,
+from submitrain.imports import IMPORT_ROOT
+from submitrain.launcher.checks import node_folder
+from submitrain.launcher.checks.finding import Check, Finding, Level, fail, ok, run_checks, unknown
+from submitrain.launcher.checks.node_folder import (
+    GIB,
+    judge_disk,
+    seen_from_the_first_node,
+    shared_folder,
+    token_file,
 )
-from submitrain.launcher.checks.node_gpu import parse_gpus, parse_nvlinks, parse_xids, ports_in
-from submitrain.launcher.checks.node_judge import CHECKS, GIB, MIB, Expected, judge_node, software
-from submitrain.launcher.checks.node_query import Asked, skew, time_limit
-from submitrain.launcher.checks.preflight import Verdict, judge, unfit_nodes
+from submitrain.launcher.checks.node_gpu import (
+    Gpu,
+    NvLink,
+    Xid,
+    gpu_checks,
+    gpu_count,
+    gpu_links,
+    gpu_memory,
+    gpu_xid,
+    parse_gpus,
+    parse_nvlinks,
+    parse_xids,
+)
+from submitrain.launcher.checks.node_query import NoAnswer, excuse_silence, time_limit
+from submitrain.launcher.checks.node_request import NodeAnswer, NodeRequest
+from submitrain.launcher.checks.node_software import compare_versions
+from submitrain.launcher.checks.node_system import (
+    MIB,
+    Port,
+    clock,
+    clock_skew_s,
+    fabric,
+    locked_memory,
+    open_files,
+    reach,
+    read_name,
+    read_ports,
+    read_shared_memory,
+    shared_memory,
+)
+from submitrain.launcher.checks.node_task import check_node
+from submitrain.launcher.checks.preflight import PreflightResult, findings_of, unfit_nodes
 from submitrain.launcher.checks.rank_trial import (
     Pair,
     RankSeen,
@@ -47,151 +70,182 @@ from submitrain.preflight_results import in_words
 from submitrain.run_folder import RunDir
 from tests.tiny import tiny_config
 
-EXPECTED = Expected(asker="node1", world_size=16, gpus_per_node=2, checkpoint_bytes=10 * GIB)
-SOFTWARE = Software("3.11.7", "abc", "1234", "nvidia 550", "6.1", {"torch": "2.13.0"})
-GOOD = NodeFacts(
+NO_LIMIT = float("inf")
+NEEDS = NodeRequest(
     node="node2",
-    shared=SharedFolder(
-        "/runs/x", fs_type="nfs4", free_bytes=100 * GIB, free_inodes=9**9, seen=True
-    ),
-    shm=SharedMemory(64 * GIB, 60 * GIB),
-    limits=Limits(UNLIMITED, 65536, rdma=True),
-    software=SOFTWARE,
-    gpus=(Gpu(0, "H100", 0, False, 16, 16), Gpu(1, "H100", 0, False, 16, 16)),
-    xids=(),
-    nvlinks=(NvLink(0, 0, True), NvLink(1, 0, True)),
-    ports=(Port("mlx5_0/1", "ACTIVE", "400 Gb/sec"),),
-    names=Names("node2", reached="node1"),
-    clock=0.0,
+    asker="node1",
+    folder="/runs/x",
+    token="token",
+    world_size=16,
+    gpus_per_node=2,
+    checkpoint_bytes=10 * GIB,
 )
-SHARED, LIMITS, NAMES = GOOD.shared, GOOD.limits, GOOD.names
-assert isinstance(SHARED, SharedFolder) and isinstance(NAMES, Names)
-BAD: dict[str, list[tuple[dict[str, Any], Level, str]]] = {
-    "node.folder": [
-        ({"shared": replace(SHARED, write_error="No space left on device")}, Level.FAIL, "cannot"),
-        ({"shared": replace(SHARED, read_error="No such file")}, Level.FAIL, "does not show"),
-        ({"shared": replace(SHARED, seen=False)}, Level.FAIL, "node1 does not see"),
-        ({"shared": replace(SHARED, seen=None)}, Level.UNKNOWN, "did not look"),
-        ({"shared": Unknown("no token")}, Level.UNKNOWN, "no token"),
-    ],
-    "node.disk": [
-        ({"shared": replace(SHARED, free_bytes=GIB)}, Level.WARN, "two checkpoints need 20.0 GiB"),
-        ({"shared": replace(SHARED, free_inodes=3)}, Level.WARN, "3 free inodes"),
-        ({"shared": replace(SHARED, free_bytes=None)}, Level.UNKNOWN, "statvfs"),
-    ],
-    "node.shm": [
-        ({"shm": SharedMemory(64 * MIB, 9 * MIB)}, Level.FAIL, "64 MiB are the least"),
-        ({"shm": SharedMemory(GIB, GIB, "Read-only file system")}, Level.FAIL, "Read-only"),
-        ({"shm": SharedMemory(GIB, 500 * MIB)}, Level.WARN, "may run out"),
-        ({"shm": Unknown("no /dev/shm")}, Level.UNKNOWN, "no /dev/shm"),
-    ],
-    "node.memlock": [
-        ({"limits": Limits(8 * MIB, 65536, rdma=True)}, Level.FAIL, "8 MiB, and RDMA"),
-        ({"limits": Unknown("odd")}, Level.UNKNOWN, "odd"),
-    ],
-    "node.open_files": [
-        ({"limits": Limits(UNLIMITED, 256, rdma=False)}, Level.FAIL, "may open 256 files"),
-        ({"limits": Unknown("odd")}, Level.UNKNOWN, "odd"),
-    ],
-    "node.clock": [
-        ({"clock": -90.0}, Level.FAIL, "90.0 s behind node1"),
-        ({"clock": 5.0}, Level.WARN, "5.0 s ahead of node1"),
-        ({"clock": Unknown("nobody")}, Level.UNKNOWN, "nobody"),
-    ],
-    "gpu.count": [
-        ({"gpus": (Gpu(0, "H100"),)}, Level.FAIL, "1 of 2 GPUs"),
-        ({"gpus": Unknown("no nvidia-smi")}, Level.UNKNOWN, "no nvidia-smi"),
-    ],
-    "gpu.memory": [
-        ({"gpus": (Gpu(0, "H100", 3),)}, Level.FAIL, "GPU 0: 3 uncorrected errors"),
-        ({"gpus": (Gpu(0, "H100", 0, True),)}, Level.FAIL, "remapping a row"),
-        ({"gpus": (Gpu(0, "RTX", None),)}, Level.UNKNOWN, "counts no errors"),
-        ({"gpus": Unknown("no nvidia-smi")}, Level.UNKNOWN, "no nvidia-smi"),
-    ],
-    "gpu.xid": [
-        ({"xids": (Xid(79, "0000:3b:00", "NVRM: Xid 79"),)}, Level.FAIL, "fallen off the bus"),
-        ({"xids": Unknown("dmesg: not permitted")}, Level.UNKNOWN, "not permitted"),
-    ],
-    "gpu.links": [
-        ({"nvlinks": (NvLink(0, 0, True), NvLink(0, 1, False))}, Level.FAIL, "GPU 0 link 1"),
-        ({"gpus": (Gpu(0, "H100", 0, False, 4, 16),)}, Level.WARN, "x4 of x16"),
-        ({"nvlinks": Unknown("no answer")}, Level.UNKNOWN, "no answer"),
-    ],
-    "node.fabric": [
-        ({"ports": (Port("mlx5_0/1", "DOWN"),)}, Level.FAIL, "mlx5_0/1 DOWN"),
-        ({"ports": Unknown("not readable")}, Level.UNKNOWN, "not readable"),
-    ],
-    "node.name": [
-        ({"names": replace(NAMES, own_error="Name or service not known")}, Level.FAIL, "node2"),
-        ({"names": Unknown("odd")}, Level.UNKNOWN, "odd"),
-    ],
-    "node.reach": [
-        ({"names": Names("node2", missed={"node1": "timed out"})}, Level.FAIL, "none of its names"),
-        ({"names": Names("node2")}, Level.UNKNOWN, "did not listen"),
-        ({"names": Unknown("odd")}, Level.UNKNOWN, "odd"),
-    ],
-}
-CASES = [(id, *case) for id, cases in BAD.items() for case in cases]
+GPUS = (Gpu(0, "H100", 0, False, 16, 16), Gpu(1, "H100", 0, False, 16, 16))
+LINKS = (NvLink(0, 0, True), NvLink(1, 0, True))
+FELL_OFF = Xid(79, "0000:3b:00", "NVRM: Xid 79")
+UP, DOWN = Port("mlx5_0/1", "ACTIVE", rate="400 Gb/sec"), Port("mlx5_0/1", "DOWN")
+CASES: list[tuple[Finding, str, Level, str]] = [
+    (judge_disk(NEEDS, 100 * GIB, 9**9), "node.disk", Level.OK, "100.0 GiB free"),
+    (judge_disk(NEEDS, GIB, 9**9), "node.disk", Level.WARN, "two checkpoints need 20.0 GiB"),
+    (judge_disk(NEEDS, 100 * GIB, 3), "node.disk", Level.WARN, "3 free inodes"),
+    (shared_memory(64 * GIB, 60 * GIB), "node.shm", Level.OK, "60.00 of 64.00"),
+    (shared_memory(64 * MIB, 9 * MIB), "node.shm", Level.FAIL, "64 MiB are the least"),
+    (shared_memory(GIB, GIB, "Read-only"), "node.shm", Level.FAIL, "Read-only"),
+    (shared_memory(GIB, 500 * MIB), "node.shm", Level.WARN, "may run out"),
+    (locked_memory(NO_LIMIT, rdma=True), "node.memlock", Level.OK, "unlimited"),
+    (locked_memory(8 * MIB, rdma=False), "node.memlock", Level.OK, "no RDMA device"),
+    (locked_memory(8 * MIB, rdma=True), "node.memlock", Level.FAIL, "8 MiB, and RDMA"),
+    (open_files(65536, NEEDS), "node.open_files", Level.OK, "65536"),
+    (open_files(256, NEEDS), "node.open_files", Level.FAIL, "may open 256 files"),
+    (clock(0.0, "node1"), "node.clock", Level.OK, "within 2 s of node1"),
+    (clock(-90.0, "node1"), "node.clock", Level.FAIL, "90.0 s behind node1"),
+    (clock(5.0, "node1"), "node.clock", Level.WARN, "5.0 s ahead of node1"),
+    (gpu_count(GPUS, 2), "gpu.count", Level.OK, "2 of 2 GPUs: H100"),
+    (gpu_count(GPUS[:1], 2), "gpu.count", Level.FAIL, "1 of 2 GPUs"),
+    (gpu_count((), 2), "gpu.count", Level.FAIL, "0 of 2 GPUs"),
+    (gpu_memory(GPUS), "gpu.memory", Level.OK, "no uncorrected"),
+    (gpu_memory([Gpu(0, "H", 3)]), "gpu.memory", Level.FAIL, "GPU 0: 3 uncorrected errors"),
+    (gpu_memory([Gpu(0, "H", 0, True)]), "gpu.memory", Level.FAIL, "remapping a row"),
+    (gpu_memory([Gpu(0, "RTX", None)]), "gpu.memory", Level.UNKNOWN, "counts no errors"),
+    (gpu_xid(()), "gpu.xid", Level.OK, "0 of programs"),
+    (gpu_xid([FELL_OFF]), "gpu.xid", Level.FAIL, "fallen off the bus"),
+    (gpu_links(GPUS, LINKS), "gpu.links", Level.OK, "2 NVLinks active"),
+    (gpu_links(GPUS, ()), "gpu.links", Level.OK, "no NVLink"),
+    (gpu_links(GPUS, [NvLink(0, 0, True), NvLink(0, 1, False)]), "gpu.links", Level.FAIL, "link 1"),
+    (gpu_links([Gpu(0, "H", 0, False, 4, 16)], ()), "gpu.links", Level.WARN, "x4 of x16"),
+    (fabric([UP, DOWN]), "node.fabric", Level.OK, "1 of 2 ports are up, 400 Gb/sec"),
+    (fabric(()), "node.fabric", Level.OK, "no InfiniBand"),
+    (fabric([DOWN]), "node.fabric", Level.FAIL, "mlx5_0/1 DOWN"),
+    (reach(NEEDS, "node1", {}), "node.reach", Level.OK, "by node1"),
+    (reach(NEEDS, "10.0.0.1", {"node1": "x"}), "node.reach", Level.OK, "not by node1: x"),
+    (reach(NEEDS, "", {"node1": "timed out"}), "node.reach", Level.FAIL, "none of its names"),
+    (reach(NEEDS, "", {}), "node.reach", Level.UNKNOWN, "did not listen"),
+]
 
 
-def about(id: str, findings: list[Finding]) -> Finding:
-    return next(one for one in findings if one.id == id)
-
-
-@pytest.mark.parametrize(("id", "change", "level", "words"), CASES)
-def test_a_check_that_fails_or_is_unknown_says_so(
-    id: str, change: dict[str, Any], level: Level, words: str
-) -> None:
-    found = about(id, judge_node(replace(GOOD, **change), EXPECTED))
-    assert (found.level, words in found.evidence) == (level, True), found
+@pytest.mark.parametrize(("found", "id", "level", "words"), CASES)
+def test_a_check_says_what_is_wrong(found: Finding, id: str, level: Level, words: str) -> None:
+    assert (found.id, found.level, words in found.evidence) == (id, level, True), found
     assert bool(found.remedy) == (level in (Level.FAIL, Level.WARN))
 
 
-def test_a_good_node_passes_every_check() -> None:
-    found = judge_node(GOOD, EXPECTED)
-    assert {one.level for one in found} == {Level.OK}
-    assert len(found) == len(CHECKS)
+def about(id: str, findings: Iterable[Finding]) -> Finding:
+    return next(one for one in findings if one.id == id)
 
 
-def test_every_check_has_a_case_in_which_it_complains_and_one_in_which_it_is_unknown() -> None:
-    assert [one.id for one in judge_node(GOOD, EXPECTED)] == list(BAD)
-    for id, cases in BAD.items():
-        levels = {level for _, level, _ in cases}
-        assert Level.UNKNOWN in levels and levels & {Level.FAIL, Level.WARN}, id
+def test_the_folder_is_written_read_and_seen_from_the_first_node(tmp_path: Path) -> None:
+    request = replace(NEEDS, folder=str(tmp_path))
+    assert shared_folder(replace(request, written=False)).level is Level.UNKNOWN
+    token_file(tmp_path, "").write_text("token\n")
+    here = shared_folder(request)
+    assert (here.level, "flushed in" in here.evidence) == (Level.OK, True)
+    seen = seen_from_the_first_node(here, request)
+    assert seen.evidence.endswith("seen both ways")
+    assert seen_from_the_first_node(ok("node.shm", "x"), request) == ok("node.shm", "x")
 
 
-def test_without_gpus_asked_for_nothing_is_said_about_them() -> None:
-    bare = replace(GOOD, gpus=Unknown("no nvidia-smi"), xids=Unknown(""), nvlinks=Unknown(""))
-    found = judge_node(bare, replace(EXPECTED, gpus_per_node=0))
-    assert {one.level for one in found if one.id.startswith("gpu.")} == {Level.OK}
+def test_a_folder_that_the_nodes_do_not_share_fails_on_either_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_folder, "VISIBLE_S", 0.2)
+    request = replace(NEEDS, folder=str(tmp_path))
+    alone = shared_folder(request)
+    assert (alone.level, "does not show what node1 wrote" in alone.evidence) == (Level.FAIL, True)
+    other = replace(request, node="node3")
+    unseen = seen_from_the_first_node(ok("node.folder", str(tmp_path)), other)
+    assert (unseen.level, "node1 does not see" in unseen.evidence) == (Level.FAIL, True)
+    gone = shared_folder(replace(request, folder=str(tmp_path / "gone")))
+    assert (gone.level, "cannot write to" in gone.evidence) == (Level.FAIL, True)
 
 
-def test_an_answer_survives_its_way_and_ignores_what_else_is_printed() -> None:
-    answer = parse_answer(f"module load noise\n{as_line(GOOD, 12.5)}bye\n", node="node2")
-    assert answer is not None
-    facts, now = answer
-    assert (replace(facts, clock=0.0), now) == (GOOD, 12.5)
-    hidden = replace(GOOD, gpus=Unknown("no nvidia-smi"), shm=Unknown("none"))
-    again = parse_answer(as_line(hidden, 1.0), node="node2")
-    assert again is not None and again[0].gpus == Unknown("no nvidia-smi")
-    assert again[0].shm == Unknown("none")
+def test_a_folder_that_hangs_fails_and_its_size_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(node_folder, "FOLDER_S", 0.2)
+    for name in ("shared_folder", "read_disk"):
+        monkeypatch.setattr(node_folder, name, lambda request: release.wait(60))
+    found = run_checks(node_folder.folder_checks(replace(NEEDS, folder=str(tmp_path))))
+    release.set()
+    assert [(one.id, str(one.level)) for one in found] == [
+        ("node.folder", "fail"),
+        ("node.disk", "unknown"),
+    ]
+    assert "no answer within 0.2 s" in found[0].evidence
+
+
+def test_a_node_answers_every_check_and_the_answer_survives_its_way(tmp_path: Path) -> None:
+    token_file(tmp_path, "").write_text("token\n")
+    answer = check_node(replace(NEEDS, folder=str(tmp_path)))
+    ids = (
+        "node.python node.folder node.disk node.shm node.memlock node.open_files node.fabric "
+        "node.name node.reach gpu.count gpu.memory gpu.xid gpu.links"
+    )
+    assert [one.id for one in answer.findings] == ids.split()
+    assert {"python", "our code", "kernel", "packages/submitit"} <= set(answer.versions)
+    noisy = f"module load noise\n{answer.as_line()}bye\n"
+    assert NodeAnswer.parse(noisy) == answer
+
+
+def test_a_check_whose_facts_cannot_be_had_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    found = run_checks(gpu_checks(NEEDS))
+    assert [(one.id, str(one.level), one.evidence) for one in found] == [
+        (id, "unknown", "nvidia-smi is not there")
+        for id in ("gpu.count", "gpu.memory", "gpu.xid", "gpu.links")
+    ]
+
+
+def test_nvidia_smi_is_asked_once_for_all_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        f"#!/bin/sh\necho $1 >> {tmp_path}/asked\n[ $1 = nvlink ] || echo 0, H100, 0, No, 8, 16\n"
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = {one.id: one.level for one in run_checks(gpu_checks(NEEDS))}
+    assert (found["gpu.count"], found["gpu.links"]) == (Level.FAIL, Level.WARN)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len([line for line in asked if line.startswith("--query-gpu")]) == 1
+
+
+def test_without_gpus_asked_for_nothing_is_said_about_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    found = run_checks(gpu_checks(replace(NEEDS, gpus_per_node=0)))
+    assert [one.level for one in found] == [Level.OK] * 4
+
+
+def test_this_hosts_own_name_and_memory_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_shared_memory(tmp_path).level is not Level.UNKNOWN
+    [none] = run_checks([Check("node.shm", lambda: read_shared_memory(tmp_path / "none"), 60)])
+    assert (none.level, none.evidence) == (Level.UNKNOWN, f"{tmp_path}/none is not there")
+    monkeypatch.setattr("socket.gethostname", lambda: "no-such-host.invalid")
+    assert "no-such-host.invalid does not resolve" in read_name().evidence
+
+
+def test_a_nodes_task_needs_the_standard_library_only() -> None:
+    code = (
+        "import sys; import submitrain.launcher.checks.node_task; "
+        "print(*{name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names))"
+    )
+    command = [sys.executable, "-S", "-c", code]
+    environ = {"PYTHONPATH": str(IMPORT_ROOT)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"__main__", "submitrain"}
 
 
 @pytest.mark.parametrize("text", ["", "@preflight {", "@preflight []", '@preflight {"now": "x"}'])
 def test_rubbish_is_no_answer(text: str) -> None:
-    assert parse_answer(text, node="node2") is None
-
-
-def test_what_an_answer_lacks_is_unknown() -> None:
-    answer = parse_answer('@preflight {"now": 1, "gpus": 3, "limits": {"odd": 1}}', node="node2")
-    assert answer is not None
-    facts = answer[0]
-    assert all(isinstance(one, Unknown) for one in (facts.gpus, facts.limits, facts.shared))
+    assert NodeAnswer.parse(text) is None
 
 
 def test_a_request_survives_its_way() -> None:
-    request = Request("node2", "/runs/x", "token", True, ("node1", "10.0.0.1"), 4711, False)
-    assert Request.parse(request.as_text()) == request
+    request = replace(NEEDS, hosts=("node1", "10.0.0.1"), port=4711, versions=False)
+    assert NodeRequest.parse(request.as_text()) == request
 
 
 @pytest.mark.parametrize(
@@ -201,7 +255,7 @@ def test_a_request_survives_its_way() -> None:
 def test_the_time_that_an_exchange_took_is_no_skew(
     sent: float, received: float, there: float, ahead: float
 ) -> None:
-    assert skew(sent, received, there) == ahead
+    assert clock_skew_s(sent, received, there) == ahead
 
 
 @pytest.mark.parametrize(
@@ -241,7 +295,7 @@ def test_xids_of_the_last_day_are_read_from_the_kernels_log() -> None:
     found = parse_xids(DMESG, uptime_s=90200.0)
     assert [(one.code, one.device) for one in found] == [(31, "0000:86:00"), (94, "0000:86:00")]
     assert [one.code for one in parse_xids(DMESG, uptime_s=None)] == [79, 31, 94]
-    assert about("gpu.xid", judge_node(replace(GOOD, xids=found[:1]), EXPECTED)).level is Level.OK
+    assert gpu_xid(found[:1]).level is Level.OK
 
 
 def test_nvlinks_are_read() -> None:
@@ -254,54 +308,63 @@ def test_nvlinks_are_read() -> None:
 
 
 def test_ports_are_read_from_sys(tmp_path: Path) -> None:
-    assert ports_in(tmp_path / "none") == ()
+    assert read_ports(tmp_path / "none") == []
     port = tmp_path / "mlx5_0" / "ports" / "1"
     port.mkdir(parents=True)
     with pytest.raises(OSError, match="state"):
-        ports_in(tmp_path)
+        read_ports(tmp_path)
     (port / "state").write_text("4: ACTIVE\n")
     (port / "rate").write_text("400 Gb/sec (4X NDR)\n")
-    assert ports_in(tmp_path) == (Port("mlx5_0/1", "ACTIVE", "400 Gb/sec (4X NDR)"),)
+    assert read_ports(tmp_path) == [Port("mlx5_0/1", "ACTIVE", rate="400 Gb/sec (4X NDR)")]
 
 
-def nodes(*versions: Software | Unknown) -> dict[str, NodeFacts]:
-    return {
-        f"node{number}": replace(GOOD, software=one) for number, one in enumerate(versions, start=1)
-    }
+TOLD = {"python": "3.11.7", "our code": "abc", "driver": "nvidia 550", "packages/torch": "2.13.0"}
+OTHER = {**TOLD, "packages/torch": "2.10.0"}
 
 
-OTHER = replace(SOFTWARE, packages={"torch": "2.10.0"})
+def nodes(*versions: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
+    return {f"node{number}": one for number, one in enumerate(versions, start=1)}
 
 
 def test_the_node_with_other_packages_is_named_by_the_majority() -> None:
-    found = software(nodes(SOFTWARE, OTHER, SOFTWARE))
+    found = compare_versions(nodes(TOLD, OTHER, TOLD))
     assert [one.level for one in found.values()] == [Level.OK, Level.FAIL, Level.OK]
     assert found["node2"].evidence == "torch is 2.10.0, 2.13.0 elsewhere"
 
 
 def test_of_two_nodes_the_one_is_right_that_has_what_the_launch_recorded() -> None:
-    found = software(nodes(SOFTWARE, OTHER), {"torch": "2.10.0"})
+    found = compare_versions(nodes(TOLD, OTHER), {"torch": "2.10.0"})
     assert [one.level for one in found.values()] == [Level.FAIL, Level.OK]
 
 
 def test_where_nobody_has_a_majority_all_are_warned() -> None:
-    found = software(nodes(SOFTWARE, OTHER))
+    found = compare_versions(nodes(TOLD, OTHER))
     assert [one.level for one in found.values()] == [Level.WARN, Level.WARN]
     assert "torch 2.10.0" in found["node2"].evidence
 
 
 def test_another_driver_is_worth_a_warning_and_no_more() -> None:
-    found = software(nodes(SOFTWARE, SOFTWARE, replace(SOFTWARE, driver="nvidia 535")))
+    found = compare_versions(nodes(TOLD, TOLD, {**TOLD, "driver": "nvidia 535"}))
     assert [one.level for one in found.values()] == [Level.OK, Level.OK, Level.WARN]
 
 
 def test_versions_that_could_not_be_read_are_unknown() -> None:
-    found = software(nodes(SOFTWARE, Unknown("hung"), SOFTWARE))
+    found = compare_versions(nodes(TOLD, {}, TOLD))
     assert found["node2"].level is Level.UNKNOWN
     assert [found[node].level for node in ("node1", "node3")] == [Level.OK, Level.OK]
-    alone = software(nodes(SOFTWARE, Unknown("hung")))
+    alone = compare_versions(nodes(TOLD, {}))
     assert {one.level for one in alone.values()} == {Level.UNKNOWN}
-    assert software(nodes(SOFTWARE))["node1"].level is Level.OK
+    assert compare_versions(nodes(TOLD))["node1"].level is Level.OK
+
+
+def test_why_a_node_has_no_versions_is_kept() -> None:
+    late = unknown("node.software", "no answer within 18.0 s")
+    answers = {
+        "n1": NodeAnswer((), 0.0, TOLD),
+        "n2": NodeAnswer((late,), 0.0),
+        "n3": NodeAnswer((), 0.0, TOLD),
+    }
+    assert findings_of(answers)["n2"] == (late,)
 
 
 def test_what_fails_on_all_nodes_is_nobodys_fault_unless_it_is_the_hardwares() -> None:
@@ -314,20 +377,32 @@ def test_what_fails_on_all_nodes_is_nobodys_fault_unless_it_is_the_hardwares() -
 
 
 def test_silent_and_broken_nodes_are_unfit_and_unasked_ones_are_not() -> None:
-    good = replace(GOOD, node="node1")
-    asked = Asked(
-        {"node1": good}, {"node2": "timed out"}, {"node3": "No module"}, {"node4": "late"}
-    )
-    found = judge(asked, EXPECTED)
+    good = NodeAnswer((ok("node.folder", "fine"),), 0.0, TOLD)
+    answers = {
+        "node1": good,
+        "node2": NoAnswer(silent="timed out"),
+        "node3": NoAnswer(broken="No module"),
+        "node4": NoAnswer(unasked="late"),
+    }
+    found = findings_of(answers)
     assert [one.level for one in found["node4"]] == [Level.UNKNOWN]
-    verdict = Verdict("quick", found, asked.silent, took_s=2.0)
-    assert set(verdict.unfit) == {"node2", "node3"}
-    assert verdict.in_short()["nodes"] == {"ok": 1, "unknown": 1, "fail": 2}
-    assert "node2 is unfit (node.answers: it runs no tasks: timed out)" in verdict.in_words()
+    result = PreflightResult("quick", found, {"node2": "timed out"}, took_s=2.0)
+    assert set(result.unfit) == {"node2", "node3"}
+    assert result.in_short()["nodes"] == {"ok": 1, "unknown": 1, "fail": 2}
+    assert "node2 is unfit (node.answers: it runs no tasks: timed out)" in result.in_words()
 
 
-def test_a_verdict_in_words() -> None:
-    well = Verdict("quick", {"a": (ok("x", ""),), "b": (ok("x", ""),)}, took_s=1.25)
+def test_silence_speaks_against_nobody_where_the_first_node_is_silent_too() -> None:
+    good, silent = NodeAnswer((), 0.0), NoAnswer(silent="timed out")
+    assert excuse_silence({"n1": good, "n2": silent}, "n1")["n2"] == silent
+    for answers in ({"n1": silent, "n2": good}, {"n2": silent, "n3": silent}):
+        excused = excuse_silence(answers, "n1").values()
+        assert not any(isinstance(one, NoAnswer) and one.silent for one in excused)
+        assert NoAnswer(unasked="timed out, nor did n1") in excused
+
+
+def test_a_result_in_words() -> None:
+    well = PreflightResult("quick", {"a": (ok("x", ""),), "b": (ok("x", ""),)}, took_s=1.25)
     assert well.in_words() == "all is well on 2 nodes, 1.2 s"
     assert in_words({"nodes": {"ok": 3, "warn": 1}, "took_s": 2}) == (
         "no node of 4 is unfit, 1 with warnings, 2.0 s"
@@ -455,7 +530,7 @@ def test_what_follows_for_the_nodes(
     config = tiny_config(tmp_path, slurm=slurm, resilience=resilience)
     allocation = TwoNodes()
     keeper = NodeKeeper(RunDir(tmp_path), RunConfig.model_validate(config), allocation)  # type: ignore[arg-type]
-    bad = Verdict("quick", {"n1": (ok("x", ""),), "n2": (fail("x", "full", "empty it"),)})
+    bad = PreflightResult("quick", {"n1": (ok("x", ""),), "n2": (fail("x", "full", "empty it"),)})
     decision = keeper.weigh(bad, 1, ())
     assert (decision and decision.action, allocation.spawner.nodes) == expected
     assert decision is None or keeper.exclude == ("n2",)

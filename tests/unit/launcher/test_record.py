@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from submitrain.launcher.checks.node_software import package_versions
 from submitrain.launcher.submit import snapshot as snapshot_module
 from submitrain.launcher.submit.record import (
     REDACTED,
     Redactor,
     make_record,
-    package_versions,
     read_git,
 )
 from submitrain.launcher.submit.snapshot import Snapshot, python_path, take_snapshot
@@ -123,7 +123,7 @@ def test_record_says_who_when_and_with_what(tmp_path: Path) -> None:
 
 def test_versions_come_without_importing_the_packages() -> None:
     code = (
-        "import sys; from submitrain.launcher.submit.record import package_versions; "
+        "import sys; from submitrain.launcher.checks.node_software import package_versions; "
         "package_versions(); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )

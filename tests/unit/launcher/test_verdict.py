@@ -1,4 +1,4 @@
-"""Verdicts on clusters that the tests cannot start, in Slurm's words as captured."""
+"""Whether requests can run on clusters that tests cannot start, in Slurm's words as captured."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from typing import Any
 import pytest
 
 from submitrain.errors import ClusterError, UserError
-from submitrain.launcher.checks.limits import request_of
-from submitrain.launcher.checks.queue import parse_test_only, work_ahead
+from submitrain.launcher.checks.objections import request_of
+from submitrain.launcher.checks.queue import backfilled, gap_s, parse_test_only, work_ahead
 from submitrain.launcher.checks.schedulability import (
     Outcome,
-    Verdict,
-    backfilled,
-    gap_s,
+    Schedulability,
     judge,
     max_wait_s,
     permit,
-    verdict_lines,
 )
 from submitrain.slurm.client import Answer
 from submitrain.slurm.cluster import (
@@ -89,7 +86,7 @@ def cluster(**said: Any) -> ClusterFacts:
     return facts
 
 
-def verdict(facts: ClusterFacts | None = None, **parameters: Any) -> Verdict:
+def judged(facts: ClusterFacts | None = None, **parameters: Any) -> Schedulability:
     return judge(request_of({"time": 60, "nodes": 1, **parameters}), facts or cluster())
 
 
@@ -126,7 +123,7 @@ def test_whether_a_node_takes_jobs(state: str, is_up: bool) -> None:
 
 
 def test_what_fits_starts_now() -> None:
-    assert verdict(nodes=2, gpus_per_node="h100:2", mem="0").outcome is Outcome.STARTS_NOW
+    assert judged(nodes=2, gpus_per_node="h100:2", mem="0").outcome is Outcome.STARTS_NOW
 
 
 LEGAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -192,7 +189,7 @@ LEGAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("said", "asked"), LEGAL.values(), ids=LEGAL.keys())
 def test_legal_requests_are_never_impossible(said: dict[str, Any], asked: dict[str, Any]) -> None:
-    found = verdict(cluster(**said), **asked)
+    found = judged(cluster(**said), **asked)
     assert found.outcome is not Outcome.IMPOSSIBLE, found
 
 
@@ -203,11 +200,11 @@ def test_a_site_that_chooses_partitions_itself_is_not_second_guessed(plugins: st
         "config": CONFIG.format(enforce="limits", plugins=plugins),
     }
     wanted = Outcome.UNKNOWN if plugins == "lua" else Outcome.IMPOSSIBLE
-    assert verdict(cluster(**said)).outcome is wanted
+    assert judged(cluster(**said)).outcome is wanted
 
 
 def test_a_qos_without_the_flag_lifts_nothing() -> None:
-    found = verdict(qos="normal", time=3000)
+    found = judged(qos="normal", time=3000)
     assert found.outcome is Outcome.IMPOSSIBLE
     assert found.why == (
         "slurm.time: 2-02:00:00 is above MaxTime of partition normal (1-00:00:00; the site's "
@@ -217,7 +214,7 @@ def test_a_qos_without_the_flag_lifts_nothing() -> None:
 
 def test_of_two_limits_the_one_that_is_defined_first_counts() -> None:
     qos = "normal|5:00:00||||||||||\n"
-    assert verdict(cluster(qos=qos, user=MINE.replace("normal|||", "normal|1:00:00||", 1)),
+    assert judged(cluster(qos=qos, user=MINE.replace("normal|||", "normal|1:00:00||", 1)),
                    time=120).outcome is Outcome.STARTS_NOW  # fmt: skip
 
 
@@ -295,19 +292,21 @@ def test_what_fits_before_the_next_job_may_start_at_once(
     assert bool(found.suggestions) == bool(suggested)
 
 
-WAITS = Verdict(Outcome.WAITS, ("2 nodes are asked for and 1 have room now",), (600, 1800), "x")
+WAITS = Schedulability(
+    Outcome.WAITS, ("2 nodes are asked for and 1 have room now",), (600, 1800), "x"
+)
 
 
 def test_a_wait_is_told_as_a_range() -> None:
-    assert verdict_lines(WAITS)[0] == "waits about 00:10:00 to 00:30:00, by x"
+    assert WAITS.lines()[0] == "waits about 00:10:00 to 00:30:00, by x"
 
 
 def test_a_longest_wait_refuses_what_is_longer_and_what_nobody_knows() -> None:
     permit(WAITS, max_wait_s=600)
-    permit(Verdict(Outcome.STARTS_NOW), max_wait_s=1)
+    permit(Schedulability(Outcome.STARTS_NOW), max_wait_s=1)
     with pytest.raises(ClusterError, match="it would wait 00:10:00 or longer"):
         permit(WAITS, max_wait_s=599)
-    unknown = Verdict(Outcome.UNKNOWN, ("Slurm does not say what it has",))
+    unknown = Schedulability(Outcome.UNKNOWN, ("Slurm does not say what it has",))
     with pytest.raises(ClusterError, match=r"nobody can say how long .* what it has"):
         permit(unknown, max_wait_s=600)
     permit(unknown)
@@ -316,7 +315,9 @@ def test_a_longest_wait_refuses_what_is_longer_and_what_nobody_knows() -> None:
 
 
 def test_force_lifts_the_impossible_and_no_wait() -> None:
-    never = Verdict(Outcome.IMPOSSIBLE, ("no such node",), suggestions=("slurm.partition=b",))
+    never = Schedulability(
+        Outcome.IMPOSSIBLE, ("no such node",), suggestions=("slurm.partition=b",)
+    )
     with pytest.raises(ClusterError, match=r"no such node\ninstead: slurm.partition=b\nSlurm"):
         permit(never)
     permit(never, force=True)

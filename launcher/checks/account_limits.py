@@ -1,132 +1,29 @@
-"""Objections of accounting: accounts, QOS and the limits that a site enforces on them. Pure.
+"""Why a job can never run by its account or QOS, with the limit and who sets it.
 
 Sources: sacctmgr(1), and resource_limits.html of Slurm's documentation.
-
-What a batch job asks for, read from the parameters that submitit gets. Pure.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
-from submitrain.config.types import format_duration, parse_duration_s
-from submitrain.slurm.cluster import (
-    Association,
-    ClusterFacts,
-    Limits,
-    PartitionFacts,
-    megabytes,
-    parse_gres,
-)
-from submitrain.slurm.parse import expand_nodes
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a batch job asks for, per node where not said otherwise; memory in MiB."""
-
-    nodes: int
-    max_nodes: int
-    cpus: int
-    memory_mb: int | None
-    memory_per_cpu_mb: int | None
-    gpus: Mapping[str, int]
-    """By type; the type is empty where any will do."""
-    time_s: int
-    partitions: tuple[str, ...]
-    account: str
-    qos: str
-    features: tuple[frozenset[str], ...]
-    """All of the first set, or all of the second ...; empty when it is more complicated."""
-    nodelist: frozenset[str]
-    excluded: frozenset[str]
-    exclusive: bool
-    reservations: tuple[str, ...]
-
-    @property
-    def gpu_count(self) -> int:
-        """GPUs of each node, of all types."""
-        return sum(self.gpus.values())
-
-
-def request_of(parameters: Mapping[str, Any]) -> Request:
-    """The request in submitit's parameters (``launcher.plan.sbatch.sbatch_parameters``)."""
-    low, _, high = str(parameters.get("nodes", 1)).partition("-")
-    gres = str(parameters.get("gres") or "")
-    per_node = parameters.get("gpus_per_node")
-    asked = parse_gres(f"gpu:{per_node}" if per_node else gres)
-    extra = parameters.get("additional_parameters") or {}
-    cpus = int(parameters.get("ntasks_per_node") or 1) * int(parameters.get("cpus_per_task") or 1)
-    return Request(
-        nodes=int(low),
-        max_nodes=int(high or low),
-        cpus=1 if extra.get("overcommit") else cpus,
-        memory_mb=megabytes(str(parameters.get("mem") or "").upper().removesuffix("B")),
-        memory_per_cpu_mb=megabytes(
-            str(parameters.get("mem_per_cpu") or "").upper().removesuffix("B")
-        ),
-        gpus=asked,
-        # The least time that will do is what Slurm checks (--time-min).
-        time_s=_least_time_s(int(parameters["time"]) * 60, extra.get("time-min")),
-        partitions=tuple(
-            name for name in str(parameters.get("partition") or "").split(",") if name
-        ),
-        account=str(parameters.get("account") or "").lower(),
-        qos=str(parameters.get("qos") or "").lower(),
-        features=_features(str(parameters.get("constraint") or "")),
-        nodelist=frozenset(expand_nodes(str(parameters.get("nodelist") or ""))),
-        excluded=frozenset(expand_nodes(str(parameters.get("exclude") or ""))),
-        exclusive=bool(parameters.get("exclusive")),
-        reservations=tuple(name for name in str(extra.get("reservation") or "").split(",") if name),
-    )
-
-
-def _least_time_s(time_s: int, least: object) -> int:
-    try:
-        return time_s if least is None else min(time_s, parse_duration_s(least))
-    except ValueError:
-        return time_s
-
-
-def _features(constraint: str) -> tuple[frozenset[str], ...]:
-    """``a&b|c`` as sets of which one has to hold; counts and brackets are not judged."""
-    if not constraint or re.search(r"[\[\]()*]", constraint):
-        return ()
-    return tuple(
-        frozenset(name for name in re.split(r"[&,]", one) if name) for one in constraint.split("|")
-    )
-
-
-def memory_mb(request: Request) -> int:
-    """MiB asked for on every node; 0 for all, or where only the site's defaults say how much."""
-    if request.memory_mb is not None:
-        return request.memory_mb
-    return (request.memory_per_cpu_mb or 0) * request.cpus
-
-
-BY_THE_SITE = "the site's administrators set it"
-
-
-def above(key: str, asked: object, limit: str, value: object) -> str:
-    return f"{key}: {asked} is above {limit} ({value}; {BY_THE_SITE}); ask for {value} or less"
+from submitrain.config.types import format_duration
+from submitrain.launcher.checks.objections import BY_THE_SITE, JobRequest, above
+from submitrain.slurm.cluster import Association, ClusterFacts, Limits, PartitionFacts
 
 
 def accounting_objections(
-    request: Request, partition: PartitionFacts, facts: ClusterFacts
+    request: JobRequest, partition: PartitionFacts, facts: ClusterFacts
 ) -> Iterator[str]:
     """Accounts, QOS and their limits, as far as the site enforces them."""
     if not facts.associations or not facts.enforced & _ENFORCED:
         return  # nobody answered, or sbatch itself says that there is no account
     association = _association(request, partition, facts)
     if association is None:
-        if facts.rewrites_requests:
-            return
-        yield _no_association(request, partition, facts)
+        if not facts.rewrites_requests:
+            yield _no_association(request, partition, facts)
         return
-    account, qos = association.account, qos_of(request, association)
+    account, qos = association.account, _qos_of(request, association)
     yield from _account_allowed(facts.line_of(account), account, partition)
     if "," in qos:
         return  # Slurm 24.11 takes one of several
@@ -144,25 +41,25 @@ def accounting_objections(
         yield from _of_limits(request, _limits(association, qos, partition, facts))
 
 
-LIFTING = frozenset(["PartitionTimeLimit", "PartitionMaxNodes", "PartitionMinNodes"])
+_LIFTING = frozenset(["PartitionTimeLimit", "PartitionMaxNodes", "PartitionMinNodes"])
 _ENFORCED = frozenset(["associations", "limits", "qos", "safe", "wckeys", "all"])
 
 
-def waived(request: Request, partition: PartitionFacts, facts: ClusterFacts) -> frozenset[str]:
+def waived(request: JobRequest, partition: PartitionFacts, facts: ClusterFacts) -> frozenset[str]:
     """Flags of the job's QOS, of which some lift limits of the partition."""
     if facts.associations is None and not facts.has_accounting:
         return frozenset()
-    qos = (facts.qos or {}).get(qos_of(request, _association(request, partition, facts)))
-    return LIFTING if qos is None else qos.flags  # what nobody says is taken for lifted
+    qos = (facts.qos or {}).get(_qos_of(request, _association(request, partition, facts)))
+    return _LIFTING if qos is None else qos.flags  # what nobody says is taken for lifted
 
 
-def qos_of(request: Request, association: Association | None) -> str:
+def _qos_of(request: JobRequest, association: Association | None) -> str:
     """The QOS of the job: its own, else the association's default."""
     return request.qos or (association.default_qos if association else "")
 
 
 def _association(
-    request: Request, partition: PartitionFacts, facts: ClusterFacts
+    request: JobRequest, partition: PartitionFacts, facts: ClusterFacts
 ) -> Association | None:
     """The association that the job will run under; None where there is none."""
     mine = [one for one in facts.associations or () if one.partition in ("", partition.name)]
@@ -172,7 +69,7 @@ def _association(
     return next((one for one in mine if one.is_default), mine[0] if mine else None)
 
 
-def _no_association(request: Request, partition: PartitionFacts, facts: ClusterFacts) -> str:
+def _no_association(request: JobRequest, partition: PartitionFacts, facts: ClusterFacts) -> str:
     accounts = sorted({one.account for one in facts.associations or ()})
     may = f"you may charge {', '.join(accounts)}"
     if request.account and request.account not in accounts:
@@ -210,7 +107,7 @@ def _limits(
 _KEYS = {"node": "slurm.nodes", "cpu": "slurm.cpus_per_task", "mem": "slurm.mem"}
 
 
-def _of_limits(request: Request, order: list[Limits]) -> Iterator[str]:
+def _of_limits(request: JobRequest, order: list[Limits]) -> Iterator[str]:
     set_before: set[tuple[str, str]] = set()
     for limits in order:
         for limit, name, problem in _checks(request, limits):
@@ -219,7 +116,7 @@ def _of_limits(request: Request, order: list[Limits]) -> Iterator[str]:
             set_before.add((limit, name))
 
 
-def _checks(request: Request, limits: Limits) -> Iterator[tuple[str, str, str]]:
+def _checks(request: JobRequest, limits: Limits) -> Iterator[tuple[str, str, str]]:
     """Every limit that is set here: its name, what it counts, and the objection or nothing."""
     if limits.no_jobs:
         text = f"slurm.account: {limits.owner} allows no job at all ({BY_THE_SITE})"
@@ -252,6 +149,6 @@ def _checks(request: Request, limits: Limits) -> Iterator[tuple[str, str, str]]:
         yield "MinTRES", name, text if asked < least and (name == "node" or not grows) else ""
 
 
-def _per_node(request: Request) -> dict[str, int]:
-    values = {"cpu": request.cpus, "mem": memory_mb(request), "gres/gpu": request.gpu_count}
+def _per_node(request: JobRequest) -> dict[str, int]:
+    values = {"cpu": request.cpus, "mem": request.memory_mb, "gres/gpu": request.gpu_count}
     return values | {f"gres/gpu:{kind}": count for kind, count in request.gpus.items() if kind}
