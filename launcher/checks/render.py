@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Sequence
 
-from rich.table import Table
+from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from submitrain.html.page import page, table
+from submitrain.html.table import Cell, Table
+from submitrain.html.templates import page
 from submitrain.launcher.checks.finding import Finding, Level, worst
 
 _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red", Level.UNKNOWN: "dim"}
-_BADGES = {
-    Level.OK: ("good", "&#10003;"),
-    Level.WARN: ("warn", "!"),
-    Level.FAIL: ("bad", "&#10007;"),
-    Level.UNKNOWN: ("faint", "?"),
-}
-"""Class and sign of a level on the page."""
+_CLASSES = {Level.OK: "good", Level.WARN: "warn", Level.FAIL: "bad", Level.UNKNOWN: "faint"}
+"""Style of a level on the page."""
 _SUMMARIES = {
     Level.OK: "nothing stands in the way of a training here",
     Level.UNKNOWN: "nothing fails; some things could not be seen from here",
@@ -36,9 +30,9 @@ def summary(findings: Sequence[Finding]) -> str:
     return f"{counts}: {_SUMMARIES[worst(findings)]}"
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
+def findings_table(findings: Sequence[Finding]) -> TerminalTable:
     """One row for each finding, its remedy beneath the evidence."""
-    shown = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    shown = TerminalTable(box=None, padding=(0, 2, 0, 0), show_header=False)
     shown.add_column(no_wrap=True)
     shown.add_column(no_wrap=True)
     shown.add_column(overflow="fold")
@@ -53,25 +47,22 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 def findings_page(findings: Sequence[Finding], *, host: str, at: float, took_s: float) -> str:
     """A self-contained page, what is worst first; ``at`` in UTC seconds."""
-    return page(f"Assessment of {host}", _body(findings, host, at, took_s))
-
-
-def _body(findings: Sequence[Finding], host: str, at: float, took_s: float) -> Iterator[str]:
-    kind = {Level.FAIL: "bad", Level.OK: "good"}.get(worst(findings), "")
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
-    yield f"<h1>Assessment of <code>{escape(host)}</code></h1>"
-    yield f'<p class="faint">{when} UTC, in {took_s:.1f} s, as seen from this host.</p>'
-    yield f'<p class="verdict {kind}">{escape(summary(findings))}</p>'
-    rows = []
-    for one in sorted(findings, key=lambda one: list(Level).index(one.level), reverse=True):
-        color, sign = _BADGES[one.level]
-        remedy = f"<br>&rarr; <i>{escape(one.remedy)}</i>" if one.remedy else ""
-        rows.append(
-            [
-                f'<span class="badge {color}">{sign} {one.level}</span>',
-                f"<code>{escape(one.id)}</code>",
-                # A long path must not push the rest out of the window.
-                f'<span style="overflow-wrap: anywhere">{escape(one.evidence)}{remedy}</span>',
-            ]
-        )
-    yield table(["", "check", "seen, and what to do"], rows)
+    level, order = worst(findings), list(Level)
+    rows = [
+        [
+            Cell(str(one.level), _CLASSES[one.level]),
+            Cell(one.id, "code"),
+            Cell(one.evidence, note=f"→ {one.remedy}" if one.remedy else ""),
+        ]
+        for one in sorted(findings, key=lambda one: order.index(one.level), reverse=True)
+    ]
+    return page(
+        f"Assessment of {host}",
+        "launcher/checks/assess.html.j2",
+        host=host,
+        at=at,
+        took_s=took_s,
+        kind=_CLASSES[level] if level in (Level.OK, Level.FAIL) else "",
+        summary=summary(findings),
+        findings=Table(["", "check", "seen, and what to do"], rows),
+    )

@@ -197,7 +197,7 @@ def test_assess_looks_at_nodes_by_a_job_of_its_own(
     assert (code, list(record["unfit"])) == (1, ["node2"])
     assert "--exclude=node2" in told.out
     assert "Read-only file system" in " ".join(told.out.split())
-    assert "looks at 4 nodes" in told.err
+    assert "runs preflight checks on 4 nodes" in told.err
     levels = {(one["id"], one["level"]) for one in record["findings"]["node3"]}
     assert {("ranks.meet", "ok"), ("ranks.reduce", "ok")} <= levels
     assert main([*command, "2", "--quick", "--json"]) == 0

@@ -377,7 +377,7 @@ def test_what_fails_on_all_nodes_is_nobodys_fault_unless_it_is_the_hardwares() -
 
 
 def test_silent_and_broken_nodes_are_unfit_and_unasked_ones_are_not() -> None:
-    good = NodeAnswer((ok("node.folder", "fine"),), 0.0, TOLD)
+    good = NodeAnswer((ok("node.python", "runs"), ok("node.folder", "fine")), 0.0, TOLD)
     answers = {
         "node1": good,
         "node2": NoAnswer(silent="timed out"),
