@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from submitrain.events import Event, EventWriter, Kind, integer, mapping, number, read_events
+from submitrain.rollbacks import Rollback
 from submitrain.run_folder import RunDir
 
 RESUME_HINT = "`python -m launcher resume` goes on from the newest checkpoint"
@@ -97,6 +98,14 @@ class Decision:
     cause: Cause
     action: Action
     explanation: str
+    nodes: tuple[str, ...] = ()
+    """Nodes of this job on which the attempt starts; empty: chosen when it does."""
+    exclude: tuple[str, ...] = ()
+    """Nodes that the next job of this run shall not get."""
+    blamed: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that are to blame, and why."""
+    rollback: Rollback | None = None
+    """What has to be written down before the run goes back."""
 
     @property
     def state(self) -> str:

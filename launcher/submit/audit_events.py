@@ -50,7 +50,7 @@ def note_launch(run_dir: RunDir, job_id: str, unknown: SubmitrainError | None = 
     AuditLedger(run_dir, via()).note(Act.LAUNCH, outcome=outcome, job_id=job_id, facts=facts)
 
 
-class SupervisorActs:
+class SupervisorAudit:
     """What the supervisor of one job does; it has one ledger."""
 
     def __init__(self, run_dir: RunDir, job_id: str) -> None:

@@ -157,7 +157,7 @@ def without_hint(why: str) -> str:
 
 
 @dataclass
-class Turn:
+class DependencyWait:
     """A successor's supervisor finds out whether its turn has come."""
 
     before: Predecessor
@@ -166,7 +166,7 @@ class Turn:
     """Whether the user or the scheduler wants this supervisor to end."""
     settle_s: float = SETTLE_S
 
-    def await_turn(self) -> Decision | None:
+    def wait(self) -> Decision | None:
         """None when the run before has finished; else what to do instead of training.
 
         On Slurm the job waits in the queue and not here, where it holds nodes; a local run has no
@@ -215,7 +215,7 @@ def ended_while_waiting(
         restarts_before=allocation.restarts,
         remaining_s=allocation.ends_at() - time.time(),
     )
-    return decide(evidence, history, limits)
+    return decide(evidence, history, None, limits)
 
 
 def note_successor(before: Predecessor, run_dir: RunDir) -> None:

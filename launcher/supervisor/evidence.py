@@ -1,11 +1,7 @@
-"""The facts about one attempt, as recorded by ranks, launcher and scheduler. Pure data.
-
-How ranks ended, in words for people. Pure.
-"""
+"""The facts about one attempt, as recorded by ranks, launcher and scheduler. Pure data."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -85,16 +81,8 @@ class RankExit:
 
 
 @dataclass(frozen=True)
-class NodeSign:
-    """What speaks against a node, in words."""
-
-    node: str
-    sign: str
-
-
-@dataclass(frozen=True)
 class AttemptEvidence:
-    """Everything ``policy.decide`` may know about one attempt."""
+    """Everything ``decide`` may know about one attempt."""
 
     attempt: int
     world_size: int
@@ -117,10 +105,10 @@ class AttemptEvidence:
     """srun's own exit code; None for local ranks."""
     launcher_error: str = ""
     """Last lines that srun wrote."""
-    lost_nodes: tuple[NodeSign, ...] = ()
-    """Nodes of the attempt that are gone for certain."""
-    accused_nodes: tuple[NodeSign, ...] = ()
-    """Nodes on which the launcher could not start ranks."""
+    lost_nodes: Mapping[str, str] = field(default_factory=dict)
+    """Nodes of the attempt that are gone for certain, and how that showed."""
+    accused_nodes: Mapping[str, str] = field(default_factory=dict)
+    """Nodes on which the launcher could not start ranks, and why."""
     terminated: bool = False
     """TERM or INT reached the supervisor."""
     ended_for: str | None = None
@@ -153,7 +141,7 @@ class AttemptEvidence:
     """Event lines that ranks could not write."""
 
     @property
-    def losses(self) -> str:
+    def write_losses(self) -> str:
         """What a bad file system cost in this attempt, as the end of a sentence; often nothing."""
         parts = []
         if self.unsaved:
@@ -182,88 +170,65 @@ class AttemptEvidence:
         done = self.stopped | self.finished
         return bool(self.stopped) and done >= frozenset(range(self.world_size))
 
+    @property
+    def own_failure(self) -> RankFailure | None:
+        """The first failure that is not the consequence of another rank's death."""
+        return next((one for one in self.failures if not one.victim), None)
 
-def refused_exits(evidence: AttemptEvidence) -> tuple[RankExit, ...]:
-    """Ranks that ended by themselves before they said that they exist."""
-    return tuple(
-        one
-        for one in evidence.exits
-        if one.died and not one.ours and one.rank not in evidence.started
-    )
+    @property
+    def unexplained_exit(self) -> RankExit | None:
+        """The first rank that died by itself without a word: victims write a record first."""
+        told = {failure.rank for failure in self.failures}
+        dead = (one for one in self.exits if one.died and not one.ours and one.rank not in told)
+        return next(dead, None)
 
+    @property
+    def refused_exits(self) -> tuple[RankExit, ...]:
+        """Ranks that ended by themselves before they said that they exist."""
+        dead = [one for one in self.exits if one.died and not one.ours]
+        return tuple(one for one in dead if one.rank not in self.started)
 
-def attempt_end_fields(evidence: AttemptEvidence) -> dict[str, Any]:
-    """What the line at the end of an attempt says of the evidence."""
-    return {
-        "first_step": evidence.first_step,
-        "last_step": evidence.last_step,
-        "noticed_at": evidence.noticed_at,
-        "exit_codes": {str(one.rank): one.code for one in evidence.exits},
-        "evidence": _facts(evidence),
-    }
+    @property
+    def culprit_rank(self) -> int | None:
+        """The rank whose log is worth showing: the first that failed by itself, else that died."""
+        if self.all_finished or self.all_stopped:
+            return None
+        if self.hang is not None and self.hang.rank is not None:
+            return self.hang.rank
+        own = [failure.rank for failure in self.failures if not failure.victim]
+        dead = [one.rank for one in self.exits if one.died and not one.ours]
+        victims = [failure.rank for failure in self.failures]
+        return next(iter([*own, *dead, *victims]), None)
 
-
-def _summary(diagnosis: Diagnosis) -> dict[str, Any]:
-    lines = ("evidence", "victims", "notes")
-    return {key: value for key, value in diagnosis.as_json().items() if key not in lines}
-
-
-def _facts(evidence: AttemptEvidence) -> dict[str, Any]:
-    """What the decision rests on, small enough for one line at any world size."""
-    job, diagnosis = evidence.job, evidence.diagnosis
-    return {
-        "world_size": evidence.world_size,
-        "started": len(evidence.started),
-        "finished": len(evidence.finished),
-        "stopped": len(evidence.stopped),
-        "failures": [asdict(failure) for failure in evidence.failures[:8]],
-        "diagnosis": _summary(diagnosis) if diagnosis else None,
-        "hang": asdict(evidence.hang) if evidence.hang else None,
-        "launcher_code": evidence.launcher_code,
-        "terminated": evidence.terminated,
-        "ended_for": evidence.ended_for,
-        "stop_asked": str(evidence.stop_asked) if evidence.stop_asked else None,
-        "cancel_requested": evidence.cancel_requested,
-        "job_state": job.state if job else None,
-        "preempted_at": job.preempted_at if job else None,
-        "restarts": job.restarts if job else None,
-        "restarts_before": evidence.restarts_before,
-    }
-
-
-def name_rank(rank: int, hosts: Mapping[int, str]) -> str:
-    """``rank 3 (node2)``."""
-    host = hosts.get(rank)
-    return f"rank {rank} ({host})" if host else f"rank {rank}"
-
-
-def describe_failure(failure: RankFailure) -> str:
-    """``rank 3 (node2) raised ValueError at step 17 (train/trainer.py:80): message``."""
-    host = f" ({failure.host})" if failure.host else ""
-    where = f" ({failure.where})" if failure.where else ""
-    first_line = failure.message.strip().partition("\n")[0]
-    return (
-        f"rank {failure.rank}{host} raised {failure.exception} at step {failure.step} in phase "
-        f"{failure.phase}{where}: {first_line}"
-    )
-
-
-def describe_exit(one: RankExit, evidence: AttemptEvidence) -> str:
-    """``rank 1 (node2) was killed by SIGKILL at step 10``."""
-    host = f" ({one.host})" if one.host else ""
-    step = f" at step {evidence.last_step}" if evidence.last_step is not None else ""
-    if evidence.first_step is None and not evidence.last_step:
-        step = " before its first step"
-    return f"rank {one.rank}{host} {describe_code(one.code)}{step}"
-
-
-def describe_code(code: int) -> str:
-    """``was killed by SIGKILL (...)`` or ``exited with code 3``."""
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = " (the kernel does this when memory runs out)" if code == -signal.SIGKILL else ""
-    return f"was killed by {name}{hint}"
+    def end_fields(self) -> dict[str, Any]:
+        """What the line at the end of an attempt says of it, small at any world size."""
+        job, diagnosis = self.job, self.diagnosis
+        summary = None
+        if diagnosis is not None:
+            lines = ("evidence", "victims", "notes")
+            summary = {k: value for k, value in diagnosis.as_json().items() if k not in lines}
+        facts = {
+            "world_size": self.world_size,
+            "started": len(self.started),
+            "finished": len(self.finished),
+            "stopped": len(self.stopped),
+            "failures": [asdict(failure) for failure in self.failures[:8]],
+            "diagnosis": summary,
+            "hang": asdict(self.hang) if self.hang else None,
+            "launcher_code": self.launcher_code,
+            "terminated": self.terminated,
+            "ended_for": self.ended_for,
+            "stop_asked": str(self.stop_asked) if self.stop_asked else None,
+            "cancel_requested": self.cancel_requested,
+            "job_state": job.state if job else None,
+            "preempted_at": job.preempted_at if job else None,
+            "restarts": job.restarts if job else None,
+            "restarts_before": self.restarts_before,
+        }
+        return {
+            "first_step": self.first_step,
+            "last_step": self.last_step,
+            "noticed_at": self.noticed_at,
+            "exit_codes": {str(one.rank): one.code for one in self.exits},
+            "evidence": facts,
+        }

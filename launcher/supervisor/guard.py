@@ -60,18 +60,22 @@ class Guard:
 
     run_dir: RunDir
     job_id: str
-    first_node: str
     restarts: int
+    _first_node: str = ""
     _node: str = ""
     _step: subprocess.Popen[bytes] | None = None
 
     def stand(self, nodes: Sequence[str]) -> None:
         """See that the last of ``nodes`` has a living guard; one that cannot stand stops nobody."""
-        if len(nodes) < 2 or (self._alive and self._node in nodes):
+        self._first_node = self._first_node or os.environ.get("SLURMD_NODENAME") or nodes[0]
+        alive = self._step is not None and self._step.poll() is None
+        if len(nodes) < 2 or (alive and self._node in nodes):
             return
-        self._node, log = nodes[-1], self.log_path
+        # A supervisor that comes back late has a log of its own.
+        log = self.run_dir.submitit / f"{self.job_id}_{self.restarts}_guard_log.txt"
+        self._node = nodes[-1]
         command = guard_command(log, self._node)
-        command += [self.job_id, self.first_node, str(self.restarts)]
+        command += [self.job_id, self._first_node, str(self.restarts)]
         with suppress(OSError), log.open("ab") as words:
             self._step = subprocess.Popen(
                 command,
@@ -81,15 +85,6 @@ class Guard:
                 stderr=words,
                 process_group=0,
             )
-
-    @property
-    def log_path(self) -> Path:
-        """What the guards said, and srun of them; a supervisor that comes back late has its own."""
-        return self.run_dir.submitit / f"{self.job_id}_{self.restarts}_guard_log.txt"
-
-    @property
-    def _alive(self) -> bool:
-        return self._step is not None and self._step.poll() is None
 
 
 def guard_command(log: Path, node: str) -> list[str]:

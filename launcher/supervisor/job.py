@@ -80,10 +80,9 @@ class TrainingJob:
             allocation = allocation_of(run_dir, config, os.environ)
             forget_old_result()
             requeue = functools.partial(requeue_job, allocation, signals)
-            resubmit = None
+            resubmit = functools.partial(resubmit_run, run_dir, allocation.job_id)
             if allocation.has_queue:
                 adopt(run_dir, allocation.job_id)
-                resubmit = functools.partial(resubmit_run, run_dir, allocation.job_id)
             supervisor = Supervisor(run_dir, config, allocation, signals, requeue, resubmit)
             return supervisor.run()
         except Exception as error:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from submitrain.launcher.supervisor.evidence import NodeSign, RankExit, RankFailure
+from submitrain.launcher.supervisor.evidence import RankExit, RankFailure
 from submitrain.launcher.supervisor.rank_events import MANY_RANKS, RankRecords
 from submitrain.launcher.supervisor.srun import srun_environment
 from submitrain.slurm.client import Ask, ask
@@ -215,10 +215,10 @@ class NodeWatch:
 
     def conclude(
         self, exits: Sequence[RankExit], *, ended_well: bool
-    ) -> tuple[tuple[NodeSign, ...], tuple[NodeSign, ...]]:
+    ) -> tuple[dict[str, str], dict[str, str]]:
         """After the attempt: nodes that are gone, and living ones where ranks did not start."""
         if ended_well:
-            return (), ()
+            return {}, {}
         words = self._read()
         refused = refused_in_words(words)
         records = self.records
@@ -228,14 +228,10 @@ class NodeWatch:
         suspects = {*silent, *refused} - {*named, *self.lost}
         self.lost |= named | dict(self.inquiry.lost_nodes(sorted(suspects)))
         accused = {node: why for node, why in refused.items() if node not in self.lost}
-        return _signs(self.lost), _signs(accused)
+        return dict(self.lost), accused
 
     def _read(self) -> str:
         try:
             return self.words.read_text(errors="replace")
         except OSError:
             return ""
-
-
-def _signs(found: Mapping[str, str]) -> tuple[NodeSign, ...]:
-    return tuple(NodeSign(node, why) for node, why in found.items())

@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 log = structlog.get_logger(__name__)
 
 
-def patiently(
+def retry_on_oserror(
     call: Callable[[], _T], *, patience_s: float = PATIENCE_S, pause_s: float = PAUSE_S
 ) -> _T:
     """``call`` until it works; for what a supervisor cannot go on without.
@@ -92,13 +92,13 @@ class Ownership:
         Raises:
             FencedError: another supervisor has claimed one meanwhile.
         """
-        self.newest = patiently(lambda: self.run_dir.claim_attempt(after=self.newest))
+        self.newest = retry_on_oserror(lambda: self.run_dir.claim_attempt(after=self.newest))
         self.claimed = True
         return self.newest
 
     def lost(self) -> bool:
         """Whether another supervisor has claimed an attempt."""
-        return patiently(self.run_dir.newest_attempt) > self.newest
+        return retry_on_oserror(self.run_dir.newest_attempt) > self.newest
 
     def check(self) -> None:
         """Refuse to go on.

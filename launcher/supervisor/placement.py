@@ -1,25 +1,19 @@
-"""On which nodes of a job the next attempt runs, and when it is better to leave them. Pure.
-
-Which nodes failed this run before, and which of them are out for a while. Pure.
+"""Which nodes an attempt runs on, which are avoided for their failures, and when to leave. Pure.
 
 A strike is one failure that is blamed on a node. Strikes are facts of attempts.jsonl, so they
 outlive requeues, new jobs and the supervisor itself; they expire (``resilience.strike_expiry``).
+A node with enough of them (``resilience.max_strikes``) is quarantined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from submitrain.attempts import Attempt, Cause, Decision
+from submitrain.attempts import Action, Attempt, Cause
 from submitrain.config.job import SlurmConfig
 from submitrain.events import mapping
-from submitrain.launcher.supervisor.evidence import (
-    AttemptEvidence,
-    NodeSign,
-    RankExit,
-    refused_exits,
-)
+from submitrain.launcher.supervisor.evidence import AttemptEvidence
 
 
 @dataclass(frozen=True)
@@ -34,61 +28,50 @@ class Strike:
     """It is enough by itself: a preflight found the node unfit."""
 
 
-def blame(evidence: AttemptEvidence, decision: Decision) -> tuple[NodeSign, ...]:
+def blame(evidence: AttemptEvidence, cause: Cause) -> dict[str, str]:
     """The nodes to blame for how an attempt ended, and why; most ends are nobody's fault.
 
     One node at the most for a rank's death: what follows on other nodes is its consequence.
     """
-    if decision.cause is Cause.HUNG:
-        host = evidence.hang.host if evidence.hang is not None else ""
-        return (NodeSign(host, "a rank hung"),) if host else ()
-    if decision.cause is Cause.NODE_LOST:
-        return evidence.lost_nodes
-    if decision.cause is Cause.LAUNCH_FAILED:
-        return evidence.accused_nodes
-    if decision.cause is Cause.CONTAINER_ERROR:
-        hosts = dict.fromkeys(one.host for one in refused_exits(evidence) if one.host)
-        return tuple(NodeSign(host, "the ranks' container did not start there") for host in hosts)
-    if decision.cause is not Cause.RANK_DIED:
-        return ()
-    own = next((one for one in evidence.failures if not one.victim), None)
-    if own is not None:
-        return (NodeSign(own.host, f"rank {own.rank}: {own.exception}"),) if own.host else ()
-    first = next((one for one in evidence.exits if _unexplained(one, evidence)), None)
-    if first is None or not first.host:
-        return ()
-    return (NodeSign(first.host, f"rank {first.rank} ended with code {first.code}"),)
-
-
-def _unexplained(one: RankExit, evidence: AttemptEvidence) -> bool:
-    told = any(failure.rank == one.rank for failure in evidence.failures)
-    return one.died and not one.ours and not told
+    if cause is Cause.NODE_LOST:
+        return dict(evidence.lost_nodes)
+    if cause is Cause.LAUNCH_FAILED:
+        return dict(evidence.accused_nodes)
+    if cause is Cause.CONTAINER_ERROR:
+        text = "the ranks' container did not start there"
+        return {one.host: text for one in evidence.refused_exits if one.host}
+    host = why = ""
+    if cause is Cause.HUNG and evidence.hang is not None:
+        host, why = evidence.hang.host, "a rank hung"
+    elif cause is Cause.RANK_DIED and (own := evidence.own_failure) is not None:
+        host, why = own.host, f"rank {own.rank}: {own.exception}"
+    elif cause is Cause.RANK_DIED and (first := evidence.unexplained_exit) is not None:
+        host, why = first.host, f"rank {first.rank} ended with code {first.code}"
+    return {host: why} if host else {}
 
 
 def strikes_in(attempts: Iterable[Attempt]) -> list[Strike]:
     """All strikes that the ends of attempts tell of."""
-    return [strike for one in attempts for strike in _strikes_of(one)]
-
-
-def _strikes_of(one: Attempt) -> list[Strike]:
-    t, attempt = one.ended_at or 0.0, one.number
-    found = [
-        Strike(str(line["node"]), t, attempt, str(line.get("why", "")), line.get("alone") is True)
-        for line in one.end.get("strikes") or ()
-        if isinstance(line, Mapping) and line.get("node")
-    ]
-    host = _hung_host(one) if one.cause is Cause.HUNG else ""
-    if host and all(strike.node != host for strike in found):
-        found.append(Strike(host, t, attempt, "a rank hung"))
+    found: list[Strike] = []
+    for one in attempts:
+        t, number = one.ended_at or 0.0, one.number
+        told = [
+            Strike(
+                str(line["node"]), t, number, str(line.get("why", "")), line.get("alone") is True
+            )
+            for line in one.end.get("strikes") or ()
+            if isinstance(line, Mapping) and line.get("node")
+        ]
+        found += told
+        if one.cause is Cause.HUNG:  # its record names the hanging rank's host itself
+            hangs = (mapping(one.end.get("hang")), mapping(one.evidence.get("hang")))
+            host = next((str(hang["host"]) for hang in hangs if hang.get("host")), "")
+            if host and all(strike.node != host for strike in told):
+                found.append(Strike(host, t, number, "a rank hung"))
     return found
 
 
-def _hung_host(one: Attempt) -> str:
-    hangs = (mapping(one.end.get("hang")), mapping(one.evidence.get("hang")))
-    return next((str(hang["host"]) for hang in hangs if hang.get("host")), "")
-
-
-def struck_out(
+def quarantined_nodes(
     strikes: Iterable[Strike], *, now: float, limit: int | None, expiry_s: float
 ) -> dict[str, list[Strike]]:
     """Nodes with at least ``limit`` strikes of the last ``expiry_s`` seconds, the worst first.
@@ -108,16 +91,48 @@ def struck_out(
 
 
 @dataclass(frozen=True)
-class NodeRule:
-    """How many nodes an attempt has, and needs.
+class ExcludedNodes:
+    """The nodes that a job wanted to be rid of when it last went back into the queue.
 
-    ``wanted`` is what the job started with, spares aside; ``floor`` the fewest on which an elastic
-    run goes on; ``job_min`` the fewest that the job asks the scheduler for, spares included.
+    The exclusion may come too late or be refused: without accounting, Slurm 22.05 takes no update
+    of a job that shrank before it was requeued, until the job's own processes are gone.
     """
 
+    nodes: tuple[str, ...] = ()
+    restarts: int = 0
+    """How often Slurm had restarted the job then."""
+
+    @classmethod
+    def last(cls, attempts: Sequence[Attempt], job_id: str) -> ExcludedNodes:
+        """What the last attempt of this job excluded."""
+        last = next((one for one in reversed(attempts) if one.job_id == job_id), Attempt(0))
+        leaves = last.action is Action.REQUEUE
+        nodes = tuple(map(str, last.end.get("nodes_excluded") or ())) if leaves else ()
+        return cls(nodes, last.restarts if last.cause else 0)
+
+    def among(self, granted: Collection[str]) -> tuple[str, ...]:
+        """Those that the job has again."""
+        return tuple(node for node in self.nodes if node in granted)
+
+    def helps_again(self, exclude: Collection[str], granted: Collection[str], now: int) -> bool:
+        """Whether to go back once more with ``exclude``; ``now`` is Slurm's count of restarts.
+
+        Only at the first restart after the job left, so never twice for one failure, and only if
+        the node can be excluded this time.
+        """
+        return now == self.restarts + 1 and bool(set(exclude) & set(self.among(granted)))
+
+
+@dataclass(frozen=True)
+class NodeRule:
+    """How many nodes an attempt has, and needs."""
+
     wanted: int
+    """What the job started with, spares aside."""
     floor: int
+    """The fewest on which an elastic run goes on."""
     job_min: int
+    """The fewest that the job asks the scheduler for, spares included."""
     elastic: bool
 
     @classmethod
@@ -137,41 +152,45 @@ class NodeRule:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What is known of nodes at one moment, by name; ``struck`` the worst first."""
+class NodeState:
+    """What is known of the nodes at one moment, by name."""
 
+    rule: NodeRule
     living: tuple[str, ...]
     """Nodes of the job, as the scheduler lists them."""
     current: tuple[str, ...] = ()
     """Where the last attempt ran."""
     lost: tuple[str, ...] = ()
-    struck: tuple[str, ...] = ()
+    quarantined: tuple[str, ...] = ()
+    """To be avoided: for strikes, unfit by a preflight, or given back by Slurm; worst first."""
+    pool: frozenset[str] | None = None
+    """Nodes that could run the job, as far as they are up; None where nobody knows or asked."""
+    strikes: Mapping[str, str] = field(default_factory=dict)
+    """``has 2 strikes (why)`` by quarantined node."""
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What follows for the nodes.
-
-    ``nodes`` are those of the next attempt in this job; empty when the job shall go back into the
-    queue. ``exclude`` are those that it shall not get when it does. ``kept`` are nodes that should
-    be avoided and cannot be.
-    """
+class Placement:
+    """What the state of the nodes allows."""
 
     nodes: tuple[str, ...]
+    """Those of the next attempt in this job; empty when the job shall go back into the queue."""
     exclude: tuple[str, ...] = ()
+    """Those that it shall not get when it does."""
     kept: tuple[str, ...] = ()
+    """Nodes that should be avoided and cannot be."""
 
 
-def choose(standing: Standing, rule: NodeRule, *, forgive: Collection[str] = ()) -> tuple[str, ...]:
+def choose(state: NodeState, *, forgive: Collection[str] = ()) -> tuple[str, ...]:
     """Up to ``rule.wanted`` usable nodes in the scheduler's order: those in use, then spares.
 
-    ``forgive`` names struck nodes that are taken all the same, last.
+    ``forgive`` names quarantined nodes that are taken all the same, last.
     """
-    bad = set(standing.struck) - set(forgive)
-    usable = [node for node in standing.living if node not in {*standing.lost, *bad}]
-    order = sorted(usable, key=lambda node: (node in forgive, node not in standing.current))
-    chosen = set(order[: rule.wanted])
-    return tuple(node for node in standing.living if node in chosen)
+    bad = {*state.lost, *(set(state.quarantined) - set(forgive))}
+    usable = [node for node in state.living if node not in bad]
+    order = sorted(usable, key=lambda node: (node in forgive, node not in state.current))
+    chosen = set(order[: state.rule.wanted])
+    return tuple(node for node in state.living if node in chosen)
 
 
 def bounded_exclusion(
@@ -198,39 +217,38 @@ def bounded_exclusion(
     return tuple(excluded), tuple(kept)
 
 
-def outlook(standing: Standing, rule: NodeRule, pool: Collection[str] | None) -> Outlook:
+def place(state: NodeState) -> Placement:
     """Go on here, on fewer nodes or on spares, or back into the queue without the bad ones.
 
-    A struck node that cannot be excluded without leaving too few for the job is used again: some
-    progress is better than none.
+    A quarantined node that cannot be excluded without leaving too few for the job is used again:
+    some progress is better than none.
     """
-    exclude, kept = bounded_exclusion([*standing.lost, *standing.struck], pool, rule.job_min)
-    nodes = choose(standing, rule)
-    if rule.enough(len(nodes)):
-        return Outlook(nodes, exclude)
-    stay = choose(standing, rule, forgive=standing.struck)
-    here = set(standing.living)
-    excludable = (set(exclude) & here) - set(standing.lost)
-    if rule.enough(len(stay)) and not excludable:
-        return Outlook(stay, exclude, tuple(node for node in standing.struck if node in stay))
-    return Outlook((), exclude, kept)
+    bad = [*state.lost, *state.quarantined]
+    exclude, kept = bounded_exclusion(bad, state.pool, state.rule.job_min)
+    nodes = choose(state)
+    if state.rule.enough(len(nodes)):
+        return Placement(nodes, exclude)
+    stay = choose(state, forgive=state.quarantined)
+    excludable = (set(exclude) & set(state.living)) - set(state.lost)
+    if state.rule.enough(len(stay)) and not excludable:
+        return Placement(stay, exclude, tuple(n for n in state.quarantined if n in stay))
+    return Placement((), exclude, kept)
 
 
-def in_words(found: Outlook, standing: Standing, rule: NodeRule) -> str:
+def describe_placement(found: Placement, state: NodeState) -> str:
     """What follows, for the explanation of an attempt; empty when nothing changes."""
-    parts = []
-    gone = [node for node in standing.current if node not in found.nodes]
-    new = [node for node in found.nodes if node not in standing.current]
+    parts, wanted = [], state.rule.wanted
+    gone = [node for node in state.current if node not in found.nodes]
+    new = [node for node in found.nodes if node not in state.current]
     if not found.nodes:
-        left = len(choose(standing, rule))
-        parts.append(f"{left} of {rule.wanted} nodes are left: back into the queue")
+        parts.append(f"{len(choose(state))} of {wanted} nodes are left: back into the queue")
         if found.exclude:
             parts.append(f"without {', '.join(found.exclude)}")
-    elif new and len(found.nodes) == rule.wanted:
+    elif new and len(found.nodes) == wanted:
         verb = "takes" if len(new) == 1 else "take"
         parts.append(f"{', '.join(new)} {verb} the place of {', '.join(gone) or 'lost nodes'}")
     elif gone:
-        parts.append(f"it goes on with {len(found.nodes)} of {rule.wanted} nodes")
+        parts.append(f"it goes on with {len(found.nodes)} of {wanted} nodes")
         parts.append(f"without {', '.join(gone)}")
     if found.kept:
         names = ", ".join(found.kept)

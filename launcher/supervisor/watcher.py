@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 LOG_NAME = "watcher.log"
 AGAIN_S = 5.0
 """Before a watcher that was killed is replaced."""
-FAREWELL_S = 60.0
+SHUTDOWN_S = 60.0
 """How long a job that ends waits for its watcher to tell of it: with the job, Slurm ends all of its
 processes. After a cancel, Slurm's KillWait ends the wait earlier."""
 DEAF = ("sh", "-c", 'trap "" HUP INT TERM; exec "$@"', "watcher")
@@ -74,19 +74,19 @@ class RunWatcher:
             return
         if self.kind == "job" and attempt < 2:
             return  # the client has submitted it, or is about to
-        work = self._keep if self.kind == "beside" else self._see_to_the_job
+        work = self._keep if self.kind == "beside" else self._ensure_watcher_job
         self._keeper = threading.Thread(target=work, name="watcher", daemon=True)
         self._keeper.start()
 
-    def farewell(self) -> None:
+    def shutdown(self) -> None:
         """After the end of the run: wait until it is told, where the process ends with the job."""
         self._ending.set()
         if self._keeper is None or self.kind != "beside" or not self.on_slurm:
             return
-        self._keeper.join(FAREWELL_S)
+        self._keeper.join(SHUTDOWN_S)
         if self._keeper.is_alive():
             next_step = f"python -m monitor watch {self.run_dir.root} --once"
-            log.warning("alerts_not_delivered", waited_s=FAREWELL_S, next_step=next_step)
+            log.warning("alerts_not_delivered", waited_s=SHUTDOWN_S, next_step=next_step)
 
     def _keep(self) -> None:
         cluster = "slurm" if self.on_slurm else "local"
@@ -97,7 +97,7 @@ class RunWatcher:
             log.warning("watcher_killed", signal=-process.returncode)
             self._ending.wait(AGAIN_S)
 
-    def _see_to_the_job(self) -> None:
+    def _ensure_watcher_job(self) -> None:
         process = self._start("submitrain.launcher.supervisor.watcher", str(self.run_dir.root))
         if process is not None:
             process.wait()

@@ -58,10 +58,10 @@ def test_lines_that_could_not_be_written_are_counted_in_the_next_one(tmp_path: P
 
 def test_the_final_word_names_what_was_lost() -> None:
     evidence = AttemptEvidence(attempt=1, world_size=1, unsaved=(10, 20), lost_lines=7)
-    assert evidence.losses == (
+    assert evidence.write_losses == (
         "; could not be written: 2 checkpoints (step 10, 20) and 7 event lines"
     )
-    assert AttemptEvidence(attempt=1, world_size=1).losses == ""
+    assert AttemptEvidence(attempt=1, world_size=1).write_losses == ""
 
 
 CHATTER = """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from submitrain.launcher.supervisor.ownership import Ownership, patiently
+from submitrain.launcher.supervisor.ownership import Ownership, retry_on_oserror
 from submitrain.run_folder import RunDir, write_json_atomically
 from tests.supervised import counting_run
 
@@ -53,14 +53,14 @@ def test_an_attempt_is_claimed_once_the_folder_can_be_written_again(read_only: P
             remount(read_only, "rw")
         return run_dir.claim_attempt(after=1)
 
-    assert patiently(claim, pause_s=0.01) == 2
+    assert retry_on_oserror(claim, pause_s=0.01) == 2
     assert len(tries) == 3
     assert run_dir.logs(2).is_dir()
 
 
 def test_patience_has_an_end(read_only: Path) -> None:
     with pytest.raises(OSError, match="Read-only file system"):
-        patiently((read_only / "new").mkdir, patience_s=0.05, pause_s=0.01)
+        retry_on_oserror((read_only / "new").mkdir, patience_s=0.05, pause_s=0.01)
 
 
 @pytest.mark.ranks

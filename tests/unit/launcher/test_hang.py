@@ -345,7 +345,7 @@ def test_a_folder_that_takes_files_is_not_the_culprit(tmp_path: Path) -> None:
 
 def test_a_hang_is_restarted_and_told_with_rank_node_phase_and_place() -> None:
     hang = Hang(3, "node4", "step", 17, 75.2, 60.0, "no heartbeat", "a.py:7", "attempts/001/stacks")
-    decision = decide(evidence(hang=hang), (), LIMITS)
+    decision = decide(evidence(hang=hang), (), None, LIMITS)
     assert (decision.cause, decision.action) == (Cause.HUNG, Action.RESTART)
     assert decision.explanation == (
         "rank 3 (node4) hung in phase step after step 17 for 75 s (budget 60 s) at a.py:7: "
@@ -355,4 +355,7 @@ def test_a_hang_is_restarted_and_told_with_rank_node_phase_and_place() -> None:
 
 def test_a_cancelled_run_is_not_brought_back_because_it_hung() -> None:
     hang = Hang(3, "node4", "step", 17, 75.2, 60.0, "no heartbeat")
-    assert decide(evidence(hang=hang, cancel_requested=True), (), LIMITS).cause is Cause.CANCELLED
+    assert (
+        decide(evidence(hang=hang, cancel_requested=True), (), None, LIMITS).cause
+        is Cause.CANCELLED
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from submitrain.attempts import attempts_of
-from submitrain.launcher.supervisor.nodes import Left, last_left
+from submitrain.launcher.supervisor.placement import ExcludedNodes
 
 
 def start(attempt: int, restarts: int, job: str = "7") -> dict[str, Any]:
@@ -24,20 +24,23 @@ def end(attempt: int, action: str, *excluded: str, job: str = "7") -> dict[str, 
     return {**line, "nodes_excluded": list(excluded)} if excluded else line
 
 
-LEFT: dict[str, tuple[list[dict[str, Any]], Left]] = {
-    "nothing yet": ([], Left()),
-    "a requeue without a node": ([start(1, 0), end(1, "requeue", "n2")], Left(("n2",), 0)),
-    "after two restarts": ([start(3, 2), end(3, "requeue", "n2", "n3")], Left(("n2", "n3"), 2)),
+LEFT: dict[str, tuple[list[dict[str, Any]], ExcludedNodes]] = {
+    "nothing yet": ([], ExcludedNodes()),
+    "a requeue without a node": ([start(1, 0), end(1, "requeue", "n2")], ExcludedNodes(("n2",), 0)),
+    "after two restarts": (
+        [start(3, 2), end(3, "requeue", "n2", "n3")],
+        ExcludedNodes(("n2", "n3"), 2),
+    ),
     "a requeue that was refused": (
         [start(1, 0), end(1, "requeue", "n2"), end(1, "stop", "n2")],
-        Left((), 0),
+        ExcludedNodes((), 0),
     ),
-    "a restart in place": ([start(1, 0), end(1, "restart", "n2")], Left((), 0)),
-    "an attempt since then": ([start(1, 0), end(1, "requeue", "n2"), start(2, 1)], Left()),
-    "another job": ([start(1, 0, "6"), end(1, "requeue", "n2", job="6")], Left()),
+    "a restart in place": ([start(1, 0), end(1, "restart", "n2")], ExcludedNodes((), 0)),
+    "an attempt since then": ([start(1, 0), end(1, "requeue", "n2"), start(2, 1)], ExcludedNodes()),
+    "another job": ([start(1, 0, "6"), end(1, "requeue", "n2", job="6")], ExcludedNodes()),
     "a new job's first": (
         [start(1, 3, "6"), end(1, "resubmit", "n2", job="6"), start(2, 0), end(2, "requeue")],
-        Left((), 0),
+        ExcludedNodes((), 0),
     ),
 }
 
@@ -45,7 +48,7 @@ LEFT: dict[str, tuple[list[dict[str, Any]], Left]] = {
 @pytest.mark.parametrize("name", LEFT)
 def test_what_a_job_left_is_what_its_last_attempt_excluded(name: str) -> None:
     events, expected = LEFT[name]
-    assert last_left(attempts_of(events), "7") == expected
+    assert ExcludedNodes.last(attempts_of(events), "7") == expected
 
 
 @pytest.mark.parametrize(
@@ -62,4 +65,4 @@ def test_what_a_job_left_is_what_its_last_attempt_excluded(name: str) -> None:
 def test_a_job_goes_back_once_more_if_that_helps(
     excludable: tuple[str, ...], granted: tuple[str, ...], restarts: int, expected: bool
 ) -> None:
-    assert Left(("n2",), 0).helps_again(excludable, granted, restarts) is expected
+    assert ExcludedNodes(("n2",), 0).helps_again(excludable, granted, restarts) is expected

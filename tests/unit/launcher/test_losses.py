@@ -146,21 +146,19 @@ def test_after_an_attempt_only_nodes_without_a_word_are_asked(tmp_path: Path) ->
     exits = (RankExit(0, 1, "node1"), RankExit(1, -9, "node2", ours=True))
     lost, accused = watch.conclude(exits, ended_well=False)
     assert inquiry.asked == [("node3",)]
-    assert [sign.node for sign in lost] == ["node3"]
-    assert accused == ()
+    assert list(lost) == ["node3"]
+    assert accused == {}
 
 
 def test_a_living_node_that_refused_ranks_is_accused(tmp_path: Path) -> None:
     (tmp_path / "srun.err").write_text(REFUSED)
     watch = watch_of(tmp_path, Inquiry(()))
     lost, accused = watch.conclude((), ended_well=False)
-    assert lost == ()
-    assert [(sign.node, sign.sign) for sign in accused] == [
-        ("node3", "Communication connection failure")
-    ]
+    assert lost == {}
+    assert accused == {"node3": "Communication connection failure"}
 
 
 def test_an_attempt_that_ended_well_asks_nobody(tmp_path: Path) -> None:
     inquiry = Inquiry(NODES)
-    assert watch_of(tmp_path, inquiry).conclude((), ended_well=True) == ((), ())
+    assert watch_of(tmp_path, inquiry).conclude((), ended_well=True) == ({}, {})
     assert inquiry.asked == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,24 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from submitrain.attempts import Action, Attempt, Cause, Decision
-from submitrain.config.job import ResilienceConfig
+from submitrain.config.job import ResilienceConfig, SlurmConfig
 from submitrain.launcher.plan.deadlines import stop_lead_s
 from submitrain.launcher.supervisor.decide import (
+    after_failed_rollback,
+    after_lost_supervisors,
+    after_refused_requeue,
     attempts_without_progress,
     decide,
-    note_rollback,
-    vanished_in_a_row,
 )
 from submitrain.launcher.supervisor.evidence import (
     AttemptEvidence,
-    NodeSign,
     RankExit,
     RankFailure,
     StopCause,
 )
+from submitrain.launcher.supervisor.placement import NodeRule, NodeState
 from submitrain.monitor.diagnose import diagnose_text
-from submitrain.rollbacks import Rollback, read_rollbacks
-from submitrain.run_folder import RunDir
+from submitrain.rollbacks import Rollback
 from submitrain.slurm.client import UNKNOWN, JobInfo
 
 ALL = frozenset({0, 1})
@@ -49,7 +48,7 @@ def failure(exception: str = "builtins.ValueError", **changes: Any) -> RankFailu
 
 
 def outcome(found: AttemptEvidence, history: tuple[Attempt, ...] = ()) -> tuple[Cause, Action]:
-    decision = decide(found, history, LIMITS)
+    decision = decide(found, history, None, LIMITS)
     return decision.cause, decision.action
 
 
@@ -124,7 +123,7 @@ def test_a_restart_count_of_earlier_requeues_does_not_hide_a_scancel() -> None:
 def test_term_with_a_scheduler_that_does_not_answer_is_not_called_a_cancellation() -> None:
     found = evidence(stopped=ALL, terminated=True, job=None)
     assert outcome(found) == (Cause.TERMINATED, Action.STOP)
-    assert decide(found, (), LIMITS).state == "stopped"
+    assert decide(found, (), None, LIMITS).state == "stopped"
 
 
 def test_term_while_the_job_goes_on_running_stops_the_run() -> None:
@@ -145,7 +144,7 @@ def test_a_cancel_request_outweighs_everything_but_the_finish() -> None:
 def test_a_rank_killed_by_a_signal_is_restarted_in_place() -> None:
     found = evidence(exits=(RankExit(1, -9, "node2"), RankExit(0, 1, ours=True)))
     assert outcome(found) == (Cause.RANK_DIED, Action.RESTART)
-    assert "rank 1 (node2) was killed by SIGKILL" in decide(found, (), LIMITS).explanation
+    assert "rank 1 (node2) was killed by SIGKILL" in decide(found, (), None, LIMITS).explanation
 
 
 def test_the_silent_dead_rank_is_named_and_not_its_victim() -> None:
@@ -153,7 +152,7 @@ def test_the_silent_dead_rank_is_named_and_not_its_victim() -> None:
         failures=(failure("RuntimeError", rank=0, victim=True),),
         exits=(RankExit(0, 1), RankExit(1, -11, "node2")),
     )
-    assert "rank 1 (node2) was killed by SIGSEGV" in decide(found, (), LIMITS).explanation
+    assert "rank 1 (node2) was killed by SIGSEGV" in decide(found, (), None, LIMITS).explanation
 
 
 def test_victims_alone_mean_that_the_network_failed() -> None:
@@ -165,7 +164,7 @@ def test_victims_alone_mean_that_the_network_failed() -> None:
 def test_an_exception_of_the_program_stops_at_once_and_names_rank_file_and_line() -> None:
     found = evidence(failures=(failure(host="node2"),), exits=(RankExit(1, 1),))
     assert outcome(found) == (Cause.PROGRAM_ERROR, Action.STOP)
-    explanation = decide(found, (), LIMITS).explanation
+    explanation = decide(found, (), None, LIMITS).explanation
     assert (
         explanation
         == "rank 1 (node2) raised builtins.ValueError at step 10 in phase step (a.py:3): bad"
@@ -201,7 +200,7 @@ BACK = evidence(failures=(BAD,), rollback=Rollback(1, "not_finite", 7, 8, ((48, 
 
 def test_too_many_bad_steps_go_back_and_name_what_is_left_out() -> None:
     assert outcome(BACK) == (Cause.NOT_FINITE, Action.RESTART)
-    explanation = decide(BACK, (), LIMITS).explanation
+    explanation = decide(BACK, (), None, LIMITS).explanation
     assert explanation.endswith("going back to before step 7, without the positions [48, 64)")
 
 
@@ -209,7 +208,7 @@ def test_rollbacks_have_a_budget_and_then_words_of_advice() -> None:
     before = record(Cause.NOT_FINITE, Action.RESTART, 5, 7)
     assert outcome(BACK, (before,)) == (Cause.NOT_FINITE, Action.RESTART)
     assert outcome(BACK, (before, before)) == (Cause.NOT_FINITE, Action.STOP)
-    explanation = decide(BACK, (before, before), LIMITS).explanation
+    explanation = decide(BACK, (before, before), None, LIMITS).explanation
     assert "gone back 2 times already, resilience.max_rollbacks (2) is spent" in explanation
     assert "Look at the samples 5, 6 (step 8). Lower optimizer.lr" in explanation
     assert "going back to before" not in explanation
@@ -218,7 +217,7 @@ def test_rollbacks_have_a_budget_and_then_words_of_advice() -> None:
 def test_rollbacks_are_no_attempts_without_progress() -> None:
     limits = ResilienceConfig(max_rollbacks=9)
     history = [record(Cause.NOT_FINITE, Action.RESTART, 5, 7)] * 5
-    assert decide(replace(BACK, last_step=7), history, limits).action is Action.RESTART
+    assert decide(replace(BACK, last_step=7), history, None, limits).action is Action.RESTART
 
 
 def test_a_rollback_close_to_the_limit_is_requeued() -> None:
@@ -226,20 +225,47 @@ def test_a_rollback_close_to_the_limit_is_requeued() -> None:
     assert outcome(found) == (Cause.NOT_FINITE, Action.REQUEUE)
 
 
-@pytest.mark.parametrize("action", list(Action))
-def test_only_a_decision_to_go_back_is_written_down(tmp_path: Path, action: Action) -> None:
-    decision = Decision(Cause.NOT_FINITE, action, "")
-    assert note_rollback(RunDir(tmp_path), BACK, decision, "7") is decision
-    written = read_rollbacks(RunDir(tmp_path)) == [BACK.rollback]
-    assert written == (action in (Action.RESTART, Action.REQUEUE))
+def test_only_a_decision_to_go_back_has_a_rollback_to_be_written_down() -> None:
+    assert decide(BACK, (), None, LIMITS).rollback == BACK.rollback
+    requeued = decide(replace(BACK, remaining_s=30.0, lead_s=60.0), (), None, LIMITS)
+    assert requeued.rollback == BACK.rollback
+    for found in (replace(BACK, cancel_requested=True), replace(BACK, finished=ALL)):
+        assert decide(found, (), None, LIMITS).rollback is None
+    assert decide(BACK, (), None, ResilienceConfig(max_rollbacks=0)).rollback is None
 
 
-def test_a_rollback_that_cannot_be_written_down_does_not_happen(tmp_path: Path) -> None:
-    RunDir(tmp_path).skips.mkdir()
-    decision = Decision(Cause.NOT_FINITE, Action.RESTART, "bad")
-    found = note_rollback(RunDir(tmp_path), BACK, decision, "7")
-    assert found.action is Action.STOP
-    assert "skips.jsonl cannot be written" in found.explanation
+def test_a_rollback_that_cannot_be_written_down_does_not_happen() -> None:
+    decision = Decision(Cause.NOT_FINITE, Action.RESTART, "bad", rollback=BACK.rollback)
+    found = after_failed_rollback(decision, "skips.jsonl cannot be written: full")
+    assert (found.action, found.rollback) == (Action.STOP, None)
+    assert found.explanation == "bad; skips.jsonl cannot be written: full"
+
+
+@pytest.mark.parametrize("action", [Action.RESTART, Action.REQUEUE, Action.RESUBMIT])
+def test_a_rollback_counts_however_the_run_went_on(action: Action) -> None:
+    history = [record(Cause.NOT_FINITE, action, 5, 7)] * LIMITS.max_rollbacks
+    assert decide(BACK, history, None, LIMITS).action is Action.STOP
+
+
+LEAVES = Decision(Cause.TIME_LIMIT, Action.REQUEUE, "time", exclude=("n2",), blamed={"n2": "x"})
+
+
+@pytest.mark.parametrize(
+    ("refused", "resubmit", "expected"),
+    [
+        (Decision(Cause.CANCELLED, Action.STOP, "scancel"), True, (Cause.CANCELLED, Action.STOP)),
+        (Decision(Cause.HUNG, Action.RESUBMIT, "no"), True, (Cause.TIME_LIMIT, Action.RESUBMIT)),
+        (Decision(Cause.HUNG, Action.RESUBMIT, "no"), False, (Cause.TIME_LIMIT, Action.STOP)),
+        (Decision(Cause.HUNG, Action.STOP, "no"), True, (Cause.TIME_LIMIT, Action.STOP)),
+    ],
+)
+def test_a_job_that_slurm_does_not_take_back_goes_on_in_a_new_one_or_ends(
+    refused: Decision, resubmit: bool, expected: tuple[Cause, Action]
+) -> None:
+    found = after_refused_requeue(LEAVES, refused, ResilienceConfig(resubmit=resubmit))
+    assert (found.cause, found.action) == expected
+    assert (found.exclude, found.blamed) == (LEAVES.exclude, LEAVES.blamed)
+    assert refused.explanation in found.explanation
 
 
 @pytest.mark.parametrize(
@@ -293,7 +319,7 @@ def test_a_rank_that_the_kernel_killed_for_memory_is_tried_once_more(line: str) 
     found = evidence(exits=killed, failures=(victim,), diagnosis=diagnose_text(line))
     assert outcome(found) == (Cause.HOST_OUT_OF_MEMORY, Action.RESTART)
     before = record(Cause.HOST_OUT_OF_MEMORY, Action.RESTART, 0, 10)
-    stop = decide(found, (before,), LIMITS)
+    stop = decide(found, (before,), None, LIMITS)
     assert (stop.cause, stop.action) == (Cause.HOST_OUT_OF_MEMORY, Action.STOP)
     assert "slurm.mem" in stop.explanation
 
@@ -333,7 +359,7 @@ def test_ranks_that_never_started_are_a_failed_launch() -> None:
         last_step=None,
     )
     assert outcome(found) == (Cause.LAUNCH_FAILED, Action.RESTART)
-    assert "srun: task launch failed" in decide(found, (), LIMITS).explanation
+    assert "srun: task launch failed" in decide(found, (), None, LIMITS).explanation
 
 
 NO_IMAGE = "FATAL:   could not open image /a.sif: failed to retrieve path for /a.sif: lstat"
@@ -363,7 +389,10 @@ def test_a_container_that_lacks_something_everywhere_stops_the_run(
     )
     assert outcome(found) == expected
     if expected[0] is Cause.CONTAINER_ERROR:
-        assert "available under these names on every node" in decide(found, (), LIMITS).explanation
+        assert (
+            "available under these names on every node"
+            in decide(found, (), None, LIMITS).explanation
+        )
 
 
 KILLED = evidence(exits=(RankExit(1, -9),))
@@ -405,9 +434,9 @@ def test_each_cause_has_its_own_budget() -> None:
     history = [record(Cause.TIME_LIMIT, Action.REQUEUE, n, n + 1) for n in range(1)]
     history += [record(Cause.RANK_DIED, Action.RESTART, n, n + 1) for n in range(1, 2)]
     found = replace(KILLED, first_step=2, last_step=3)
-    assert decide(found, history, limits).action is Action.RESTART
+    assert decide(found, history, None, limits).action is Action.RESTART
     stopped = evidence(stopped=ALL, first_step=2, last_step=3)
-    spent = decide(stopped, history, limits)
+    spent = decide(stopped, history, None, limits)
     assert spent.action is Action.STOP
     assert "max_requeues (1) is spent" in spent.explanation
 
@@ -452,7 +481,7 @@ def test_nothing_but_the_ranks_word_is_success(
 ) -> None:
     exits = (RankExit(0, 0), RankExit(1, 0))
     found = evidence(finished=frozenset(finished), terminated=terminated, exits=exits)
-    done = decide(found, history, LIMITS).action is Action.DONE
+    done = decide(found, history, None, LIMITS).action is Action.DONE
     assert done == (finished == {0, 1})
 
 
@@ -461,7 +490,7 @@ def test_a_cancelled_run_is_never_brought_back(state: str, terminated: bool) -> 
     found = evidence(
         stopped=ALL, cancel_requested=True, terminated=terminated, job=JobInfo("7", state)
     )
-    assert decide(found, (), LIMITS).action is Action.STOP
+    assert decide(found, (), None, LIMITS).action is Action.STOP
 
 
 def test_the_lead_is_as_configured() -> None:
@@ -481,13 +510,52 @@ def test_before_a_save_is_measured_the_lead_is_a_minute() -> None:
     assert stop_lead_s(configured=None, limit_s=86_400, step_s=None, save_s=None) == 60
 
 
-GONE = (NodeSign("node2", "Slurm took it out of the job"),)
+FOUR = ("n1", "n2", "n3", "n4")
+SLURM = SlurmConfig.model_validate({"nodes": 4})
+NODES = NodeState(NodeRule.of(SLURM, 4, elastic=True), FOUR, FOUR, pool=frozenset({*FOUR, "n5"}))
+RIGID = replace(NODES, rule=NodeRule.of(SLURM, 4, elastic=False))
+LOST = evidence(lost_nodes={"n2": "no answer"}, has_queue=True)
+
+
+def test_a_restart_goes_on_without_the_lost_node() -> None:
+    decision = decide(LOST, (), replace(NODES, lost=("n2",)), LIMITS)
+    assert (decision.action, decision.exclude) == (Action.RESTART, ())
+    assert decision.explanation.endswith("it goes on with 3 of 4 nodes, without n2")
+    assert decision.blamed == {"n2": "no answer"}
+
+
+def test_a_restart_becomes_a_requeue_where_too_few_nodes_are_left() -> None:
+    nodes = replace(RIGID, lost=("n2",))
+    decision = decide(LOST, (), nodes, LIMITS)
+    assert (decision.action, decision.exclude) == (Action.REQUEUE, ("n2",))
+    assert decision.explanation.endswith("back into the queue, without n2")
+    spent = decide(LOST, (), nodes, ResilienceConfig(max_requeues=0))
+    assert spent.action is Action.STOP
+    assert "max_requeues (0) is spent" in spent.explanation
+
+
+def test_memory_that_runs_out_on_fewer_nodes_is_requeued_for_all() -> None:
+    found = evidence(failures=(failure("torch.OutOfMemoryError"),))
+    before = record(Cause.OUT_OF_MEMORY, Action.RESTART, 0, 10)
+    decision = decide(found, (before,), replace(NODES, current=("n1", "n3")), LIMITS)
+    assert decision.action is Action.REQUEUE
+    assert decision.explanation.endswith("with 2 of 4 nodes: back into the queue for all")
+    assert decide(found, (before,), NODES, LIMITS).action is Action.STOP
+
+
+def test_the_bad_nodes_change_no_end_of_a_run() -> None:
+    nodes = replace(RIGID, lost=("n2",))
+    assert decide(evidence(finished=ALL), (), nodes, LIMITS).action is Action.DONE
+    assert decide(replace(LOST, cancel_requested=True), (), nodes, LIMITS).action is Action.STOP
+
+
+GONE = {"node2": "Slurm took it out of the job"}
 
 
 def test_a_lost_node_is_named_whatever_the_ranks_said() -> None:
     found = evidence(lost_nodes=GONE, failures=(failure(),), exits=(RankExit(0, -9, ours=True),))
     assert outcome(found) == (Cause.NODE_LOST, Action.RESTART)
-    assert "node2 was lost at step 10 (Slurm took it" in decide(found, (), LIMITS).explanation
+    assert "node2 was lost at step 10 (Slurm took it" in decide(found, (), None, LIMITS).explanation
 
 
 def test_a_lost_node_does_not_outweigh_a_cancellation_or_a_stop() -> None:
@@ -507,15 +575,15 @@ def test_a_new_job_and_a_requeue_share_one_budget(spent: Action) -> None:
     job = JobInfo("7", "COMPLETING", preempted_at=99.0)
     found = evidence(stopped=ALL, terminated=True, job=job)
     limits = ResilienceConfig(max_requeues=1)
-    assert decide(found, (), limits).action is Action.RESUBMIT
+    assert decide(found, (), None, limits).action is Action.RESUBMIT
     before = (record(Cause.TIME_LIMIT, spent, 0, 5),)
-    assert decide(found, before, limits).action is Action.STOP
+    assert decide(found, before, None, limits).action is Action.STOP
 
 
 def test_no_new_job_where_that_is_turned_off() -> None:
     job = JobInfo("7", "COMPLETING", preempted_at=99.0)
     decision = decide(
-        evidence(stopped=ALL, terminated=True, job=job), (), ResilienceConfig(resubmit=False)
+        evidence(stopped=ALL, terminated=True, job=job), (), None, ResilienceConfig(resubmit=False)
     )
     assert decision.action is Action.STOP
     assert "launcher resume" in decision.explanation
@@ -531,7 +599,7 @@ def test_a_term_to_a_rank_alone_restarts_in_place_and_is_no_time_limit() -> None
     found = evidence(
         stopped=ALL, signalled=(1,), hosts={1: "node2"}, remaining_s=3600.0, lead_s=60.0
     )
-    decision = decide(found, (), LIMITS)
+    decision = decide(found, (), None, LIMITS)
     assert (decision.cause, decision.action) == (Cause.TERMINATED, Action.RESTART)
     assert "rank 1 (node2) got SIGTERM" in decision.explanation
 
@@ -557,14 +625,14 @@ def test_ranks_that_stopped_where_the_job_ends_go_back_into_the_queue(
 def test_a_rank_that_left_without_a_word_is_named_with_its_node() -> None:
     lost = failure("builtins.RuntimeError", rank=0, message="Connection reset by peer", victim=True)
     found = evidence(failures=(lost,), hosts={1: "node2"})
-    decision = decide(found, (), LIMITS)
+    decision = decide(found, (), None, LIMITS)
     assert (decision.cause, decision.action) == (Cause.RANK_DIED, Action.RESTART)
     assert decision.explanation.startswith("rank 1 (node2) ended without a word")
 
 
 def test_a_rank_that_died_before_it_knew_where_the_run_stands_is_not_said_to_be_at_step_0() -> None:
     found = evidence(first_step=None, last_step=0, exits=(RankExit(1, -9, "node2"),))
-    assert decide(found, (), LIMITS).explanation.endswith("before its first step")
+    assert decide(found, (), None, LIMITS).explanation.endswith("before its first step")
 
 
 def test_supervisors_that_are_killed_again_and_again_are_a_crash_loop() -> None:
@@ -572,14 +640,14 @@ def test_supervisors_that_are_killed_again_and_again_are_a_crash_loop() -> None:
         record(Cause.LOST, Action.LEAVE, 10, 10)
         for _ in range(LIMITS.max_attempts_without_progress)
     ]
-    assert vanished_in_a_row(lost[:-1], LIMITS) is None
-    decision = vanished_in_a_row(lost, LIMITS)
+    assert after_lost_supervisors(lost[:-1], LIMITS) is None
+    decision = after_lost_supervisors(lost, LIMITS)
     assert decision is not None
     assert (decision.cause, decision.action) == (Cause.CRASH_LOOP, Action.STOP)
 
 
 def test_a_killed_supervisor_whose_ranks_advanced_is_no_crash_loop() -> None:
     lost = [record(Cause.LOST, Action.LEAVE, step, step + 5) for step in range(0, 50, 5)]
-    assert vanished_in_a_row(lost, LIMITS) is None
+    assert after_lost_supervisors(lost, LIMITS) is None
     died = record(Cause.RANK_DIED, Action.RESTART, 0, 0)
-    assert vanished_in_a_row([died] * 9, LIMITS) is None
+    assert after_lost_supervisors([died] * 9, LIMITS) is None

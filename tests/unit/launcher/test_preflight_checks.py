@@ -65,7 +65,7 @@ from submitrain.launcher.checks.rank_trial import (
     judge_ranks,
     ring,
 )
-from submitrain.launcher.supervisor.nodes import NodeKeeper
+from submitrain.launcher.supervisor.nodes import NodeSelector
 from submitrain.preflight_results import in_words
 from submitrain.run_folder import RunDir
 from tests.tiny import tiny_config
@@ -529,8 +529,8 @@ def test_what_follows_for_the_nodes(
     slurm = {"nodes": 2, "requeue": requeue}
     config = tiny_config(tmp_path, slurm=slurm, resilience=resilience)
     allocation = TwoNodes()
-    keeper = NodeKeeper(RunDir(tmp_path), RunConfig.model_validate(config), allocation)  # type: ignore[arg-type]
+    selector = NodeSelector(RunDir(tmp_path), RunConfig.model_validate(config), allocation)  # type: ignore[arg-type]
     bad = PreflightResult("quick", {"n1": (ok("x", ""),), "n2": (fail("x", "full", "empty it"),)})
-    decision = keeper.weigh(bad, 1, ())
+    decision = selector.weigh(bad, 1, ())
     assert (decision and decision.action, allocation.spawner.nodes) == expected
-    assert decision is None or keeper.exclude == ("n2",)
+    assert decision is None or decision.exclude == ("n2",)

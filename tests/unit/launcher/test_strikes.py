@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 
-from submitrain.attempts import Action, Attempt, Cause, Decision, attempts_of
-from submitrain.launcher.supervisor.evidence import AttemptEvidence, NodeSign, RankExit, RankFailure
-from submitrain.launcher.supervisor.placement import Strike, blame, strikes_in, struck_out
+from submitrain.attempts import Attempt, Cause, attempts_of
+from submitrain.launcher.supervisor.evidence import AttemptEvidence, RankExit, RankFailure
+from submitrain.launcher.supervisor.placement import (
+    Strike,
+    blame,
+    quarantined_nodes,
+    strikes_in,
+)
 
 DAY = 86400.0
 
@@ -47,12 +52,12 @@ BLAMED: dict[str, tuple[Cause, AttemptEvidence, tuple[str, ...]]] = {
     ),
     "two lost nodes": (
         Cause.NODE_LOST,
-        evidence(lost_nodes=(NodeSign("node2", "gone"), NodeSign("node3", "gone"))),
+        evidence(lost_nodes={"node2": "gone", "node3": "gone"}),
         ("node2", "node3"),
     ),
     "a node that starts nothing": (
         Cause.LAUNCH_FAILED,
-        evidence(accused_nodes=(NodeSign("node3", "Communication connection failure"),)),
+        evidence(accused_nodes={"node3": "Communication connection failure"}),
         ("node3",),
     ),
     "the program's own error": (
@@ -72,9 +77,9 @@ BLAMED: dict[str, tuple[Cause, AttemptEvidence, tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", BLAMED)
 def test_blame_falls_on_the_node_of_the_first_fault_or_on_none(name: str) -> None:
     cause, found, nodes = BLAMED[name]
-    blamed = blame(found, Decision(cause, Action.RESTART, ""))
-    assert tuple(sign.node for sign in blamed) == nodes
-    assert all(sign.sign for sign in blamed)
+    blamed = blame(found, cause)
+    assert tuple(blamed) == nodes
+    assert all(blamed.values())
 
 
 def end(attempt: int, t: float, **fields: Any) -> dict[str, Any]:
@@ -145,4 +150,4 @@ OUT: dict[str, tuple[list[Strike], int | None, list[str]]] = {
 @pytest.mark.parametrize("name", OUT)
 def test_a_node_is_out_after_enough_strikes_until_they_expire(name: str) -> None:
     strikes, limit, nodes = OUT[name]
-    assert list(struck_out(strikes, now=300.0, limit=limit, expiry_s=DAY)) == nodes
+    assert list(quarantined_nodes(strikes, now=300.0, limit=limit, expiry_s=DAY)) == nodes
