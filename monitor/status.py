@@ -1,12 +1,12 @@
-"""How runs are doing, as a table of all and as labelled lines of one. Pure but for the clock.
+"""``python -m monitor status``: how runs are doing, as a table of all and as labelled lines of one.
 
-``python -m monitor status``, and what ``python -m launcher status`` and ``list`` print.
-
-How much of what a job held it used, by sacct: an estimate, as seff(1) makes it.
-
-Memory is sampled by Slurm, and the largest task stands for all of its step; a job that ended within
-a sampling interval shows less than it used.
+``python -m launcher status`` and ``list`` print the same. Of a run that has ended on Slurm it tells
+how much of what it held it used, by sacct: an estimate, as seff(1) makes it. Memory is sampled by
+Slurm, and the largest task stands for all of its step; a job that ended within a sampling interval
+shows less than it used.
 """
+
+# ruff: noqa: T201 - printing is what a command line does
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from submitrain.status import RunState, RunStatus, see
 
 _SEPARATOR = "\x1f"
 _FIELDS = ("JobIDRaw", "State", "ElapsedRaw", "NCPUS", "TotalCPU", "MaxRSS", "NTasks", "AllocTRES")
+_PIPE_WIDTH = 250
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 Row = Mapping[str, str]
 
@@ -58,10 +59,8 @@ def read_efficiency(job_ids: Sequence[str], *, run: Ask = ask) -> Efficiency:
     answer = run([*command, f"--format={','.join(_FIELDS)}", f"--jobs={','.join(job_ids)}"])
     if answer.code != 0:
         return Efficiency(why_unknown=answer.error or f"sacct exited {answer.code}")
-    lines = answer.out.splitlines()
-    return efficiency_of(
-        [dict(zip(_FIELDS, line.split(_SEPARATOR), strict=False)) for line in lines]
-    )
+    lines = (line.split(_SEPARATOR) for line in answer.out.splitlines())
+    return efficiency_of([dict(zip(_FIELDS, line, strict=False)) for line in lines])
 
 
 def efficiency_of(rows: Sequence[Row]) -> Efficiency:
@@ -70,7 +69,8 @@ def efficiency_of(rows: Sequence[Row]) -> Efficiency:
     mem_bytes, memory, held = None, None, 0
     for row in rows:
         if "." not in row["JobIDRaw"]:
-            held = _tres_mem(row["AllocTRES"])
+            match = re.search(r"(?:^|,)mem=([\d.]+[KMGT]?)", row["AllocTRES"])
+            held = size_bytes(match.group(1)) if match else 0
             used_s += cpu_seconds(row["TotalCPU"])
             held_s += int(row["ElapsedRaw"] or 0) * int(row["NCPUS"] or 0)
             continue
@@ -97,15 +97,10 @@ def size_bytes(text: str) -> int:
     return int(float(match.group(1)) * _UNITS[match.group(2)]) if match else 0
 
 
-def _tres_mem(tres: str) -> int:
-    match = re.search(r"(?:^|,)mem=([\d.]+[KMGT]?)", tres)
-    return size_bytes(match.group(1)) if match else 0
-
-
 def runs_table(found: Sequence[RunStatus]) -> Table:
     """One line for every run."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("run", "state", "step", "loss", "val loss", "tokens/s", "left", "where", "job"):
+    for name in ("run", "state", "step", "loss", "val loss", "tokens/s", "ETA", "cluster", "job"):
         table.add_column(name, no_wrap=name == "run")
     for one in found:
         table.add_row(
@@ -125,30 +120,31 @@ def runs_table(found: Sequence[RunStatus]) -> Table:
 def status_rows(found: RunStatus) -> list[tuple[str, str]]:
     """What there is to say of one run, with its labels."""
     total = f" of {found.total_steps}" if found.total_steps else ""
-    activity = found.last_activity_at
+    activity, memory = found.last_activity_at, bytes_text(found.mem_bytes)
+    causes = ", ".join(f"{count} x {cause}" for cause, count in found.restarts.items())
+    skipped = f"{found.skipped_steps} skipped steps, {found.rollbacks} rollbacks"
+    # The automatic interval between checkpoints, where there is one and it is known.
+    interval = "" if found.state.ended else _duration(found.ckpt_interval_s)
     rows = [
         ("run", found.run_id),
         ("state", f"{found.state}" + (f": {found.why}" if found.why else "")),
-        ("what to do", found.todo),
-        ("where", f"{found.cluster}, job {', '.join(found.job_ids) or 'none'}"),
+        ("next step", found.todo),
+        ("cluster", f"{found.cluster}, job {', '.join(found.job_ids) or 'none'}"),
         ("nodes", ", ".join(found.nodes)),
         ("preflight", found.preflight),
-        ("attempt", f"{found.attempt}{_restarts(found)}"),
+        ("attempt", f"{found.attempt}" + (f"; before it: {causes}" if causes else "")),
         ("step", f"{found.step}{total}"),
         ("loss", _number(found.loss, "{:.4f}")),
         ("validation loss", _number(found.validation_loss, "{:.4f}")),
         ("learning rate", _number(found.lr, "{:.3e}")),
         ("tokens/s", _number(found.tokens_per_s, "{:,.0f}")),
-        (
-            "memory",
-            bytes_text(found.mem_bytes) and f"{bytes_text(found.mem_bytes)} at most, rank 0",
-        ),
-        ("time left", _duration(found.eta_s)),
-        ("last activity", f"{_duration(time.time() - activity)} ago" if activity else ""),
+        ("memory", memory and f"{memory} at most, rank 0"),
+        ("ETA", _duration(found.eta_s)),
+        ("last update", f"{_duration(time.time() - activity)} ago" if activity else ""),
         ("checkpoints", ", ".join(str(step) for step in found.checkpoints)),
-        ("newest one", _newest_checkpoint(found)),
-        ("saves", _saves(found)),
-        ("left out", _left_out(found)),
+        ("newest checkpoint", _newest_checkpoint(found)),
+        ("saves", interval and f"automatically, every {interval}"),
+        ("skipped", skipped if found.skipped_steps or found.rollbacks else ""),
         ("folder", found.folder),
     ]
     return [(label, text) for label, text in rows if text]
@@ -160,16 +156,11 @@ def efficiency_rows(found: Efficiency | None) -> list[tuple[str, str]]:
         return []
     if found.why_unknown:
         return [("efficiency", f"unknown: {found.why_unknown}")]
-    memory = f" ({bytes_text(found.mem_bytes)})" if found.mem_bytes else ""
-    return [
-        ("CPU used", "unknown" if found.cpu is None else f"about {found.cpu:.0%} (estimate)"),
-        (
-            "memory used",
-            f"unknown{memory}"
-            if found.memory is None
-            else f"about {found.memory:.0%}{memory} (estimate)",
-        ),
-    ]
+    size = f" ({bytes_text(found.mem_bytes)})" if found.mem_bytes else ""
+    cpu = "unknown" if found.cpu is None else f"about {found.cpu:.0%} (estimate)"
+    memory = "unknown" + size if found.memory is None else f"about {found.memory:.0%}{size}"
+    memory += "" if found.memory is None else " (estimate)"
+    return [("CPU used", cpu), ("memory used", memory)]
 
 
 def bytes_text(value: float | None) -> str:
@@ -181,12 +172,6 @@ def bytes_text(value: float | None) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:,.3g} TB"
-
-
-def _restarts(found: RunStatus) -> str:
-    """``; before it: 2 x preempted, 1 x hung``"""
-    causes = ", ".join(f"{count} x {cause}" for cause, count in found.restarts.items())
-    return f"; before it: {causes}" if causes else ""
 
 
 def _newest_checkpoint(found: RunStatus) -> str:
@@ -202,20 +187,6 @@ def _newest_checkpoint(found: RunStatus) -> str:
     return ", ".join(parts)
 
 
-def _saves(found: RunStatus) -> str:
-    """The automatic interval between checkpoints, where there is one and it is known."""
-    if found.ckpt_interval_s is None or found.state.ended:
-        return ""
-    return f"automatically, every {_duration(found.ckpt_interval_s)}"
-
-
-def _left_out(found: RunStatus) -> str:
-    """Steps without an update and rollbacks, if there were any."""
-    if not found.skipped_steps and not found.rollbacks:
-        return ""
-    return f"{found.skipped_steps} skipped steps, {found.rollbacks} rollbacks"
-
-
 def time_rows(goodput: Goodput, *, whole: bool) -> list[tuple[str, str]]:
     """The effective share in one line, and where the rest went once the run has ended."""
     line = headline(goodput)
@@ -229,12 +200,6 @@ def _number(value: float | None, form: str) -> str:
 
 def _duration(seconds: float | None) -> str:
     return "" if seconds is None else str(timedelta(seconds=round(seconds)))
-
-
-# ruff: noqa: T201 - printing is what a command line does
-
-
-_PIPE_WIDTH = 250
 
 
 def main(options: argparse.Namespace) -> int:

@@ -1,3 +1,1 @@
-"""Serves what is known of all runs to Prometheus: ``python -m monitor serve``."""
-
-from __future__ import annotations
+"""Metrics of all runs for Prometheus: ``python -m monitor serve``."""

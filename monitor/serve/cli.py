@@ -1,4 +1,4 @@
-"""``python -m monitor serve``: looks at all runs again and again, and serves what it saw."""
+"""``python -m monitor serve``: polls all runs, and serves what it saw to Prometheus."""
 
 # ruff: noqa: T201 - printing is what a command line does
 
@@ -16,7 +16,7 @@ from submitrain.errors import UserError
 from submitrain.monitor.watch.fleet import Fleet
 from submitrain.run_folder import find_run, list_runs
 
-SHORTEST_NAP_S = 0.1
+SHORTEST_SLEEP_S = 0.1
 
 
 def main(options: argparse.Namespace) -> int:
@@ -31,20 +31,20 @@ def main(options: argparse.Namespace) -> int:
         raise UserError(f"--interval: expected seconds > 0, got {options.interval:g}")
     service = Service(_fleet(options), interval_s=options.interval)
     url = service.listen(options.bind, options.port)
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit)
     print(f"serving {url}/metrics", flush=True)
     said = ""
     while True:
         began = time.monotonic()
-        problem = service.look()
+        problem = service.poll()
         if problem and problem != said:
             print(f"warning: {problem}", file=sys.stderr, flush=True)
         said = problem
-        time.sleep(max(SHORTEST_NAP_S, began + options.interval - time.monotonic()))
+        time.sleep(max(SHORTEST_SLEEP_S, began + options.interval - time.monotonic()))
 
 
 def _fleet(options: argparse.Namespace) -> Fleet:
-    """What is looked at.
+    """The runs that are polled.
 
     Raises:
         UserError: a number that makes no sense, or no such run.
@@ -69,6 +69,6 @@ def _fleet(options: argparse.Namespace) -> Fleet:
     )
 
 
-def _leave(number: int, frame: object) -> NoReturn:
+def _exit(number: int, frame: object) -> NoReturn:
     """TERM is how a service is told to end."""
     sys.exit(0)

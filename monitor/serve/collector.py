@@ -1,13 +1,7 @@
-"""Turns what the newest look saw into Prometheus metrics. Reads nothing: a scrape costs no query.
+"""Turns what the newest poll saw into Prometheus metrics. Reads nothing: a scrape costs no query.
 
 Bounded: the number of runs is (``--max-runs``), nodes of a run are, and a run's metrics carry its
 name only; account, attempt, job and nodes are labels of the info metrics, to be joined in.
-
-Keeps the accounts of time of many runs, each read again only when that costs little.
-
-An account needs every event of rank 0, which may be a large file. After one was read again, no
-other is until 100 times as long has passed as that took, a hundredth of a core; those that were
-never read come a few at each look.
 """
 
 from __future__ import annotations
@@ -30,11 +24,16 @@ from submitrain.status import RunState, RunStatus
 FRESH_S = 120.0
 PATIENCE = 100.0
 TICK_S = 0.2
-"""Seconds a look may spend on accounts; what is left comes with the next look."""
+"""Seconds a poll may spend on accounts; what is left comes with the next poll."""
 
 
 class Accounts:
-    """Accounts by run id; asks no scheduler."""
+    """Accounts of time by run id, each read again only when that costs little; asks no scheduler.
+
+    An account needs every event of rank 0, which may be a large file. After one was read again, no
+    other is until 100 times as long has passed as that took, a hundredth of a core; those that were
+    never read come a few at each poll.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -66,15 +65,10 @@ class Accounts:
         return due_at if ended == status.state.ended else float("-inf")
 
     def _read(self, status: RunStatus) -> None:
-        ended = status.state.ended
+        ended, pending = status.state.ended, status.state is RunState.QUEUED
         self._unreadable.pop(status.run_id, None)
         try:
-            goodput = read_goodput(
-                Path(status.folder),
-                ended=ended,
-                pending=status.state is RunState.QUEUED,
-                run=None,
-            )
+            goodput = read_goodput(Path(status.folder), ended=ended, pending=pending, run=None)
         except (OSError, UserError):
             self._unreadable[status.run_id] = self._clock() + FRESH_S
             return
@@ -130,16 +124,16 @@ _NUMBERS: tuple[tuple[str, str, Reading], ...] = (
 
 @dataclass
 class Exported:
-    """What is served now; replaced as a whole by every look."""
+    """What is served now; replaced as a whole by every poll."""
 
     fleet: FleetView = field(default_factory=lambda: FleetView(0.0, 0.0))
     accounts: Mapping[str, Goodput] = field(default_factory=dict)
-    looks: int = 0
-    failed_looks: int = 0
+    polls: int = 0
+    failed_polls: int = 0
 
 
 class RunCollector(Collector):
-    """Serves ``exported``, which the look that comes replaces."""
+    """Serves ``exported``, which the next poll replaces."""
 
     def __init__(self) -> None:
         self.exported = Exported()
@@ -148,87 +142,66 @@ class RunCollector(Collector):
         """Every metric, those without a sample included."""
         now = self.exported
         runs = now.fleet.runs
-        yield _info(runs)
-        yield _states(runs)
+        yield from _states(runs)
         for name, text, read in _NUMBERS:
-            yield _gauge(name, text, ((view, read(view.status)) for view in runs))
-        yield _restarts(runs)
-        yield _alerts(runs)
+            family = _gauge(name, text, "run")
+            for view in runs:
+                if (value := read(view.status)) is not None:
+                    family.add_metric([_label(view.status.run_id)], value)
+            yield family
+        yield from _causes(runs)
         yield from _nodes(runs)
         yield from _times(runs, now.accounts)
         yield from _itself(now)
 
 
-def _gauge(name: str, text: str, values: Iterable[tuple[RunView, float | None]]) -> Metric:
-    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["run"])
-    for view, value in values:
-        if value is not None:
-            family.add_metric([_label(view.status.run_id)], value)
-    return family
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
 
 
-def _info(runs: Iterable[RunView]) -> Metric:
-    names = ["run", "attempt", "job", "user", "account", "partition", "cluster"]
-    family = GaugeMetricFamily(
-        f"{PREFIX}_run_info", "Always 1: whose run it is, to join with other metrics.", labels=names
-    )
+def _label(value: str) -> str:
+    """A name of the file system need not be UTF-8; the answer to Prometheus has to be."""
+    return value.encode(errors="replace").decode()
+
+
+def _states(runs: Iterable[RunView]) -> Iterator[Metric]:
+    names = ("run", "attempt", "job", "user", "account", "partition", "cluster")
+    info = _gauge("run_info", "Always 1: whose run it is, to join with other metrics.", *names)
+    states = _gauge("run_state", "1 for the state a run is in, 0 for others.", "run", "state")
     for view in runs:
         s = view.status
         job = s.job_ids[-1] if s.job_ids else ""
         values = (s.run_id, str(s.attempt), job, s.user, s.account, s.partition, s.cluster)
-        family.add_metric([_label(value) for value in values], 1)
-    return family
-
-
-def _states(runs: Iterable[RunView]) -> Metric:
-    family = GaugeMetricFamily(
-        f"{PREFIX}_run_state", "1 for the state a run is in, 0 for others.", labels=["run", "state"]
-    )
-    for view in runs:
+        info.add_metric([_label(value) for value in values], 1)
         for state in RunState:
-            is_in = float(view.status.state is state)
-            family.add_metric([_label(view.status.run_id), str(state)], is_in)
-    return family
+            states.add_metric([_label(s.run_id), str(state)], float(s.state is state))
+    yield from (info, states)
 
 
-def _restarts(runs: Iterable[RunView]) -> Metric:
-    family = CounterMetricFamily(
+def _causes(runs: Iterable[RunView]) -> Iterator[Metric]:
+    restarts = CounterMetricFamily(
         f"{PREFIX}_restarts",
         "Attempts that another one followed, by the cause of their end.",
         labels=["run", "cause"],
     )
+    text = "Alerts that `monitor watch` holds to be firing."
+    alerts = _gauge("alerts_firing", text, "run", "rule", "severity")
     for view in runs:
+        run = _label(view.status.run_id)
         for cause, count in view.status.restarts.items():
-            family.add_metric([_label(view.status.run_id), _label(cause)], count)
-    return family
-
-
-def _alerts(runs: Iterable[RunView]) -> Metric:
-    family = GaugeMetricFamily(
-        f"{PREFIX}_alerts_firing",
-        "Alerts that `monitor watch` holds to be firing.",
-        labels=["run", "rule", "severity"],
-    )
-    for view in runs:
+            restarts.add_metric([run, _label(cause)], count)
         firing = Counter((str(one.rule), str(one.severity)) for one in view.alerts)
         for (rule, severity), count in firing.items():
-            family.add_metric([_label(view.status.run_id), rule, severity], count)
-    return family
+            alerts.add_metric([run, rule, severity], count)
+    yield from (restarts, alerts)
 
 
 def _nodes(runs: Iterable[RunView]) -> Iterator[Metric]:
-    labels = ["run", "attempt", "node"]
-    ranks = GaugeMetricFamily(
-        f"{PREFIX}_node_ranks", "Ranks of the newest attempt on a node.", labels=labels
-    )
-    progress = GaugeMetricFamily(
-        f"{PREFIX}_node_last_progress_timestamp_seconds",
-        "When the slowest rank of a node last advanced.",
-        labels=labels,
-    )
-    steps = GaugeMetricFamily(
-        f"{PREFIX}_node_step", "Step of the slowest rank of a node.", labels=labels
-    )
+    labels = ("run", "attempt", "node")
+    ranks = _gauge("node_ranks", "Ranks of the newest attempt on a node.", *labels)
+    text = "When the slowest rank of a node last advanced."
+    progress = _gauge("node_last_progress_timestamp_seconds", text, *labels)
+    steps = _gauge("node_step", "Step of the slowest rank of a node.", *labels)
     for view in runs:
         by_node = defaultdict(list)
         for rank in view.ranks:
@@ -243,15 +216,10 @@ def _nodes(runs: Iterable[RunView]) -> Iterator[Metric]:
 
 
 def _times(runs: Iterable[RunView], accounts: Mapping[str, Goodput]) -> Iterator[Metric]:
-    seconds = GaugeMetricFamily(
-        f"{PREFIX}_goodput_seconds",
-        "What the ranks' allocated time was spent on, in rank-seconds.",
-        labels=["run", "category"],
-    )
-    queued = GaugeMetricFamily(f"{PREFIX}_queued_seconds", "Time in the queue.", labels=["run"])
-    gpus = GaugeMetricFamily(
-        f"{PREFIX}_gpu_seconds", "Allocated GPU time; 3600 are a GPU hour.", labels=["run"]
-    )
+    text = "What the ranks' allocated time was spent on, in rank-seconds."
+    seconds = _gauge("goodput_seconds", text, "run", "category")
+    queued = _gauge("queued_seconds", "Time in the queue.", "run")
+    gpus = _gauge("gpu_seconds", "Allocated GPU time; 3600 are a GPU hour.", "run")
     for view in runs:
         run, goodput = _label(view.status.run_id), accounts.get(view.status.run_id)
         if goodput is None:
@@ -267,35 +235,25 @@ def _times(runs: Iterable[RunView], accounts: Mapping[str, Goodput]) -> Iterator
 def _itself(now: Exported) -> Iterator[Metric]:
     fleet = now.fleet
     states = Counter(view.status.state for view in fleet.runs)
-    runs = GaugeMetricFamily(f"{PREFIX}_runs", "Runs that are shown, by state.", labels=["state"])
+    runs = _gauge("runs", "Runs that are shown, by state.", "state")
     for state in RunState:
         runs.add_metric([str(state)], states[state])
-    left = GaugeMetricFamily(
-        f"{PREFIX}_runs_left_out",
-        "Runs that are not shown: over --max-runs, or ended longer ago than --keep-ended.",
-        labels=["reason"],
-    )
-    left.add_metric(["limit"], fleet.over_limit)
-    left.add_metric(["ended"], fleet.long_ended)
-    scheduler = GaugeMetricFamily(
-        f"{PREFIX}_scheduler_up", "Whether Slurm answered; absent while no run needs it."
-    )
+    text = "Runs that are not shown: over --max-runs, or ended longer ago than --keep-ended."
+    left_out = _gauge("runs_left_out", text, "reason")
+    left_out.add_metric(["limit"], fleet.over_limit)
+    left_out.add_metric(["ended"], fleet.long_ended)
+    scheduler = _gauge("scheduler_up", "Whether Slurm answered; absent while no run needs it.")
     if fleet.scheduler_answers is not None:
         scheduler.add_metric([], float(fleet.scheduler_answers))
-    yield from (runs, left, scheduler)
+    yield from (runs, left_out, scheduler)
     for name, text, value in (
-        ("last_look_timestamp_seconds", "When runs and scheduler were last looked at.", fleet.at),
+        ("last_look_timestamp_seconds", "When runs and scheduler were last polled.", fleet.at),
         ("look_duration_seconds", "How long that took.", fleet.took_s),
         ("unreadable_runs", "Runs whose monitor's state cannot be read.", len(fleet.problems)),
     ):
         yield GaugeMetricFamily(f"{PREFIX}_exporter_{name}", text, value)
     for name, text, value in (
-        ("looks", "Looks at all runs.", now.looks),
-        ("failed_looks", "Looks that failed.", now.failed_looks),
+        ("looks", "Polls of all runs.", now.polls),
+        ("failed_looks", "Polls that failed.", now.failed_polls),
     ):
         yield CounterMetricFamily(f"{PREFIX}_exporter_{name}", text, value)
-
-
-def _label(value: str) -> str:
-    """A name of the file system need not be UTF-8; the answer to Prometheus has to be."""
-    return value.encode(errors="replace").decode()

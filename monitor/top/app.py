@@ -1,4 +1,4 @@
-"""``python -m monitor top``: frames and keys; where there is no terminal, one frame.
+"""``python -m monitor top``: all runs live on a terminal; elsewhere, one frame.
 
 Reads in the background, so that keys are answered while a file system or scheduler is slow.
 """
@@ -44,13 +44,13 @@ class Background(Generic[T]):
         self._poked = threading.Event()
         self.value = first
         self.problem = ""
-        threading.Thread(target=self._go_on, daemon=True).start()
+        threading.Thread(target=self._loop, daemon=True).start()
 
     def poke(self) -> None:
         """Read again now."""
         self._poked.set()
 
-    def _go_on(self) -> None:
+    def _loop(self) -> None:
         while True:
             try:
                 self.value, self.problem = self._read(), ""
@@ -98,7 +98,7 @@ class _Top:
     def __init__(self, fleet: Fleet, screen: Console, interval_s: float) -> None:
         self._screen = screen
         self._choice = Choice()
-        # The first look comes before the first frame, which so is a whole one.
+        # The first poll comes before the first frame, which so is a whole one.
         self._fleet = Background(fleet.poll, fleet.poll(), interval_s=interval_s)
         self._log = Background(self._read_log, ("", Log()), interval_s=LOG_S)
 

@@ -1,9 +1,4 @@
-"""One frame of ``top``: a table of runs, and below it the chosen one. Pure.
-
-What is typed on a terminal, as the names of keys.
-
-The newest lines of a run's logs, fit for a terminal. Reads the ends of files only.
-"""
+"""The screen of ``top``: keys, the newest log lines of a run, and one frame as rich renders it."""
 
 from __future__ import annotations
 
@@ -44,34 +39,18 @@ class Key(StrEnum):
     QUIT = "quit"
 
 
-_KEYS = {
-    "k": Key.UP,
-    "\x1b[A": Key.UP,
-    "\x1bOA": Key.UP,
-    "j": Key.DOWN,
-    "\x1b[B": Key.DOWN,
-    "\x1bOB": Key.DOWN,
-    "h": Key.LEFT,
-    "\x1b[D": Key.LEFT,
-    "\x1bOD": Key.LEFT,
-    "l": Key.RIGHT,
-    "\x1b[C": Key.RIGHT,
-    "\x1bOC": Key.RIGHT,
-    "g": Key.FIRST,
-    "\x1b[H": Key.FIRST,
-    "\x1bOH": Key.FIRST,
-    "\x1b[1~": Key.FIRST,
-    "G": Key.LAST,
-    "\x1b[F": Key.LAST,
-    "\x1bOF": Key.LAST,
-    "\x1b[4~": Key.LAST,
-    "\r": Key.OPEN,
-    "\n": Key.OPEN,
-    "\x1b": Key.BACK,
-    "\x7f": Key.BACK,
-    "q": Key.QUIT,
-    "Q": Key.QUIT,
+_SEQUENCES = {
+    Key.UP: ("k", "\x1b[A", "\x1bOA"),
+    Key.DOWN: ("j", "\x1b[B", "\x1bOB"),
+    Key.LEFT: ("h", "\x1b[D", "\x1bOD"),
+    Key.RIGHT: ("l", "\x1b[C", "\x1bOC"),
+    Key.FIRST: ("g", "\x1b[H", "\x1bOH", "\x1b[1~"),
+    Key.LAST: ("G", "\x1b[F", "\x1bOF", "\x1b[4~"),
+    Key.OPEN: ("\r", "\n"),
+    Key.BACK: ("\x1b", "\x7f"),
+    Key.QUIT: ("q", "Q"),
 }
+_KEYS = {text: key for key, texts in _SEQUENCES.items() for text in texts}
 _ONE = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Za-z]|.", re.S)
 
 
@@ -154,13 +133,13 @@ STYLES = {
     RunState.STARTING: "cyan",
 }
 _HELP = "up/down choose  left/right log  enter larger  esc back  q quit"
-_DETAILS = ("state", "what to do", "where", "nodes", "attempt", "newest one", "memory")
+_DETAILS = ("state", "next step", "cluster", "nodes", "attempt", "newest checkpoint", "memory")
 LEAST_ROWS = 3
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the person at the terminal looks at."""
+    """What the person at the terminal has chosen."""
 
     run_id: str = ""
     log: int = 0
@@ -222,12 +201,12 @@ def runs_table(
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0), width=width)
     table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("state", width=9, no_wrap=True)
-    for name, columns in (("step", 11), ("loss", 7), ("tok/s", 7), ("left", 7)):
+    for name, columns in (("step", 11), ("loss", 7), ("tok/s", 7), ("ETA", 7)):
         table.add_column(name, width=columns, no_wrap=True, justify="right", overflow="ellipsis")
-    table.add_column("seen", width=5, no_wrap=True, justify="right")
+    table.add_column("updated", width=7, no_wrap=True, justify="right")
     table.add_column("att", width=3, no_wrap=True, justify="right")
     table.add_column("!", width=2, no_wrap=True, justify="right")
-    names = max(8, width - 9 - 11 - 7 - 7 - 7 - 5 - 3 - 2 - 8)
+    names = max(8, width - 9 - 11 - 7 - 7 - 7 - 7 - 3 - 2 - 8)
     for place, view in enumerate(runs):
         s = view.status
         table.add_row(
@@ -287,7 +266,7 @@ def _details(view: RunView) -> list[RenderableType]:
     rows = [(label, known[label]) for label in _DETAILS if label in known]
     return [
         Text.assemble(
-            (f"{label:<11}", "bold red" if (label, text) in firing else "dim"),
+            (f"{label:<18}", "bold red" if (label, text) in firing else "dim"),
             text.replace("\n", " "),
             no_wrap=True,
             overflow="ellipsis",

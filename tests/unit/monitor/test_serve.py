@@ -65,7 +65,7 @@ def served(fleet: Fleet) -> Samples:
     """What is answered after one look, over a real socket."""
     with closing(Service(fleet, interval_s=5.0)) as service:
         url = service.listen("127.0.0.1", 0)
-        assert service.look() == ""
+        assert service.poll() == ""
         return samples(fetch(f"{url}/metrics")[1])
 
 
@@ -190,7 +190,7 @@ def test_the_scheduler_is_asked_once_a_look_and_never_by_a_scrape(
     with closing(Service(fleet, interval_s=5.0)) as service:
         url = service.listen("127.0.0.1", 0)
         for _ in range(2):
-            service.look()
+            service.poll()
         found = samples(fetch(f"{url}/metrics")[1])
         assert fetch(f"{url}/metrics")[0] == 200
     assert calls() == ["squeue", "squeue"]
@@ -214,8 +214,8 @@ def test_health_fails_without_a_good_look(tmp_path: Path) -> None:
 
     with closing(Service(Fleet(find=find), interval_s=5.0)) as service:
         url = service.listen("127.0.0.1", 0)
-        assert fetch(f"{url}/healthz") == (503, "no look yet\n")
-        assert "stale file handle" in service.look()
+        assert fetch(f"{url}/healthz") == (503, "no poll yet\n")
+        assert "stale file handle" in service.poll()
         assert fetch(f"{url}/healthz")[0] == 503
         found = samples(fetch(f"{url}/metrics")[1])
     assert value(found, "submitrain_exporter_failed_looks_total") == 1

@@ -66,15 +66,15 @@ def test_a_living_run_is_told_with_nodes_memory_checkpoint_and_restarts(tmp_path
     assert rows["nodes"] == "n1, n2"
     assert rows["attempt"] == "2; before it: 1 x hung"
     assert rows["memory"] == "70 GB at most, rank 0"
-    assert rows["newest one"].startswith("step 20 of 1 kept, 0:00:0")
-    assert rows["newest one"].endswith("ago, 1 MB, saved in 2.5 s")
+    assert rows["newest checkpoint"].startswith("step 20 of 1 kept, 0:00:0")
+    assert rows["newest checkpoint"].endswith("ago, 1 MB, saved in 2.5 s")
 
 
 def test_a_wait_is_told_in_plain_words_with_what_to_do(tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     rows = dict(status_rows(status_of(read_evidence(run.dir.root), pending("JobHeldUser"))))
     assert rows["state"] == "queued: JobHeldUser: its owner holds it"
-    assert rows["what to do"] == "scontrol release JOB"
+    assert rows["next step"] == "scontrol release JOB"
 
 
 def pending(reason: str) -> JobView:
