@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def take_snapshot(
         OSError: the run folder cannot be written.
     """
     run_dir.code.mkdir()
-    _copy_own_packages(run_dir.code)
+    pin_own_package(run_dir)
     if git_state and git_state.diff:
         diff = redactor.text(git_state.diff.decode(errors="surrogateescape"))
         (run_dir.code / DIFF_NAME).write_bytes(diff.encode(errors="surrogateescape"))
@@ -105,17 +106,27 @@ def python_path(run_dir: RunDir, *, pinned: bool, workdir: Path, inherited: str)
     return os.pathsep.join([str(run_dir.code), str(user), *before, str(doors)])
 
 
-def _copy_own_packages(target: Path) -> None:
-    shutil.copytree(
-        IMPORT_ROOT / OWN_PACKAGE,
-        target / OWN_PACKAGE,
-        ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.so"),
-    )
+def pin_own_package(run_dir: RunDir) -> None:
+    """Copy submitrain itself into the run folder, unless it is there already.
+
+    A run that an earlier version launched has no ``code/submitrain``: it goes on with this one.
+
+    Raises:
+        OSError: the run folder cannot be written.
+    """
+    target = run_dir.code
+    if (target / OWN_PACKAGE).exists():
+        return
     for door in DOORS:
-        (target / DOORS_FOLDER / door).mkdir(parents=True)
+        (target / DOORS_FOLDER / door).mkdir(parents=True, exist_ok=True)
         for name in ("__init__.py", "__main__.py"):
             source = IMPORT_ROOT / OWN_PACKAGE / door / name
             shutil.copyfile(source, target / DOORS_FOLDER / door / name)
+    with tempfile.TemporaryDirectory(dir=target, prefix=f".{OWN_PACKAGE}-") as folder:
+        copy = Path(folder) / OWN_PACKAGE
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
+        shutil.copytree(IMPORT_ROOT / OWN_PACKAGE, copy, ignore=ignored)
+        copy.rename(target / OWN_PACKAGE)  # last: it is there as a whole, or not at all
 
 
 def _choose(

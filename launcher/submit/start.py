@@ -30,7 +30,7 @@ from submitrain.launcher.submit.claims import (
 )
 from submitrain.launcher.submit.dependency import Predecessor, note_successor
 from submitrain.launcher.submit.record import Redactor, command_line, make_record, read_git
-from submitrain.launcher.submit.snapshot import python_path, take_snapshot
+from submitrain.launcher.submit.snapshot import pin_own_package, python_path, take_snapshot
 from submitrain.launcher.submit.submit import (
     Cluster,
     SubmissionUnknownError,
@@ -243,6 +243,7 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan, claim: Claim) -> None:
     ``claim`` is the right to do so; the job carries its number.
     """
     record = RecordedLaunch.read(run_dir)
+    pin_own_package(run_dir)
     path = python_path(
         run_dir,
         pinned=record.pinned,

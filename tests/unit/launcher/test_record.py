@@ -18,7 +18,12 @@ from submitrain.launcher.submit.record import (
     make_record,
     read_git,
 )
-from submitrain.launcher.submit.snapshot import Snapshot, python_path, take_snapshot
+from submitrain.launcher.submit.snapshot import (
+    Snapshot,
+    pin_own_package,
+    python_path,
+    take_snapshot,
+)
 from submitrain.run_folder import RunDir
 
 TOKEN = "tok-4711-0815-abcdef"
@@ -214,3 +219,19 @@ def test_a_users_train_py_does_not_shadow_our_package(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stdout.strip() == str(run_dir.code / "submitrain" / "run_folder.py"), done.stderr
+
+
+def test_a_run_of_an_earlier_version_gets_our_package_when_it_is_resumed(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    (run_dir.code / "launcher").mkdir(parents=True)  # what the first edition pinned
+    pin_own_package(run_dir)
+    pinned = run_dir.code / "submitrain"
+    assert (pinned / "launcher/worker/rank.py").is_file() and not (pinned / "train").is_symlink()
+    (pinned / "mine.txt").write_text("a second resume changes nothing")
+    pin_own_package(run_dir)
+    assert (pinned / "mine.txt").exists()
+    assert sorted(path.name for path in run_dir.code.iterdir()) == [
+        "doors",
+        "launcher",
+        "submitrain",
+    ]
