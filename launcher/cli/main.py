@@ -283,7 +283,7 @@ def _drill_arguments(parser: argparse.ArgumentParser) -> None:
         "--faults", metavar="A,B|all", help="which faults (default: all that runs should survive)"
     )
     parser.add_argument("--list", action="store_true", help="say what faults there are, and stop")
-    parser.set_defaults(handler=lazy("submitrain.launcher.drill.session"))
+    parser.set_defaults(handler=lazy("submitrain.launcher.drill.cli"))
 
 
 def _sweep_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,12 +1,8 @@
-"""Whether two runs computed the same thing: step by step, to the last bit. Reads run folders only.
+"""Whether two runs computed the same thing, and what an interruption cost. Reads run folders only.
 
 Losses and gradient norms are compared as the hex floats that rank 0 recorded; consumed samples as
 the union over ranks. A step that was computed again after a restart must have given the same
 numbers both times.
-
-How long it took from an interruption to the first new optimizer step, and where the time went.
-
-Told from what supervisor and ranks recorded; a part that nobody recorded is simply not there.
 """
 
 from __future__ import annotations
@@ -17,10 +13,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from submitrain.attempts import Attempt, read_attempts
-from submitrain.events import Kind, Phase, read_events
+from submitrain.events import Event, Kind, Phase, read_events
 from submitrain.run_folder import RunDir
 
 MANY = 6
@@ -29,7 +24,7 @@ MANY = 6
 
 @dataclass(frozen=True)
 class StepValues:
-    """What rank 0 recorded of one step."""
+    """What rank 0 recorded of one step: nats per label token, and the norm before clipping."""
 
     loss_hex: str
     grad_norm_hex: str
@@ -41,19 +36,22 @@ class StepValues:
         """Nats per label token."""
         return float.fromhex(self.loss_hex)
 
-    @property
-    def grad_norm(self) -> float:
-        """2-norm of the whole gradient before clipping."""
-        return float.fromhex(self.grad_norm_hex)
-
     def same(self, other: StepValues) -> bool:
         """Whether both numbers are those of ``other``, bit for bit."""
         return (self.loss_hex, self.grad_norm_hex) == (other.loss_hex, other.grad_norm_hex)
 
     def distance(self, other: StepValues) -> float:
         """The larger relative difference of loss and gradient norm."""
-        pairs = [(self.loss, other.loss), (self.grad_norm, other.grad_norm)]
-        return max(_relative(a, b) for a, b in pairs)
+        norms = (float.fromhex(one.grad_norm_hex) for one in (self, other))
+        return max(_relative(self.loss, other.loss), _relative(*norms))
+
+
+def _relative(a: float, b: float) -> float:
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return math.inf
+    return abs(a - b) / max(abs(a), abs(b))
 
 
 @dataclass(frozen=True)
@@ -104,41 +102,47 @@ class Comparison:
             return "there is nothing to compare with"
         if self.identical:
             return f"identical in all {self.steps} steps, bit for bit"
-        parts = [
-            f"{words} {_named(steps)}"
-            for words, steps in (
-                ("missing", self.missing),
-                ("surplus", self.surplus),
-                ("other numbers in", self.different),
-                ("other numbers at another number of ranks in", self.rescaled),
-                ("other numbers when computed again in", self.contradictory),
-                ("other samples in", self.samples),
-            )
-            if steps
-        ]
-        largest = f"; largest relative difference {self.largest_relative:.1e}"
-        return "; ".join(parts) + (largest if self.largest_relative else "")
+        found = {
+            "missing": self.missing,
+            "surplus": self.surplus,
+            "other numbers in": self.different,
+            "other numbers at another number of ranks in": self.rescaled,
+            "other numbers when computed again in": self.contradictory,
+            "other samples in": self.samples,
+        }
+        parts = [f"{words} {_named(steps)}" for words, steps in found.items() if steps]
+        if self.largest_relative:
+            parts.append(f"largest relative difference {self.largest_relative:.1e}")
+        return "; ".join(parts)
+
+
+def _named(steps: tuple[int, ...]) -> str:
+    shown = ", ".join(str(step) for step in steps[:MANY])
+    more = f" and {len(steps) - MANY} more" if len(steps) > MANY else ""
+    return f"step{'s' if len(steps) > 1 else ''} {shown}{more}"
 
 
 def compare_runs(folder: Path, reference: Path) -> Comparison:
     """How the run in ``folder`` differs from the one in ``reference``."""
-    return compare_curves(read_curve(folder), read_curve(reference), _samples(folder, reference))
-
-
-def compare_curves(got: Curve, expected: Curve, samples: tuple[int, ...] = ()) -> Comparison:
-    """The same from what was read; ``samples`` are steps that consumed other samples."""
-    both = sorted(set(got.steps) & set(expected.steps))
+    got, expected = read_curve(folder), read_curve(reference)
+    samples, expected_samples = read_consumed(folder), read_consumed(reference)
+    both = sorted(got.steps.keys() & expected.steps.keys())
     pairs = {step: (got.steps[step], expected.steps[step]) for step in both}
-    unequal = [step for step, (a, b) in pairs.items() if not a.same(b)]
-    same_world = {step: a.world_size == b.world_size for step, (a, b) in pairs.items()}
+    unequal = {
+        step: a.world_size == b.world_size for step, (a, b) in pairs.items() if not a.same(b)
+    }
     return Comparison(
         steps=len(expected.steps),
-        missing=tuple(sorted(set(expected.steps) - set(got.steps))),
-        surplus=tuple(sorted(set(got.steps) - set(expected.steps))),
-        different=tuple(step for step in unequal if same_world[step]),
-        rescaled=tuple(step for step in unequal if not same_world[step]),
+        missing=tuple(sorted(expected.steps.keys() - got.steps.keys())),
+        surplus=tuple(sorted(got.steps.keys() - expected.steps.keys())),
+        different=tuple(step for step, same_world in unequal.items() if same_world),
+        rescaled=tuple(step for step, same_world in unequal.items() if not same_world),
         contradictory=got.contradictory,
-        samples=samples,
+        samples=tuple(
+            step
+            for step in sorted(samples.keys() & expected_samples.keys())
+            if samples[step] != expected_samples[step]
+        ),
         largest_relative=max((a.distance(b) for a, b in pairs.values()), default=0.0),
     )
 
@@ -168,39 +172,15 @@ def read_consumed(folder: Path) -> dict[int, list[int]]:
     Only runs with ``logging.log_sample_ids`` record them. Of a step computed again, the newest
     attempt's samples count.
     """
-    shares: dict[int, dict[tuple[int, int], list[int]]] = defaultdict(dict)
+    found: dict[int, dict[int, dict[int, list[int]]]] = defaultdict(lambda: defaultdict(dict))
     for path in sorted(RunDir(folder).events_dir.glob("rank*.jsonl")):
         for event in read_events(path, kinds=frozenset({Kind.SAMPLES})):
-            shares[event["step"]][(event["attempt"], event["rank"])] = event["ids"]
-    return {step: _of_newest_attempt(of_step) for step, of_step in shares.items()}
+            found[event["step"]][event["attempt"]][event["rank"]] = event["ids"]
+    return {
+        step: sorted(itertools.chain.from_iterable(attempts[max(attempts)].values()))
+        for step, attempts in found.items()
+    }
 
-
-def _of_newest_attempt(shares: Mapping[tuple[int, int], list[int]]) -> list[int]:
-    newest = max(attempt for attempt, _ in shares)
-    return sorted(i for (attempt, _), ids in shares.items() if attempt == newest for i in ids)
-
-
-def _samples(folder: Path, reference: Path) -> tuple[int, ...]:
-    got, expected = read_consumed(folder), read_consumed(reference)
-    both = set(got) & set(expected)
-    return tuple(sorted(step for step in both if got[step] != expected[step]))
-
-
-def _relative(a: float, b: float) -> float:
-    if a == b or (math.isnan(a) and math.isnan(b)):
-        return 0.0
-    if not (math.isfinite(a) and math.isfinite(b)):
-        return math.inf
-    return abs(a - b) / max(abs(a), abs(b))
-
-
-def _named(steps: tuple[int, ...]) -> str:
-    shown = ", ".join(str(step) for step in steps[:MANY])
-    more = f" and {len(steps) - MANY} more" if len(steps) > MANY else ""
-    return f"step{'s' if len(steps) > 1 else ''} {shown}{more}"
-
-
-Event = dict[str, Any]
 
 PARTS: dict[str, str] = {
     "noticed": "until the supervisor saw it",
@@ -215,14 +195,8 @@ PARTS: dict[str, str] = {
     "first_step": "reading the first batch and computing the first step",
 }
 """Parts of a recovery in the order of time, and what happens in each."""
-
-_BEGINS = {
-    Phase.RENDEZVOUS: "rendezvous",
-    Phase.DATA: "data",
-    Phase.BUILD: "build",
-    Phase.LOAD: "load",
-    Phase.FIRST_STEP: "first_step",
-}
+_PHASES = (Phase.RENDEZVOUS, Phase.DATA, Phase.BUILD, Phase.LOAD, Phase.FIRST_STEP)
+"""Those that rank 0 tells the begin of; named as the parts are."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +212,7 @@ class Recovery:
     total_s: float
     """Seconds to the end of the first step that was computed afterwards."""
     seconds: Mapping[str, float]
-    """Of ``PARTS``, in order; their sum is ``total_s``."""
+    """Of ``PARTS``, in order; their sum is ``total_s``. A part that nobody recorded is missing."""
     reached: int
     """Last step before the interruption."""
     resumed: int
@@ -252,68 +226,56 @@ class Recovery:
 
 def read_recoveries(folder: Path, faults: Sequence[float] = ()) -> list[Recovery]:
     """Every recovery of a run; ``faults`` are the known times of interruptions (UTC seconds)."""
-    stories = read_attempts(RunDir(folder))
-    events = list(read_events(RunDir(folder).events(0)))
-    by_attempt = {
-        story.number: [e for e in events if e.get("attempt") == story.number] for story in stories
-    }
+    attempts = read_attempts(RunDir(folder))
+    events: dict[int | None, list[Event]] = defaultdict(list)
+    for event in read_events(RunDir(folder).events(0)):
+        events[event.get("attempt")].append(event)
+    stepped = [one for one in attempts if any(e["kind"] == Kind.STEP for e in events[one.number])]
     found = []
-    for index, story in enumerate(stories[:-1]):
-        after = next((s for s in stories[index + 1 :] if _steps(by_attempt[s.number])), None)
-        if after is not None and story.ended_at is not None:
-            found.append(_recovery(story, after, by_attempt[after.number], faults))
+    for one in attempts[:-1]:
+        after = next((later for later in stepped if later.number > one.number), None)
+        if after is not None and one.ended_at is not None:
+            found.append(_recovery(one, after, events[after.number], faults))
     return found
 
 
 def _recovery(
-    story: Attempt, after: Attempt, events: list[Event], faults: Sequence[float]
+    ended: Attempt, after: Attempt, events: list[Event], faults: Sequence[float]
 ) -> Recovery:
-    marks = _marks(story, after, events)
-    began = _time_of_fault(story, faults) or min(marks.values())
-    marks = {part: max(began, t) for part, t in marks.items()}
+    """``events`` are those of rank 0 in the attempt ``after``."""
+    marks = _marks(ended, after, events)
+    hits = [t for t in faults if ended.started_at <= t <= (ended.ended_at or 0.0)]
+    began = max(hits, default=min(marks.values()))
     seconds, before = {}, began
-    for part in PARTS:
-        if part in marks:
-            seconds[part] = round(marks[part] - before, 3)
-            before = marks[part]
-    resumed = next((e["step"] for e in events if e["kind"] == Kind.RESUME), 0)
+    for part, t in marks.items():
+        seconds[part] = round(max(began, t) - before, 3)
+        before = max(began, t)
     return Recovery(
-        attempt=story.number,
-        cause=str(story.cause or ""),
-        action=str(story.action or ""),
+        attempt=ended.number,
+        cause=str(ended.cause or ""),
+        action=str(ended.action or ""),
         began=began,
         total_s=round(before - began, 3),
         seconds=seconds,
-        reached=story.last_step or 0,
-        resumed=resumed,
+        reached=ended.last_step or 0,
+        resumed=next((e["step"] for e in events if e["kind"] == Kind.RESUME), 0),
     )
 
 
-def _marks(story: Attempt, after: Attempt, events: list[Event]) -> dict[str, float]:
+def _marks(ended: Attempt, after: Attempt, events: list[Event]) -> dict[str, float]:
     """When each part was over (UTC seconds), in the order of ``PARTS``."""
+    begins: dict[str, float] = {}
+    for event in events:
+        if event["kind"] == Kind.PHASE and event.get("phase") in _PHASES:
+            begins.setdefault(event["phase"], event["t"])
     marks: dict[str, float | None] = {
-        "noticed": story.noticed_at,
-        "ended": story.ended_at,
+        "noticed": ended.noticed_at,
+        "ended": ended.ended_at,
         "restarted": after.started_at,
         "spawned": next((e["t"] for e in events if e["kind"] == Kind.START), None),
     }
-    begins = {
-        _BEGINS[Phase(e["phase"])]: e["t"]
-        for e in reversed(events)
-        if e["kind"] == Kind.PHASE and e.get("phase") in _BEGINS
-    }
-    parts = ["imports", *[part for part in PARTS if part in begins]]
-    for part, following in itertools.pairwise(parts):
-        marks[part] = begins[following]
-    marks[parts[-1]] = _steps(events)[0]["t"]
+    # Each part lasts until the next one begins, the last one until the first step is over.
+    parts = ["imports", *(part for part in PARTS if part in begins)]
+    marks |= {part: begins[following] for part, following in itertools.pairwise(parts)}
+    marks[parts[-1]] = next(e["t"] for e in events if e["kind"] == Kind.STEP)
     return {part: t for part in PARTS if (t := marks.get(part)) is not None}
-
-
-def _time_of_fault(story: Attempt, faults: Sequence[float]) -> float | None:
-    """The last known interruption before the end of the attempt, and after its start."""
-    begin, end = story.started_at or 0.0, story.ended_at or 0.0
-    return max((t for t in faults if begin <= t <= end), default=None)
-
-
-def _steps(events: list[Event]) -> list[Event]:
-    return [event for event in events if event["kind"] == Kind.STEP]

@@ -1,8 +1,8 @@
-"""What a drill can do to a run, what each of that needs, and what should come of it. Pure."""
+"""What a drill can do to a run, what each of that needs, and what the result should be. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,7 +11,7 @@ from submitrain.errors import UserError
 from submitrain.train.faults import Fault, FaultKind, Moment
 
 
-class Hand(StrEnum):
+class ExternalAction(StrEnum):
     """What the drill does from outside while the run goes on."""
 
     STOP = "stop and resume"
@@ -19,7 +19,7 @@ class Hand(StrEnum):
 
 
 class Expected(StrEnum):
-    """What should come of a run."""
+    """How a run should end."""
 
     SAME = "same curve"
     """It finishes with the undisturbed curve."""
@@ -31,17 +31,10 @@ class Expected(StrEnum):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a drill is held, and what of that decides what it can do."""
+    """Where a drill is held: ``cluster`` is local or slurm, ``config`` as shortened for it."""
 
     cluster: str
-    """local or slurm."""
     config: RunConfig
-    """As shortened for the drill."""
-
-    @property
-    def last_rank(self) -> int:
-        """The rank that most faults strike; not rank 0, which keeps the records."""
-        return self.config.world_size - 1
 
 
 @dataclass(frozen=True)
@@ -76,10 +69,6 @@ FEWEST_STEPS = 8
 """Below that, saves and faults would fall into the same steps."""
 
 
-def _anywhere(_place: Place) -> str | None:
-    return None
-
-
 @dataclass(frozen=True)
 class Scenario:
     """One run of a drill."""
@@ -87,19 +76,19 @@ class Scenario:
     id: str
     what: str
     """What happens, as a sentence without its end."""
-    needs: str
     causes: frozenset[str]
     """How the interrupted attempt should be classified."""
-    moment: Moment | None = None
-    kind: FaultKind | None = None
+    needs: str = "nothing"
+    fault: tuple[Moment, FaultKind] | None = None
+    """What happens inside of the last rank; rank 0 keeps the records."""
     when: str = "middle"
     """Which of ``Steps``."""
-    hand: Hand | None = None
+    action: ExternalAction | None = None
     expected: Expected = Expected.SAME
     short_time_limit: bool = False
     extra_s: float = 0.0
     """Seconds that it takes beside a second start."""
-    why_not: Callable[[Place], str | None] = _anywhere
+    why_not: Callable[[Place], str | None] = lambda _place: None
     """Why this place does not allow it; None where it does."""
 
     def step(self, steps: Steps) -> int:
@@ -108,34 +97,25 @@ class Scenario:
 
     def faults(self, place: Place, steps: Steps) -> tuple[Fault, ...]:
         """What is planned inside the ranks."""
-        if self.moment is None or self.kind is None:
+        if self.fault is None:
             return ()
-        fault = Fault(
-            id=self.id,
-            moment=self.moment,
-            kind=self.kind,
-            rank=place.last_rank,
-            step=self.step(steps),
-        )
-        return (fault,)
+        moment, kind = self.fault
+        rank = place.config.world_size - 1
+        return (Fault(id=self.id, moment=moment, kind=kind, rank=rank, step=self.step(steps)),)
 
     def default(self, place: Place) -> bool:
         """Whether it is part of a drill when nothing else is asked for."""
         return self.expected is Expected.SAME and self.why_not(place) is None
 
 
-def _on_slurm(place: Place) -> str | None:
-    return None if place.cluster == "slurm" else "there is no queue without Slurm"
-
-
-def _requeues(place: Place) -> str | None:
+def _may_requeue(place: Place) -> str | None:
     if place.cluster == "slurm" and not place.config.slurm.requeue:
         return "slurm.requeue is false"
     return None
 
 
-def _requeues_on_slurm(place: Place) -> str | None:
-    return _on_slurm(place) or _requeues(place)
+def _can_requeue(place: Place) -> str | None:
+    return _may_requeue(place) if place.cluster == "slurm" else "there is no queue without Slurm"
 
 
 def _goes_on_after_nan(place: Place) -> str | None:
@@ -150,80 +130,70 @@ REQUEUE_WAIT_S = 125.0
 
 CATALOGUE: tuple[Scenario, ...] = (
     Scenario(
-        id="kill",
-        what="a rank is killed (SIGKILL) between forward and backward",
-        needs="nothing",
-        causes=frozenset({"rank_died"}),
-        moment=Moment.STEP,
-        kind=FaultKind.KILL,
+        "kill",
+        "a rank is killed (SIGKILL) between forward and backward",
+        frozenset({"rank_died"}),
+        fault=(Moment.STEP, FaultKind.KILL),
     ),
     Scenario(
-        id="save-kill",
-        what="a rank is killed in the middle of writing a checkpoint",
-        needs="nothing",
-        causes=frozenset({"rank_died"}),
-        moment=Moment.SAVE,
-        kind=FaultKind.KILL,
+        "save-kill",
+        "a rank is killed in the middle of writing a checkpoint",
+        frozenset({"rank_died"}),
+        fault=(Moment.SAVE, FaultKind.KILL),
         when="save",
     ),
     Scenario(
-        id="corrupt",
-        what="a bit of the newest checkpoint flips, and a rank is killed",
-        needs="nothing",
-        causes=frozenset({"rank_died"}),
-        moment=Moment.STEP,
-        kind=FaultKind.CORRUPT,
+        "corrupt",
+        "a bit of the newest checkpoint flips, and a rank is killed",
+        frozenset({"rank_died"}),
+        fault=(Moment.STEP, FaultKind.CORRUPT),
         when="late",
     ),
     Scenario(
-        id="hang",
-        what="a rank stands still (SIGSTOP) in a step",
-        needs="nothing",
-        causes=frozenset({"hung"}),
-        moment=Moment.STEP,
-        kind=FaultKind.STOP,
+        "hang",
+        "a rank stands still (SIGSTOP) in a step",
+        frozenset({"hung"}),
+        fault=(Moment.STEP, FaultKind.STOP),
         extra_s=75.0,
     ),
     Scenario(
-        id="stop",
-        what="the run is stopped as you would do it, and resumed",
-        needs="nothing; on Slurm a second job",
-        causes=frozenset({"terminated", "cancelled"}),
-        hand=Hand.STOP,
+        "stop",
+        "the run is stopped as you would do it, and resumed",
+        frozenset({"terminated", "cancelled"}),
+        "nothing; on Slurm a second job",
+        action=ExternalAction.STOP,
     ),
     Scenario(
-        id="time-limit",
-        what="the time limit comes near in the middle of the run",
-        needs="slurm.requeue: true on Slurm",
-        causes=frozenset({"time_limit"}),
+        "time-limit",
+        "the time limit comes near in the middle of the run",
+        frozenset({"time_limit"}),
+        "slurm.requeue: true on Slurm",
         short_time_limit=True,
-        why_not=_requeues,
+        why_not=_may_requeue,
     ),
     Scenario(
-        id="requeue",
-        what="the job is put back into the queue (scontrol requeue)",
-        needs="Slurm, slurm.requeue: true",
-        causes=frozenset({"requeued"}),
-        hand=Hand.REQUEUE,
-        why_not=_requeues_on_slurm,
+        "requeue",
+        "the job is put back into the queue (scontrol requeue)",
+        frozenset({"requeued"}),
+        "Slurm, slurm.requeue: true",
+        action=ExternalAction.REQUEUE,
+        why_not=_can_requeue,
     ),
     Scenario(
-        id="nan",
-        what="the loss of one micro-batch is not a number",
-        needs="resilience.max_skipped_steps or max_rollbacks",
-        causes=frozenset({"not_finite", "loss_spike", "finished"}),
-        moment=Moment.STEP,
-        kind=FaultKind.NAN,
+        "nan",
+        "the loss of one micro-batch is not a number",
+        frozenset({"not_finite", "loss_spike", "finished"}),
+        "resilience.max_skipped_steps or max_rollbacks",
+        fault=(Moment.STEP, FaultKind.NAN),
         expected=Expected.FINISH,
         why_not=_goes_on_after_nan,
     ),
     Scenario(
-        id="exception",
-        what="a rank raises an exception of the program",
-        needs="nothing; it is not repaired by design: the run should stop at once",
-        causes=frozenset({"program_error"}),
-        moment=Moment.OPTIMIZER,
-        kind=FaultKind.EXCEPTION,
+        "exception",
+        "a rank raises an exception of the program",
+        frozenset({"program_error"}),
+        "nothing; it is not repaired by design: the run should stop at once",
+        fault=(Moment.OPTIMIZER, FaultKind.EXCEPTION),
         expected=Expected.STOP,
     ),
 )
@@ -239,18 +209,14 @@ def choose(asked: str | None, place: Place) -> list[Scenario]:
         return [one for one in CATALOGUE if one.default(place)]
     if asked.strip() == "all":
         return [one for one in CATALOGUE if one.why_not(place) is None]
-    return _by_name([name.strip() for name in asked.split(",") if name.strip()], place)
-
-
-def _by_name(names: Sequence[str], place: Place) -> list[Scenario]:
+    names = [name.strip() for name in asked.split(",") if name.strip()]
     known = {one.id: one for one in CATALOGUE}
-    if unknown := [name for name in names if name not in known]:
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
         raise UserError(
-            f"--faults: expected all or some of {', '.join(known)}, got {', '.join(unknown)}; "
-            "--list says what each of them does"
+            f"--faults: expected all or some of {', '.join(known)}, got "
+            f"{', '.join(unknown) or 'nothing'}; --list says what each of them does"
         )
-    if not names:
-        raise UserError(f"--faults: expected all or some of {', '.join(known)}, got nothing")
     for name in names:
         if reason := known[name].why_not(place):
             raise UserError(f"--faults: {name} is not possible here: {reason}; leave it out")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from submitrain.launcher.drill.conduct import conduct
+from submitrain.launcher.drill.follow import follow_to_the_end
 from submitrain.launcher.drill.scenarios import Steps
 from submitrain.launcher.run import Run
 from submitrain.run_folder import RunDir
@@ -125,7 +125,7 @@ def test_a_run_that_makes_no_step_for_too_long_is_given_up(tmp_path: Path) -> No
     screen = Quiet()
     stuck = {"moment": "rendezvous", "kind": "hang", "rank": 1}
     run = launch_faulty(tiny_config(tmp_path, resilience={"kill_wait_s": 2}), stuck)
-    conducted = conduct(
+    conducted = follow_to_the_end(
         run, None, steps=Steps.of(8), patience_s=1.0, expected_s=None, screen=screen
     )
     assert conducted.status.state == "cancelled"

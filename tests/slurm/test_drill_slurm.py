@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from submitrain.launcher.drill.session import hold
-from submitrain.launcher.drill.settings import Request, plan_drill
+from submitrain.launcher.drill.cli import hold
+from submitrain.launcher.drill.plan import Request, plan_drill
 from tests.cluster.cluster import SlurmCluster
 from tests.cluster.fixtures import require_slurm
 from tests.cluster.options import ClusterOptions

@@ -15,10 +15,7 @@ from submitrain.config import RunConfig
 from submitrain.errors import UserError
 from submitrain.launcher.cli.main import main
 from submitrain.launcher.drill.compare import Comparison
-from submitrain.launcher.drill.judge import CONTROL, UNDISTURBED, Injection, Outcome, judged
-from submitrain.launcher.drill.report import sentence
-from submitrain.launcher.drill.scenarios import CATALOGUE, Expected, Place, Scenario, Steps, choose
-from submitrain.launcher.drill.settings import (
+from submitrain.launcher.drill.plan import (
     Measured,
     pace_of,
     paced,
@@ -26,6 +23,9 @@ from submitrain.launcher.drill.settings import (
     shrunk,
     time_limit_overrides,
 )
+from submitrain.launcher.drill.report import sentence
+from submitrain.launcher.drill.result import CONTROL, UNDISTURBED, Injection, Outcome, judged
+from submitrain.launcher.drill.scenarios import CATALOGUE, Expected, Place, Scenario, Steps, choose
 from tests.tiny import tiny_config
 
 BY_ID = {one.id: one for one in CATALOGUE}
@@ -83,7 +83,7 @@ def test_every_scenario_expects_causes_that_the_supervisor_knows_of() -> None:
     known = {str(cause) for cause in Cause} | {"hung", "loss_spike"}
     assert all(one.causes <= known for one in CATALOGUE)
     assert all(
-        one.faults(place(), Steps.of(20)) or one.hand or one.short_time_limit for one in CATALOGUE
+        one.faults(place(), Steps.of(20)) or one.action or one.short_time_limit for one in CATALOGUE
     )
 
 
@@ -303,7 +303,7 @@ def test_a_run_is_judged_by_what_it_should_have_done(name: str) -> None:
     outcome, scenario, control, ok, verdict, advice = JUDGED[name]
     found = judged(outcome, BY_ID[scenario], control=control)
     assert found.ok is ok
-    assert verdict in found.verdict
+    assert verdict in found.result
     assert advice in found.advice
     assert bool(advice) == bool(found.advice)
 
@@ -312,8 +312,8 @@ def test_the_undisturbed_run_must_finish() -> None:
     assert judged(replace(CALM, ok=False), None, control=None).ok
     failed = judged(replace(CALM, state="failed", why="no disk"), None, control=None)
     assert not failed.ok
-    assert "no disk" in failed.verdict
-    assert sentence([failed]).startswith("No verdict")
+    assert "no disk" in failed.result
+    assert sentence([failed]).startswith("No result")
 
 
 def test_the_last_sentence_counts() -> None:
@@ -326,7 +326,7 @@ def test_the_last_sentence_counts() -> None:
     assert sentence([CALM, good], unfinished="interrupted").startswith(
         "Interrupted; so far the fault"
     )
-    assert sentence([], unfinished="interrupted").startswith("No verdict: interrupted")
+    assert sentence([], unfinished="interrupted").startswith("No result: interrupted")
     assert sentence([CALM], unfinished="still running") == (
         "Still running; so far no fault has struck yet."
     )

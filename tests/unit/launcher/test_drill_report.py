@@ -11,17 +11,16 @@ from rich.console import Console
 from submitrain.attempts import Action, Attempt, Cause
 from submitrain.config import RunConfig
 from submitrain.launcher.drill.compare import Comparison, Recovery
-from submitrain.launcher.drill.judge import UNDISTURBED, Injection, Outcome, judged
+from submitrain.launcher.drill.plan import DrillPlan, Request, Settings
 from submitrain.launcher.drill.report import (
     HTML_NAME,
     JSON_NAME,
     Report,
     drill_page,
     report_parts,
-    write_report,
 )
+from submitrain.launcher.drill.result import UNDISTURBED, Injection, Outcome, judged
 from submitrain.launcher.drill.scenarios import CATALOGUE, Place, Steps
-from submitrain.launcher.drill.settings import DrillPlan, Request, Settings
 
 
 def attempt(
@@ -66,7 +65,7 @@ CALM = Outcome(
     comparison=None,
     losses=((1, 3.0), (2, 2.5), (3, 2.25), (4, 2.0)),
     ok=True,
-    verdict="finished",
+    result="finished",
 )
 KILLED = replace(
     CALM,
@@ -135,7 +134,7 @@ def test_the_page_tells_the_same_and_escapes_what_it_did_not_write() -> None:
     assert "cfg&lt;1&gt;.yaml" in page
     assert "rank 1: &lt;SIGKILL&gt;" in page
     assert "<SIGKILL>" not in page
-    assert 'class="verdict good"' in page
+    assert 'class="result good"' in page
     assert "kill at step, step 3" in page, "the mark in the chart says what struck"
     assert "the model keeps its size" in page
     assert "checkpoint refused: step-00000002: size differs" in page
@@ -146,8 +145,8 @@ def test_the_page_tells_the_same_and_escapes_what_it_did_not_write() -> None:
 def test_a_page_of_a_drill_that_came_to_nothing_has_no_charts() -> None:
     page = drill_page(report_of(replace(CALM, state="failed", why="no disk", losses=())))
     assert "<svg" not in page
-    assert 'class="verdict bad"' in page
-    assert "No verdict" in page
+    assert 'class="result bad"' in page
+    assert "No result" in page
 
 
 def test_both_files_are_written_and_the_numbers_survive_json(tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_both_files_are_written_and_the_numbers_survive_json(tmp_path: Path) -> 
         comparison=replace(DIFFERENT, largest_relative=float("inf")),
     )
     report = report_of(CALM, odd, folder=tmp_path)
-    write_report(report)
+    report.write()
     found = json.loads((tmp_path / JSON_NAME).read_text(), parse_constant=lambda word: 1 / 0)
     assert found["runs"][1]["losses"] == [[1, "nan"]]
     assert found["runs"][1]["comparison"]["largest_relative"] == "inf"

@@ -1,7 +1,6 @@
-"""Holds a whole drill, run by run, and keeps its report up to date.
+"""``python -m launcher drill``: holds a drill, run by run, and shows its report."""
 
-``python -m launcher drill``: holds a drill and shows what came of it.
-"""
+# ruff: noqa: T201 - printing is what a command line does
 
 from __future__ import annotations
 
@@ -18,24 +17,8 @@ from submitrain.events import Kind, read_events
 from submitrain.launcher.cli.commands import log_to_stderr
 from submitrain.launcher.cli.screen import Screen, make_screen
 from submitrain.launcher.drill.compare import Comparison
-from submitrain.launcher.drill.conduct import Conducted, abort, conduct
-from submitrain.launcher.drill.judge import (
-    CONTROL,
-    INTERRUPTED,
-    UNDISTURBED,
-    Outcome,
-    judged,
-    read_outcome,
-)
-from submitrain.launcher.drill.report import (
-    HTML_NAME,
-    Report,
-    catalogue_table,
-    report_parts,
-    write_report,
-)
-from submitrain.launcher.drill.scenarios import CATALOGUE, REQUEUE_WAIT_S, Expected, Place, Scenario
-from submitrain.launcher.drill.settings import (
+from submitrain.launcher.drill.follow import Followed, abort, follow_to_the_end
+from submitrain.launcher.drill.plan import (
     DrillPlan,
     Measured,
     Request,
@@ -44,6 +27,16 @@ from submitrain.launcher.drill.settings import (
     plan_drill,
     time_limit_overrides,
 )
+from submitrain.launcher.drill.report import HTML_NAME, Report, catalogue_table, report_parts
+from submitrain.launcher.drill.result import (
+    CONTROL,
+    INTERRUPTED,
+    UNDISTURBED,
+    Outcome,
+    judged,
+    read_outcome,
+)
+from submitrain.launcher.drill.scenarios import CATALOGUE, REQUEUE_WAIT_S, Expected, Scenario
 from submitrain.launcher.plan.prepare import prepare
 from submitrain.launcher.run import Run
 from submitrain.launcher.submit.start import start
@@ -58,6 +51,57 @@ PATIENCE = 10.0
 """Times the undisturbed run's duration, after which a disturbed one without a step is given up."""
 
 
+def main(options: argparse.Namespace) -> int:
+    """Hold a drill; 0 when every run ended as it should, 1 otherwise.
+
+    Raises:
+        UserError: the input is wrong; nothing was started.
+    """
+    log_to_stderr()
+    asked = ("config", "cluster", "steps", "shrink", "faults")
+    chosen = {name: getattr(options, name) for name in asked}
+    plan = plan_drill(Request(overrides=tuple(options.overrides), **chosen))
+    if options.list:
+        _show_list(plan, as_json=options.json)
+        return 0
+    with ExitStack() as stack:
+        screen = make_screen(stack)
+        world_size = plan.place.config.world_size
+        screen.say(
+            f"drill of {plan.request.config} on {plan.place.cluster} ({plan.cluster_reason}): "
+            f"{world_size} rank{'s' if world_size > 1 else ''}, "
+            f"{plan.steps.total} steps; faults: {', '.join(one.id for one in plan.scenarios)}"
+        )
+        for warning in plan.settings.warnings:
+            screen.say(f"warning: {warning}")
+        report = hold(plan, screen)
+    if options.json:
+        print(json.dumps(report.as_json(), indent=1))
+    else:
+        page = f"report: {report.folder / HTML_NAME}"
+        out = console()
+        for part in report_parts(report):
+            out.print(part, markup=False, highlight=False)
+        out.print(page, markup=False, highlight=False, soft_wrap=True)
+    return 0 if report.ok else 1
+
+
+def _show_list(plan: DrillPlan, *, as_json: bool) -> None:
+    if not as_json:
+        console().print(catalogue_table(CATALOGUE, plan.place).on_terminal())
+        return
+    place = plan.place
+    rows = [
+        {
+            **{name: getattr(one, name) for name in ("id", "what", "needs")},
+            "default": one.default(place),
+            "why_not": one.why_not(place),
+        }
+        for one in CATALOGUE
+    ]
+    print(json.dumps(rows, indent=1))
+
+
 def hold(plan: DrillPlan, screen: Screen) -> Report:
     """Run after run; Ctrl-C cancels the current one and ends the drill with what there is.
 
@@ -65,13 +109,17 @@ def hold(plan: DrillPlan, screen: Screen) -> Report:
         SubmitrainError: not even the first run could be started; nothing stays behind.
     """
     report = Report(plan, _make_folder(plan.runs_dir), time.time())
-    session = _Session(plan, report, screen)
+    drill = _Drill(plan, report, screen)
     try:
-        session.all_runs()
+        drill.all_runs()
     except KeyboardInterrupt:
         report.interrupted = True
         screen.say("interrupted")
-        _abort_others(report, screen)
+        # Cancel what Ctrl-C caught between its submission and its being followed, too.
+        known = {outcome.folder for outcome in report.outcomes}
+        for folder in list_runs(report.folder):
+            if str(folder) not in known:
+                abort(Run(folder), screen)
     except SubmitrainError as error:
         if not report.outcomes:
             shutil.rmtree(report.folder, ignore_errors=True)
@@ -79,12 +127,12 @@ def hold(plan: DrillPlan, screen: Screen) -> Report:
         report.problem = str(error)
         screen.say(f"error: {error}")
     report.ended_at = time.time()
-    session.judge()
-    write_report(report)
+    drill.judge()
+    report.write()
     return report
 
 
-class _Session:
+class _Drill:
     def __init__(self, plan: DrillPlan, report: Report, screen: Screen) -> None:
         self._plan, self._report, self._screen = plan, report, screen
         self._scenario_of = {one.id: one for one in plan.scenarios}
@@ -129,45 +177,53 @@ class _Session:
 
     def _run(self, name: str, scenario: Scenario | None) -> Outcome:
         reference = Path(self._report.outcomes[0].folder) if self._report.outcomes else None
-        pace_s = self._pace_s(scenario)
         overrides = [*self._plan.overrides, f"name={name}", f"runs_dir={self._report.folder}"]
         faults: tuple[Fault, ...] = ()
-        if scenario is not None:
-            overrides += self._time_limit(scenario, pace_s)
-            faults = scenario.faults(self._plan.place, self._plan.steps)
-            faults += paced(scenario, pace_s, self._plan.steps)
+        if scenario is not None and self._measured is not None:
+            steps = self._plan.steps
+            pace_s = pace_of(scenario, self._measured, steps)
+            if scenario.short_time_limit:
+                overrides += time_limit_overrides(
+                    self._measured,
+                    configured_s=self._plan.place.config.slurm.time,
+                    pace_s=pace_s,
+                    steps=steps,
+                )
+            faults = scenario.faults(self._plan.place, steps) + paced(scenario, pace_s, steps)
         cluster = self._plan.place.cluster
         prepared = prepare(self._plan.request.config, overrides=overrides, cluster=cluster)
         run = Run(start(prepared, faults=faults).root)
-        conducted, interrupt = self._conduct(run, scenario)
+        followed, interrupt = self._follow(run, scenario)
         outcome = read_outcome(
             scenario,
             run.folder,
             name=name,
-            state=INTERRUPTED if interrupt else str(conducted.status.state),
-            why="; ".join(text for text in (conducted.problem, conducted.status.why) if text),
-            duration_s=conducted.duration_s,
-            by_hand=conducted.by_hand,
+            state=INTERRUPTED if interrupt else str(followed.status.state),
+            why="; ".join(text for text in (followed.problem, followed.status.why) if text),
+            duration_s=followed.duration_s,
+            external=followed.external,
             reference=reference,
         )
         outcome = judged(outcome, scenario, control=self._control)
         self._report.outcomes.append(outcome)
-        self._screen.say(f"  {'ok' if outcome.ok else 'NOT OK'}: {outcome.verdict}")
-        write_report(self._report)
+        self._screen.say(f"  {'ok' if outcome.ok else 'NOT OK'}: {outcome.result}")
+        self._report.write()
         if interrupt is not None:
             raise interrupt
         return outcome
 
-    def _conduct(
+    def _follow(
         self, run: Run, scenario: Scenario | None
-    ) -> tuple[Conducted, KeyboardInterrupt | None]:
-        began = time.monotonic()
+    ) -> tuple[Followed, KeyboardInterrupt | None]:
+        began, patience_s = time.monotonic(), FIRST_PATIENCE_S
+        if self._measured is not None:
+            patience_s = max(LEAST_PATIENCE_S, PATIENCE * self._measured.total_s)
         try:
-            return conduct(
+            return follow_to_the_end(
                 run,
                 scenario,
                 steps=self._plan.steps,
-                patience_s=self._patience_s(),
+                patience_s=patience_s,
                 expected_s=None if scenario is None else self._expected_s(scenario),
                 screen=self._screen,
             ), None
@@ -175,27 +231,7 @@ class _Session:
             status = run.status()
             with suppress(KeyboardInterrupt):
                 status = abort(run, self._screen)
-            return Conducted(status, time.monotonic() - began), interrupt
-
-    def _pace_s(self, scenario: Scenario | None) -> float:
-        if scenario is None or self._measured is None:
-            return 0.0
-        return pace_of(scenario, self._measured, self._plan.steps)
-
-    def _time_limit(self, scenario: Scenario, pace_s: float) -> list[str]:
-        if not scenario.short_time_limit or self._measured is None:
-            return []
-        return time_limit_overrides(
-            self._measured,
-            configured_s=self._plan.place.config.slurm.time,
-            pace_s=pace_s,
-            steps=self._plan.steps,
-        )
-
-    def _patience_s(self) -> float:
-        if self._measured is None:
-            return FIRST_PATIENCE_S
-        return max(LEAST_PATIENCE_S, PATIENCE * self._measured.total_s)
+            return Followed(status, time.monotonic() - began), interrupt
 
     def _expected_s(self, scenario: Scenario) -> float:
         assert self._measured is not None
@@ -206,14 +242,6 @@ class _Session:
         wait_s = REQUEUE_WAIT_S if requeues else 0.0
         again_s = self._measured.started_s
         return self._measured.total_s + again_s + pace_s + wait_s + scenario.extra_s
-
-
-def _abort_others(report: Report, screen: Screen) -> None:
-    """Cancel what Ctrl-C caught between its submission and its being followed."""
-    known = {outcome.folder for outcome in report.outcomes}
-    for folder in list_runs(report.folder):
-        if str(folder) not in known:
-            abort(Run(folder), screen)
 
 
 def measure(outcome: Outcome) -> Measured:
@@ -232,7 +260,12 @@ def measure(outcome: Outcome) -> Measured:
 def _make_folder(runs_dir: Path) -> Path:
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
-        return _new_folder(runs_dir)
+        while True:
+            folder = runs_dir / time.strftime("drill-%Y%m%dT%H%M%S", time.gmtime())
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+            time.sleep(0.2)  # another drill began in this second
     except OSError as error:
         raise UserError(
             f"runs_dir: expected a folder that can be written, got {runs_dir}: {error.strerror}; "
@@ -240,87 +273,7 @@ def _make_folder(runs_dir: Path) -> Path:
         ) from error
 
 
-def _new_folder(runs_dir: Path) -> Path:
-    while True:
-        folder = runs_dir / time.strftime("drill-%Y%m%dT%H%M%S", time.gmtime())
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            time.sleep(0.2)  # another drill began in this second
-            continue
-        return folder
-
-
 def _free_checkpoints(folder: Path) -> None:
     """Delete the checkpoints of a run that needs no further look: they may be large."""
     for path in RunDir(folder).checkpoints.resolve().glob("step-*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-# ruff: noqa: T201 - printing is what a command line does
-
-
-def main(options: argparse.Namespace) -> int:
-    """Hold a drill; 0 when every run ended as it should, 1 otherwise.
-
-    Raises:
-        UserError: the input is wrong; nothing was started.
-    """
-    log_to_stderr()
-    plan = plan_drill(
-        Request(
-            config=options.config,
-            overrides=tuple(options.overrides),
-            cluster=options.cluster,
-            steps=options.steps,
-            shrink=options.shrink,
-            faults=options.faults,
-        )
-    )
-    if options.list:
-        return _show_list(plan.place, as_json=options.json)
-    with ExitStack() as stack:
-        screen = make_screen(stack)
-        _introduce(plan, screen)
-        report = hold(plan, screen)
-    _show(report, as_json=options.json)
-    return 0 if report.ok else 1
-
-
-def _show_list(place: Place, *, as_json: bool) -> int:
-    if as_json:
-        rows = [
-            {
-                "id": one.id,
-                "what": one.what,
-                "needs": one.needs,
-                "default": one.default(place),
-                "why_not": one.why_not(place),
-            }
-            for one in CATALOGUE
-        ]
-        print(json.dumps(rows, indent=1))
-    else:
-        console().print(catalogue_table(CATALOGUE, place))
-    return 0
-
-
-def _introduce(plan: DrillPlan, screen: Screen) -> None:
-    config = plan.place.config
-    screen.say(
-        f"drill of {plan.request.config} on {plan.place.cluster} ({plan.cluster_reason}): "
-        f"{config.world_size} rank{'s' if config.world_size > 1 else ''}, "
-        f"{plan.steps.total} steps; faults: {', '.join(one.id for one in plan.scenarios)}"
-    )
-    for warning in plan.settings.warnings:
-        screen.say(f"warning: {warning}")
-
-
-def _show(report: Report, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report.as_json(), indent=1))
-        return
-    out = console()
-    for part in report_parts(report):
-        out.print(part, markup=False, highlight=False)
-    out.print(f"report: {report.folder / HTML_NAME}", markup=False, highlight=False, soft_wrap=True)

@@ -1,8 +1,7 @@
-"""How the user's configuration becomes a short one for drills: overrides on top of theirs. Pure.
+"""What a drill will do, worked out before anything is started.
 
-What is trained stays what it was, apart from its length; with ``shrink`` the model gets smaller.
-
-What a drill will do, worked out before anything is started.
+The user's configuration becomes a short one by overrides on top of theirs. What is trained stays
+what it was, apart from its length; with ``shrink`` the model gets smaller.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ LEAD_SHARE = 0.6
 """Share of the undisturbed run's steps before its time limit strikes, in the drill of that."""
 SAVE_ROOM_S = 600.0
 """Seconds between the stop and the limit: a lead too short for the checkpoint is refused."""
-SLOWEST_HAND_S = 5.0
+SLOWEST_ACTION_S = 5.0
 """Seconds that a stop from outside may take to reach the ranks (scancel, a polled file)."""
 PACE = "pace"
 """Id of the fault that only makes steps longer."""
@@ -73,9 +72,16 @@ def settings_of(config: RunConfig, *, steps: int, shrink: bool) -> Settings:
         "logging.log_every_steps": 1,
         "logging.log_sample_ids": "true",
         "slurm.time": f"{min(config.slurm.time, LONGEST_JOB_S)}s",
-        **_validation(config, steps),
-        **_warmup(config, shape),
     }
+    if (data := config.validation_dataset) is not None:
+        limit = min(data.num_samples_limit or VALIDATION_SAMPLES, VALIDATION_SAMPLES)
+        changes["step_scheduler.val_every_steps"] = steps // 2
+        changes["validation_dataset.num_samples_limit"] = limit
+    if config.warmup_steps > shape.save_every:
+        # A warm-up that would outlast the drill is cut, under the key by which it was given.
+        given = config.step_scheduler.warmup_steps
+        key = "step_scheduler.warmup_steps" if given else "lr_scheduler.lr_warmup_steps"
+        changes[key] = shape.save_every
     for tracker in ("wandb", "tensorboard", "trackio"):
         if getattr(config, tracker) is not None:
             changes[f"{tracker}.enabled"] = "false"
@@ -84,26 +90,6 @@ def settings_of(config: RunConfig, *, steps: int, shrink: bool) -> Settings:
         smaller, warnings = shrunk(config.model.config)
         changes |= {f"model.config.{key}": value for key, value in smaller.items()}
     return Settings(tuple(f"{key}={value}" for key, value in changes.items()), warnings)
-
-
-def _validation(config: RunConfig, steps: int) -> dict[str, object]:
-    data = config.validation_dataset
-    if data is None:
-        return {}
-    limit = min(data.num_samples_limit or VALIDATION_SAMPLES, VALIDATION_SAMPLES)
-    return {
-        "step_scheduler.val_every_steps": steps // 2,
-        "validation_dataset.num_samples_limit": limit,
-    }
-
-
-def _warmup(config: RunConfig, shape: Steps) -> dict[str, object]:
-    """A warm-up that would outlast the drill is cut, under the key by which it was given."""
-    if config.warmup_steps <= shape.save_every:
-        return {}
-    if config.step_scheduler.warmup_steps:
-        return {"step_scheduler.warmup_steps": shape.save_every}
-    return {"lr_scheduler.lr_warmup_steps": shape.save_every}
 
 
 def shrunk(model: Mapping[str, Any] | None) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -117,38 +103,34 @@ def shrunk(model: Mapping[str, Any] | None) -> tuple[dict[str, int], tuple[str, 
             "--shrink: the model is not given as an inline model.config, so its size stays; "
             "give the sizes there, or leave the option out",
         )
-    smaller: dict[str, int] = {}
-    for key in ("num_hidden_layers", "n_layer"):
-        if _number(model, key) > SMALL_LAYERS and "layer_types" not in model:
-            smaller[key] = SMALL_LAYERS
-    smaller |= _narrower(model)
+    sizes = {key: value if isinstance(value, int) else 0 for key, value in model.items()}
+    smaller = {
+        key: SMALL_LAYERS
+        for key in ("num_hidden_layers", "n_layer")
+        if sizes.get(key, 0) > SMALL_LAYERS and "layer_types" not in model
+    }
+    smaller |= _narrower(sizes)
     if smaller:
         return smaller, ()
     return {}, ("--shrink: the model is small already, or of a family whose keys are not known",)
 
 
-def _narrower(model: Mapping[str, Any]) -> dict[str, int]:
+def _narrower(sizes: Mapping[str, int]) -> dict[str, int]:
     """Fewer heads of the same size; the other widths follow in proportion."""
-    hidden, heads = _number(model, "hidden_size"), _number(model, "num_attention_heads")
+    hidden, heads = sizes.get("hidden_size", 0), sizes.get("num_attention_heads", 0)
     if hidden <= SMALL_WIDTH or not heads or hidden % heads:
         return {}
-    groups = _number(model, "num_key_value_heads") or heads
-    per_group = max(1, heads // groups)
+    per_group = max(1, heads // (sizes.get("num_key_value_heads") or heads))
     head_size = hidden // heads
     fewer = max(per_group, SMALL_WIDTH // head_size // per_group * per_group)
     if fewer >= heads:
         return {}
     changed = {"num_attention_heads": fewer, "hidden_size": fewer * head_size}
-    if "num_key_value_heads" in model:
+    if "num_key_value_heads" in sizes:
         changed["num_key_value_heads"] = fewer // per_group
-    if wide := _number(model, "intermediate_size"):
+    if wide := sizes.get("intermediate_size"):
         changed["intermediate_size"] = 8 * math.ceil(wide * fewer / heads / 8)
     return changed
-
-
-def _number(model: Mapping[str, Any], key: str) -> int:
-    value = model.get(key)
-    return value if isinstance(value, int) else 0
 
 
 @dataclass(frozen=True)
@@ -193,8 +175,8 @@ def pace_of(scenario: Scenario, measured: Measured, steps: Steps) -> float:
     if scenario.short_time_limit:
         wanted_s = 2 * measured.started_s
         return round(max(0.0, (wanted_s - measured.steps_s) / steps.total), 3)
-    if scenario.hand is not None:
-        return round(max(0.0, SLOWEST_HAND_S / steps.save_every - measured.step_s), 3)
+    if scenario.action is not None:
+        return round(max(0.0, SLOWEST_ACTION_S / steps.save_every - measured.step_s), 3)
     return 0.0
 
 
@@ -203,7 +185,7 @@ def paced(scenario: Scenario, pace_s: float, steps: Steps) -> tuple[Fault, ...]:
     if not pace_s:
         return ()
     begin = 1 if scenario.short_time_limit else scenario.step(steps)
-    fault = Fault(
+    slow = Fault(
         id=PACE,
         moment=Moment.STEP,
         kind=FaultKind.SLOW,
@@ -212,7 +194,7 @@ def paced(scenario: Scenario, pace_s: float, steps: Steps) -> tuple[Fault, ...]:
         times=steps.total,
         seconds=pace_s,
     )
-    return (fault,)
+    return (slow,)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""Judges the runs of a drill by their run folders: what happened, how long it took, is it the same.
-
-Reading is one function, judging is pure.
-"""
+"""One run of a drill: what its folder tells, and whether that is what it should be."""
 
 from __future__ import annotations
 
@@ -19,8 +16,8 @@ from submitrain.launcher.drill.compare import (
     compare_runs,
     read_recoveries,
 )
+from submitrain.launcher.drill.plan import PACE
 from submitrain.launcher.drill.scenarios import Expected, Scenario
-from submitrain.launcher.drill.settings import PACE
 from submitrain.run_folder import RunDir
 from submitrain.train.faults import read_fired
 
@@ -62,7 +59,8 @@ class Outcome:
     losses: tuple[tuple[int, float], ...]
     """(step, loss) in the order in which they were computed: repetitions show."""
     ok: bool = False
-    verdict: str = ""
+    result: str = ""
+    """One sentence."""
     advice: str = ""
 
     @property
@@ -88,6 +86,7 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         """Plain values; times in seconds."""
         value = asdict(self)
+        value["verdict"] = value.pop("result")
         value["attempts"] = [one.as_json() for one in self.attempts]
         value["losses"] = [(step, _json_number(loss)) for step, loss in self.losses]
         if self.comparison is not None:
@@ -98,8 +97,8 @@ class Outcome:
             }
         for plain, one in zip(value["recoveries"], self.recoveries, strict=True):
             plain["lost_steps"] = one.lost_steps
-        more = {"cause": self.cause, "action": self.action, "recovery_s": self.recovery_s}
-        return {**value, **more, "lost_steps": self.lost_steps}
+        more = ("cause", "action", "recovery_s", "lost_steps")
+        return {**value, **{name: getattr(self, name) for name in more}}
 
 
 def _json_number(value: float) -> float | str:
@@ -114,20 +113,28 @@ def read_outcome(
     state: str,
     why: str,
     duration_s: float,
-    by_hand: Sequence[Injection] = (),
+    external: Sequence[Injection] = (),
     reference: Path | None = None,
 ) -> Outcome:
     """What the run folder of one scenario tells; not judged yet."""
     run_dir = RunDir(folder)
-    fired = [one for one in read_fired(run_dir) if one.id.partition("~")[0] != PACE]
-    inside = [
-        Injection(f"{one.kind} at {one.moment}", one.t, one.step, one.attempt, one.rank, one.host)
-        for one in fired
-    ]
     attempts = tuple(read_attempts(run_dir))
-    injections = tuple(sorted([*inside, *by_hand], key=lambda one: one.t))
     if scenario is not None and scenario.short_time_limit:
-        injections = time_limits(attempts)
+        # It strikes when the supervisor asks the ranks to stop for it.
+        injections = tuple(
+            Injection("time limit", one.noticed_at, one.last_step or 0, one.number, None, "")
+            for one in attempts
+            if one.cause is Cause.TIME_LIMIT and one.noticed_at is not None
+        )
+    else:
+        inside = [
+            Injection(
+                f"{one.kind} at {one.moment}", one.t, one.step, one.attempt, one.rank, one.host
+            )
+            for one in read_fired(run_dir)
+            if one.id.partition("~")[0] != PACE
+        ]
+        injections = tuple(sorted([*inside, *external], key=lambda one: one.t))
     events = list(read_events(run_dir.events(0)))
     return Outcome(
         id=name,
@@ -153,31 +160,32 @@ def read_outcome(
     )
 
 
-def time_limits(attempts: Sequence[Attempt]) -> tuple[Injection, ...]:
-    """A time limit strikes when the supervisor asks the ranks to stop for it."""
-    return tuple(
-        Injection("time limit", one.noticed_at, one.last_step or 0, one.number, None, "")
-        for one in attempts
-        if one.cause is Cause.TIME_LIMIT and one.noticed_at is not None
-    )
-
-
 def judged(outcome: Outcome, scenario: Scenario | None, *, control: Comparison | None) -> Outcome:
-    """The outcome with its verdict, and advice where it is not what it should be.
+    """The outcome with its result, and advice where it is not what it should be.
 
     ``control`` compares a second undisturbed run with the first; None when there was no need.
     """
-    ok, verdict, advice = _judge(outcome, scenario, control)
-    return replace(outcome, ok=ok, verdict=verdict, advice=advice)
-
-
-def _judge(
-    outcome: Outcome, scenario: Scenario | None, control: Comparison | None
-) -> tuple[bool, str, str]:
     if outcome.state == INTERRUPTED:
-        return False, "interrupted by you", ""
-    if scenario is None:
-        return _judge_undisturbed(outcome)
+        ok, result, advice = False, "interrupted by you", ""
+    elif scenario is None:
+        ok, result, advice = _judge_undisturbed(outcome)
+    else:
+        ok, result, advice = _judge_disturbed(outcome, scenario, control)
+    return replace(outcome, ok=ok, result=result, advice=advice)
+
+
+def _judge_undisturbed(outcome: Outcome) -> tuple[bool, str, str]:
+    if outcome.state != "finished":
+        return False, f"the undisturbed run {outcome.state}: {outcome.why}", _diagnose(outcome)
+    if outcome.comparison is not None and not outcome.comparison.identical:
+        return False, f"undisturbed again: {outcome.comparison.text}", ""
+    return True, "finished", ""
+
+
+def _judge_disturbed(
+    outcome: Outcome, scenario: Scenario, control: Comparison | None
+) -> tuple[bool, str, str]:
+    expected = " or ".join(sorted(scenario.causes))
     if not outcome.injections:
         why = f": {outcome.why}" if outcome.why else ""
         return (
@@ -186,69 +194,37 @@ def _judge(
             "the run ended before it was due: give it more --steps, or see its logs",
         )
     if scenario.expected is Expected.STOP:
-        return _judge_stop(outcome, scenario)
+        if outcome.state == "failed" and outcome.cause in scenario.causes:
+            return True, f"stopped at once, as it should: {outcome.why}", ""
+        text = f"should have stopped as {expected}, but {outcome.state} as {outcome.cause}"
+        return False, text, _diagnose(outcome)
     if outcome.state != "finished":
-        return (
-            False,
-            f"did not come back: {outcome.state} ({outcome.why or 'no reason recorded'})",
-            f"python -m monitor diagnose {outcome.folder}",
-        )
-    if scenario.expected is Expected.FINISH:
-        return True, f"finished{_classified(outcome, scenario)}", ""
-    return _judge_curve(outcome, scenario, control)
-
-
-def _judge_undisturbed(outcome: Outcome) -> tuple[bool, str, str]:
-    if outcome.state != "finished":
-        return (
-            False,
-            f"the undisturbed run {outcome.state}: {outcome.why}",
-            f"python -m monitor diagnose {outcome.folder}",
-        )
-    if outcome.comparison is not None and not outcome.comparison.identical:
-        return False, f"undisturbed again: {outcome.comparison.text}", ""
-    return True, "finished", ""
-
-
-def _judge_stop(outcome: Outcome, scenario: Scenario) -> tuple[bool, str, str]:
-    if outcome.state == "failed" and outcome.cause in scenario.causes:
-        return True, f"stopped at once, as it should: {outcome.why}", ""
-    return (
-        False,
-        f"should have stopped as {_names(scenario)}, but {outcome.state} as {outcome.cause}",
-        f"python -m monitor diagnose {outcome.folder}",
-    )
-
-
-def _judge_curve(
-    outcome: Outcome, scenario: Scenario, control: Comparison | None
-) -> tuple[bool, str, str]:
+        why = outcome.why or "no reason recorded"
+        return False, f"did not come back: {outcome.state} ({why})", _diagnose(outcome)
+    otherwise = f" (classified as {outcome.cause}, expected {expected})"
+    otherwise = "" if outcome.cause in scenario.causes else otherwise
     comparison = outcome.comparison or Comparison(0)
-    if comparison.identical or comparison.alike:
-        return True, f"{comparison.text}{_classified(outcome, scenario)}", ""
+    if scenario.expected is Expected.FINISH:
+        return True, f"finished{otherwise}", ""
+    if comparison.alike:
+        return True, f"{comparison.text}{otherwise}", ""
+    return False, f"finished, {comparison.text}", _advice_on_a_difference(control)
+
+
+def _diagnose(outcome: Outcome) -> str:
+    return f"python -m monitor diagnose {outcome.folder}"
+
+
+def _advice_on_a_difference(control: Comparison | None) -> str:
     if control is None:
-        return False, f"finished, {comparison.text}", ""
-    if not control.alike:
+        return ""
+    if control.alike:
         return (
-            False,
-            f"finished, {comparison.text}",
-            "two undisturbed runs of this configuration differ as well (largest relative "
-            f"difference {control.largest_relative:.1e}): its kernels are not deterministic here, "
-            "so that a difference says nothing about the recovery",
+            "two undisturbed runs agree, so this recovery was not exact: look for state that is "
+            "not a function of the step (a data set, optimizer or model of your own), and report it"
         )
     return (
-        False,
-        f"finished, {comparison.text}",
-        "two undisturbed runs agree, so this recovery was not exact: look for state that is not a "
-        "function of the step (a data set, optimizer or model of your own), and report it",
+        "two undisturbed runs of this configuration differ as well (largest relative difference "
+        f"{control.largest_relative:.1e}): its kernels are not deterministic here, so that a "
+        "difference says nothing about the recovery"
     )
-
-
-def _classified(outcome: Outcome, scenario: Scenario) -> str:
-    if outcome.cause in scenario.causes:
-        return ""
-    return f" (classified as {outcome.cause}, expected {_names(scenario)})"
-
-
-def _names(scenario: Scenario) -> str:
-    return " or ".join(sorted(scenario.causes))
