@@ -1,7 +1,4 @@
-"""``Run.plot()``: curves of one or several runs as one SVG, which notebooks show by themselves.
-
-What is to be seen of a run, read bit by bit: a live view reads only what was appended.
-"""
+"""Charts of runs in notebooks: the loss on a run's card, and ``Run.plot()`` of several runs."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import Any
 from submitrain.errors import UserError
 from submitrain.events import Kind
 from submitrain.html.charts import Series, line_chart
-from submitrain.html.page import svg_document
+from submitrain.html.templates import svg_document
 from submitrain.launcher.cli.progress import notable
 from submitrain.launcher.supervisor.rank_events import EventTail
 from submitrain.monitor.report.read import Curves, thin
@@ -22,13 +19,13 @@ from submitrain.run_folder import RunDir
 
 NOTES = 6
 """Remarkable events that are kept, the newest."""
-_SAID = frozenset({Kind.VALIDATION, Kind.CHECKPOINT, Kind.FAILURE})
+_SHOWN_ELSEWHERE = frozenset({Kind.VALIDATION, Kind.CHECKPOINT, Kind.FAILURE})
 """In the curve, in the status, or in what the attempt's end says."""
 
 
 @dataclass
-class Sight:
-    """Curves, remarkable events and the places where attempts went on."""
+class RunHistory:
+    """Curves, remarkable events and where attempts resumed; each read takes only what is new."""
 
     folder: Path
     curves: Curves = field(default_factory=Curves)
@@ -41,14 +38,14 @@ class Sight:
         self._tails = [EventTail(path, 0) for path in (run_dir.events(0), run_dir.attempts)]
         self._newest = [0, 0]
 
-    def look(self) -> Sight:
-        """Take in what was written since the last look."""
-        found = [event for index in range(len(self._tails)) for event in self._read(index)]
+    def read(self) -> RunHistory:
+        """Take in what was written since the last time."""
+        found = [event for index in range(len(self._tails)) for event in self._new(index)]
         for event in sorted(found, key=lambda event: float(event.get("t") or 0.0)):
             self._take(event)
         return self
 
-    def _read(self, index: int) -> list[dict[str, Any]]:
+    def _new(self, index: int) -> list[dict[str, Any]]:
         """New events of one file, without those that a fenced attempt wrote too late."""
         kept = []
         for event in self._tails[index].read():
@@ -63,7 +60,7 @@ class Sight:
         self.curves.take(event)
         if event["kind"] == Kind.RESUME and isinstance(event.get("step"), int):
             self.resumed[event["step"]] = int(event.get("attempt") or 0)
-        if event["kind"] not in _SAID and (line := notable(event)):
+        if event["kind"] not in _SHOWN_ELSEWHERE and (line := notable(event)):
             self.notes.append(line)
 
 
@@ -103,11 +100,11 @@ def plot(folder: Path, others: Sequence[Path], name: str) -> Plot:
     if name not in _NAMES:
         raise UserError(f"plot: expected one of {', '.join(_NAMES)}, got {name!r}")
     beneath = [
-        Series(_short(other), _points(Sight(other).look(), name), color=index, wide=True)
+        Series(_short(other), _points(RunHistory(other).read(), name), color=index, wide=True)
         for index, other in enumerate(others, start=1)
     ]
-    sight = Sight(folder).look()
-    own = series(sight, name, _short(folder) if others else "training")
+    history = RunHistory(folder).read()
+    own = series(history, name, _short(folder) if others else "training")
     drawn = [one for one in [*beneath, *own] if one.points]
     title = f"{_NAMES[name]} by step"
     chart = line_chart(drawn, x_label="step", y_label=_NAMES[name], title=title)
@@ -121,28 +118,28 @@ def _short(folder: Path) -> str:
     return folder.name.rpartition("-")[0] or folder.name
 
 
-def loss_chart(sight: Sight) -> str:
+def loss_chart(history: RunHistory) -> str:
     """Training and validation loss as inline SVG; empty before the first step."""
     return line_chart(
-        series(sight, "loss", "training"), x_label="step", y_label=_NAMES["loss"], title="Loss"
+        series(history, "loss", "training"), x_label="step", y_label=_NAMES["loss"], title="Loss"
     )
 
 
-def series(sight: Sight, name: str, label: str) -> list[Series]:
+def series(history: RunHistory, name: str, label: str) -> list[Series]:
     """The curve with a mark wherever an attempt went on; with the loss, that of validation."""
-    points = _points(sight, name)
-    values = sight.curves.values[name]
+    points = _points(history, name)
+    values = history.curves.values[name]
     marks = [
         (float(at), values[at], f"attempt {attempt} went on after step {step}")
-        for step, attempt in sorted(sight.resumed.items())
+        for step, attempt in sorted(history.resumed.items())
         if (at := step if step in values else step + 1) in values
     ]
     found = [Series(label, points, 0, marks=marks)]
-    if name == "loss" and sight.curves.values["validation"]:
+    if name == "loss" and history.curves.values["validation"]:
         validation = "validation" if label == "training" else f"{label}: validation"
-        found.append(Series(validation, _points(sight, "validation"), 1, dash=1))
+        found.append(Series(validation, _points(history, "validation"), 1, dash=1))
     return [one for one in found if one.points]
 
 
-def _points(sight: Sight, name: str) -> list[tuple[float, float]]:
-    return thin(sight.curves.points(name), MOST_POINTS)
+def _points(history: RunHistory, name: str) -> list[tuple[float, float]]:
+    return thin(history.curves.points(name), MOST_POINTS)

@@ -21,10 +21,10 @@ from jupyter_client.manager import KernelManager
 
 from submitrain.errors import UserError
 from submitrain.events import append_line
-from submitrain.html.page import SCOPE
+from submitrain.html.templates import SCOPE
 from submitrain.launcher import Run, launch
 from submitrain.launcher.notebook.card import NO_LONGER, card
-from submitrain.launcher.notebook.chart import Sight
+from submitrain.launcher.notebook.chart import RunHistory
 from submitrain.launcher.run import StepEvents
 from submitrain.status import RunState
 from tests.local.test_launch import SLOW, config, project, wait_for
@@ -133,7 +133,7 @@ def test_a_run_outlives_the_interrupt_and_the_restart_of_its_kernel(
     assert "launch(" not in wrong  # one line, no way through our code
 
     last = notebook.cell("_ = run.cancel()\nrun.watch(interval_s=0.2)")
-    assert "&#9679; cancelled" in last
+    assert "● cancelled" in last
     assert Run.open("latest").status().state is RunState.CANCELLED
 
 
@@ -166,14 +166,14 @@ def test_the_card_of_a_failed_run_says_why_and_is_safe_to_show(
     monkeypatch.setenv("TOY_DATA_ERROR", "1")
     run = launch(config(project), wait=True)
     html = run._repr_html_()
-    assert "&#10007; failed" in html
+    assert "✗ failed" in html
     assert "dataset: expected at least one sample, got none (nowhere.jsonl)" in html
     [link] = re.findall(r'href="([^"]+report\.html)"', html)
     assert (project / link).is_file()
     hostile = "<script>alert(1)</script>"
     status = run.status()
     object.__setattr__(status, "why", hostile)
-    assert hostile not in card(status, Sight(run.folder).look(), here=project)
+    assert hostile not in card(status, RunHistory(run.folder).read(), here=project)
 
 
 def test_the_cards_style_reaches_nothing_outside_it(project: Path) -> None:
@@ -227,7 +227,7 @@ def test_without_pandas_metrics_are_a_plain_list(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_view_that_is_kept_reads_only_what_is_new_and_no_late_line(tmp_path: Path) -> None:
-    sight = Sight(tmp_path)
+    history = RunHistory(tmp_path)
     (tmp_path / "events").mkdir()
     path = tmp_path / "events" / "rank00000.jsonl"
 
@@ -236,7 +236,7 @@ def test_a_view_that_is_kept_reads_only_what_is_new_and_no_late_line(tmp_path: P
         append_line(path, {**event, "loss": loss})
 
     step(1, 1, 3.0)
-    assert sight.look().curves.values["loss"] == {1: 3.0}
+    assert history.read().curves.values["loss"] == {1: 3.0}
     step(2, 2, 2.0)
     step(2, 1, 9.0)
-    assert sight.look().curves.values["loss"] == {1: 3.0, 2: 2.0}
+    assert history.read().curves.values["loss"] == {1: 3.0, 2: 2.0}
