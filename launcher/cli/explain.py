@@ -1,12 +1,11 @@
-"""What every key of a configuration means, from the types alone: for ``explain`` and the reference.
+"""What every key of a configuration means: the command ``explain``, and docs/configuration.md."""
 
-Pure. Imports no torch.
-
-The documentation of keys as text for a terminal, and as the reference in docs. Pure.
-"""
+# ruff: noqa: T201 - printing is what a command line does
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
@@ -14,9 +13,9 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from submitrain.config import RunConfig
 from submitrain.config.automodel import REFUSED
 from submitrain.config.document import KeyPath, dotted, dump_yaml
+from submitrain.config.run import RunConfig
 from submitrain.config.schema import (
     aliases,
     expected,
@@ -24,12 +23,12 @@ from submitrain.config.schema import (
     is_secret,
     keys,
     near,
+    section_at,
     section_class,
     sections,
 )
 from submitrain.config.types import (
     DurationS,
-    NodeCount,
     NodeRange,
     Section,
     TargetSection,
@@ -37,20 +36,14 @@ from submitrain.config.types import (
 )
 from submitrain.errors import UserError
 
-DURATION_WORDS = (
-    "a duration: minutes (90), MM:SS, HH:MM:SS, D-HH, D-HH:MM:SS, a number with a unit (90s, 30m, "
-    "24h, 2d), UNLIMITED"
-)
 _UNITS = {
     "_s": "seconds",
     "_h": "hours",
     "_steps": "optimizer steps",
     "_bytes": "bytes",
-    "_size": "",
     "_length": "tokens",
 }
 """By the end of a key's name, which carries its unit."""
-_MOST_ABOUT = 6
 
 
 @dataclass(frozen=True)
@@ -66,14 +59,27 @@ class KeyDoc:
     section: bool = False
     """Whether it has keys of its own."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for ``--json``."""
-        return {**asdict(self), "aliases": list(self.aliases)}
+    @property
+    def name(self) -> str:
+        """The key without its section."""
+        return self.key.rpartition(".")[2]
+
+
+def explain(options: argparse.Namespace) -> int:
+    """Print what a key means; without one, the sections."""
+    if options.key is None:
+        docs, text = key_docs(), section_text(())
+    else:
+        found = explain_key(options.key)
+        docs = [found, *(key_docs(tuple(found.key.split("."))) if found.section else [])]
+        text = key_text(found)
+    print(json.dumps([asdict(doc) for doc in docs], indent=2) if options.json else text)
+    return 0
 
 
 def key_docs(above: KeyPath = ()) -> list[KeyDoc]:
     """The keys of the section at ``above``, in their order; of the top level for ``()``."""
-    section = _section_at(above)
+    section = section_at(above)
     return [_doc((*above, name), info) for name, info in keys(section).items()] if section else []
 
 
@@ -82,8 +88,7 @@ def every_section() -> Iterator[tuple[KeyPath, type[Section]]]:
     for name, section in sections().items():
         yield (name,), section
         for key, info in keys(section).items():
-            inner = section_class(info.annotation)
-            if inner is not None:
+            if (inner := section_class(info)) is not None:
                 yield (name, key), inner
 
 
@@ -94,8 +99,6 @@ def explain_key(text: str) -> KeyDoc:
         UserError: nobody knows it, it is refused, or it belongs to a component.
     """
     path: KeyPath = tuple(part for part in text.strip().split(".") if part)
-    if not path:
-        raise UserError(_unknown(text, path))
     if len(path) == 1 and path[0] not in keys(RunConfig):
         places = homes(str(path[0]))
         if len({sections()[place.partition(".")[0]] for place in places}) == 1:
@@ -104,123 +107,95 @@ def explain_key(text: str) -> KeyDoc:
             raise UserError(f"explain: {text} is a key of several sections: {', '.join(places)}")
     if path in REFUSED:
         raise UserError(f"explain: {text} is no key here: {REFUSED[path]}")
-    section = _section_at(path[:-1])
-    written = aliases(section).get(str(path[-1])) if section else None
+    section = section_at(path[:-1])
+    written = aliases(section).get(str(path[-1])) if section and path else None
     if section is None or written is None:
-        raise UserError(_unknown(text, path))
+        raise UserError(f"explain: {_unknown(text, path)}")
     return _doc((*path[:-1], written), keys(section)[written])
 
 
-def _section_at(path: KeyPath) -> type[Section] | None:
-    section: type[Section] | None = RunConfig
-    for part in path:
-        info = keys(section).get(str(part)) if section else None
-        section = section_class(info.annotation) if info else None
-    return section
-
-
 def _doc(path: KeyPath, info: FieldInfo) -> KeyDoc:
-    section, inner = _section_at(path[:-1]), section_class(info.annotation)
-    assert section is not None
-    name = str(path[-1])
-    spellings = (key for key, ours in aliases(section).items() if ours == name)
+    owner, section, name = section_at(path[:-1]), section_class(info), str(path[-1])
+    assert owner is not None
+    duration = all(item in info.metadata for item in get_args(DurationS)[1:2])
+    annotated = f"{get_args(info.annotation)}{info.annotation}"
+    unit = ""
+    if duration:
+        unit = "minutes for a bare number, as sbatch has it"
+    elif "int" in annotated or "float" in annotated:
+        unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
+    if section is not None:
+        allowed = "a section, or none" if info.default is None else "a section"
+    elif is_secret(path):
+        allowed = "a ${VAR} placeholder or none: the value itself is never written"
+    elif duration:
+        allowed = (
+            "a duration: minutes (90), MM:SS, HH:MM:SS, D-HH, D-HH:MM:SS, a number with a unit "
+            "(90s, 30m, 24h, 2d), UNLIMITED"
+        )
+    elif name == "_target_":
+        allowed = "text: an import path, or an alias"
+    elif path == ("name",):
+        allowed = "letters, digits, dots, dashes and underscores, or none"
+    else:
+        allowed = expected(path)
+    spellings = (key for key, ours in aliases(owner).items() if ours == name)
     return KeyDoc(
         key=dotted(path),
         doc=info.description or "",
-        allowed="a section, or none" if inner and info.default is None else _allowed(path, info),
-        default=default_words(info),
-        unit=_unit(name, info),
+        allowed=allowed,
+        default=_default(info.get_default(), duration=duration),
+        unit=unit,
         aliases=tuple(key for key in spellings if key not in (name, "target")),
-        section=inner is not None,
+        section=section is not None,
     )
 
 
-def _allowed(path: KeyPath, info: FieldInfo) -> str:
-    if section_class(info.annotation) is not None:
-        return "a section"
-    if is_secret(path):
-        return "a ${VAR} placeholder or none: the value itself is never written"
-    if _is(info, DurationS):
-        return DURATION_WORDS
-    if _is(info, NodeCount):
-        return "an integer >= 1 or a range such as 2-4"
-    if path[-1] == "_target_":
-        return "text: an import path, or an alias"
-    words = expected(path)
-    if path == ("name",):
-        return "letters, digits, dots, dashes and underscores, or none"
-    return words
-
-
-def _is(info: FieldInfo, kind: Any) -> bool:
-    return all(item in info.metadata for item in get_args(kind)[1:2])
-
-
-def _unit(name: str, info: FieldInfo) -> str:
-    if _is(info, DurationS):
-        return "minutes for a bare number, as sbatch has it"
-    text = " ".join(map(str, get_args(info.annotation))) + str(info.annotation)
-    if "int" not in text and "float" not in text:
-        return ""
-    return next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
-
-
-def default_words(info: FieldInfo) -> str:
+def _default(value: Any, *, duration: bool) -> str:
     """The default as one would write it; empty for a section."""
-    value = info.get_default()
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, Section):
         return ""
-    if isinstance(value, NodeRange):
-        return str(value)
-    if _is(info, DurationS) and isinstance(value, int):
+    if duration and isinstance(value, int):
         return format_duration(value)
     if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
-    if isinstance(value, list | dict):
+        return "none" if value is None else str(value).lower()
+    if isinstance(value, list | dict | NodeRange):
         return str(value)
     return dump_yaml(value).strip().removesuffix("...").strip()
 
 
-def explained(path: KeyPath) -> bool:
-    """Whether ``path`` is a key exactly as it stands."""
-    section = _section_at(path[:-1])
-    return section is not None and str(path[-1]) in aliases(section)
-
-
 def _unknown(text: str, path: KeyPath) -> str:
-    parent = _section_at(path[:-1]) if path else RunConfig
-    if parent is None and explained(path[:-1]):
-        return f"explain: no key {text}: {dotted(path[:-1])} has no keys of its own"
+    """What to say of a key that nobody knows, with the key that may be meant."""
+    parent, word = section_at(path[:-1]), str(path[-1]) if path else ""
     if parent is None:
+        above = section_at(path[:-2])
+        if above is not None and str(path[-2]) in aliases(above):
+            return f"no key {text}: {dotted(path[:-1])} has no keys of its own"
         top = near(str(path[0]), [*sections()], cutoff=0.6)
-        rest = ".".join(str(part) for part in path[1:])
+        rest = dotted(path[1:])
         guess = f"did you mean {top}.{rest}?" if top else f"sections are {', '.join(sections())}"
-        return f"explain: no section {path[0]}; {guess}"
-    if path and (close := near(str(path[-1]), [*aliases(parent)], cutoff=0.6)):
-        return f"explain: no key {text}; did you mean {dotted((*path[:-1], close))}?"
-    found = homes(str(path[-1])) if path else []
-    if found:
-        return f"explain: no key {text}; {path[-1]} belongs to {' or '.join(found)}"
-    if path and issubclass(parent, TargetSection):
+        return f"no section {path[0]}; {guess}"
+    if close := near(word, [*aliases(parent)], cutoff=0.6):
+        return f"no key {text}; did you mean {dotted((*path[:-1], close))}?"
+    if found := homes(word):
+        return f"no key {text}; {word} belongs to {' or '.join(found)}"
+    if issubclass(parent, TargetSection):
         return (
-            f"explain: {text} is no key of ours: {path[-1]} is given to the component that "
+            f"{text} is no key of ours: {word} is given to the component that "
             f"{dotted(path[:-1])}._target_ names, see its own documentation"
         )
-    elsewhere = [f"{section}.{key}" for section in sections() for key in keys(sections()[section])]
-    hint = near(text, elsewhere, cutoff=0.7)
-    more = f"did you mean {hint}?" if hint else "python -m launcher explain lists all sections"
-    if not hint and (about := _about(text)):
-        more = f"{', '.join(about[:_MOST_ABOUT])} mention it"
-    return f"explain: no key {text}; {more}"
-
-
-def _about(word: str) -> list[str]:
-    """Keys whose documentation mentions a word."""
-    paths = [(), *(path for path, _ in every_section())]
-    docs = [one for path in paths for one in key_docs(path)]
-    return [one.key for one in docs if word.lower() in one.doc.lower()] if len(word) > 3 else []
+    elsewhere = [f"{name}.{key}" for name, section in sections().items() for key in keys(section)]
+    if hint := near(text, elsewhere, cutoff=0.7):
+        return f"no key {text}; did you mean {hint}?"
+    docs = [
+        doc for above in [(), *(path for path, _ in every_section())] for doc in key_docs(above)
+    ]
+    about = [doc.key for doc in docs if len(text) > 3 and text.lower() in doc.doc.lower()]
+    if about:
+        return f"no key {text}; {', '.join(about[:6])} mention it"
+    return f"no key {text}; {_COMMAND} explain lists all sections"
 
 
 _COMMAND = "python -m launcher"
@@ -250,9 +225,9 @@ setting that would have no effect are errors that name file and line.
 
 def key_text(doc: KeyDoc) -> str:
     """A key with everything there is to say; of a section, its keys."""
-    lines = [f"{doc.key}: {doc.doc}"]
+    lines, path = [f"{doc.key}: {doc.doc}"], doc.key.split(".")
     if doc.section:
-        return "\n".join([*lines, "", section_text(tuple(doc.key.split(".")))])
+        return "\n".join([*lines, "", section_text(tuple(path))])
     facts = {
         "allowed": doc.allowed,
         "unit": doc.unit,
@@ -260,84 +235,51 @@ def key_text(doc: KeyDoc) -> str:
         "also written": ", ".join(doc.aliases),
     }
     lines += [f"  {label:<13} {text}" for label, text in facts.items() if text]
-    path = doc.key.split(".")
-    nested = "\n".join(
-        f"{'  ' * depth}{part}:{_example(doc) if depth == len(path) - 1 else ''}"
-        for depth, part in enumerate(path)
-    )
-    lines += ["", *(f"  {line}" for line in nested.splitlines())]
-    lines += ["", f"  {_COMMAND} CFG.yaml {doc.key}={_example(doc).strip() or '...'}"]
-    return "\n".join(lines)
-
-
-def _example(doc: KeyDoc) -> str:
-    """The default, where it says how a value looks."""
-    shown = doc.default if doc.default not in ("none", "required", "") else "..."
-    return f" {shown}"
+    example = doc.default if doc.default not in ("none", "required", "") else "..."
+    nested = [f"{'  ' * depth}{part}:" for depth, part in enumerate(path)]
+    lines += ["", *(f"  {line}" for line in nested)]
+    lines[-1] += f" {example}"
+    return "\n".join([*lines, "", f"  {_COMMAND} CFG.yaml {doc.key}={example}"])
 
 
 def section_text(path: KeyPath) -> str:
     """One line for every key: name, default, the first sentence of its doc."""
     docs = key_docs(path)
-    width = max(len(_last(doc)) for doc in docs)
+    width = max(len(doc.name) for doc in docs)
     room = min(16, max(len(doc.default) for doc in docs))
     lines = []
     for doc in docs:
-        default = doc.default if len(doc.default) <= room else "..."
-        shown = "section" if doc.section else default
-        lines.append(f"  {_last(doc):<{width}}  {shown:<{room}}  {_first_sentence(doc.doc)}")
-    more = f"{_COMMAND} explain {'.'.join([*map(str, path), 'KEY'])}"
-    return "\n".join([*lines, "", f"  {more} tells more"])
-
-
-def _last(doc: KeyDoc) -> str:
-    return doc.key.rpartition(".")[2]
-
-
-def _first_sentence(text: str) -> str:
-    return text.split("; ")[0].split(": ")[0].rstrip(".") if len(text) > 90 else text
+        default = "section" if doc.section else doc.default if len(doc.default) <= room else "..."
+        long = len(doc.doc) > 90
+        first = doc.doc.split("; ")[0].split(": ")[0].rstrip(".") if long else doc.doc
+        lines.append(f"  {doc.name:<{width}}  {default:<{room}}  {first}")
+    return "\n".join([*lines, "", f"  {_COMMAND} explain {dotted((*path, 'KEY'))} tells more"])
 
 
 def reference() -> str:
-    """The whole reference as Markdown."""
-    return "\n".join([_HEAD, *_top_level(), *_sections()]).rstrip() + "\n"
-
-
-def _top_level() -> Iterator[str]:
-    yield "## Top level\n"
-    yield from _table([doc for doc in key_docs() if not doc.section])
-
-
-def _sections() -> Iterator[str]:
+    """docs/configuration.md: the whole reference as Markdown."""
+    lines = [_HEAD, "## Top level\n", *_table(())]
     for path, section in every_section():
-        name = dotted(path)
-        yield f"## `{name}`\n"
-        if name == "validation_dataset" or name == "validation_dataloader":
-            yield f"Keys of `{name.removeprefix('validation_')}`.\n"
+        lines.append(f"## `{dotted(path)}`\n")
+        if path[0] in ("validation_dataset", "validation_dataloader"):
+            lines.append(f"Keys of `{dotted(path).removeprefix('validation_')}`.\n")
             continue
-        yield f"{_paragraph(section.__doc__ or '')}\n"
+        lines.append(f"{' '.join((section.__doc__ or '').split())}\n")
         if issubclass(section, TargetSection):
-            yield "Further keys are given to the component that `_target_` names.\n"
-        yield from _table([doc for doc in key_docs(path) if not doc.section])
+            lines.append("Further keys are given to the component that `_target_` names.\n")
+        lines += _table(path)
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def _paragraph(text: str) -> str:
-    return " ".join(text.strip().split())
-
-
-def _table(docs: list[KeyDoc]) -> Iterator[str]:
+def _table(above: KeyPath) -> Iterator[str]:
     yield "| key | default | allowed | |\n|---|---|---|---|"
-    for doc in docs:
-        also = (
-            f" Also written {', '.join(f'`{name}`' for name in doc.aliases)}."
-            if doc.aliases
-            else ""
-        )
+    for doc in key_docs(above):
+        if doc.section:
+            continue
+        names = ", ".join(f"`{name}`" for name in doc.aliases)
+        also = f" Also written {names}." if names else ""
         allowed = "a duration" if doc.allowed.startswith("a duration") else doc.allowed
-        cells = (f"`{_last(doc)}`", _code(doc.default), allowed, f"{doc.doc}{also}")
+        default = f"`{doc.default}`" if doc.default != "required" else "required"
+        cells = (f"`{doc.name}`", default, allowed, f"{doc.doc}{also}")
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield ""
-
-
-def _code(text: str) -> str:
-    return "required" if text == "required" else f"`{text}`" if text else ""

@@ -9,7 +9,6 @@ no download; what to change for one's own model is said where it stands.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
@@ -225,21 +224,6 @@ def _text(wanted: str, name: str) -> str:
             "this machine with --cluster local"
         )
     return slurm_config(offer, best, name=name, schema=str(SCHEMA))
-
-
-def explain(options: argparse.Namespace) -> int:
-    """Print what a key means; without one, the sections."""
-    from submitrain.launcher.cli.explain import explain_key, key_docs, key_text, section_text
-
-    if options.key is None:
-        docs = key_docs()
-        text = section_text(())
-    else:
-        found = explain_key(options.key)
-        docs = [found, *(key_docs(tuple(found.key.split("."))) if found.section else [])]
-        text = key_text(found)
-    print(json.dumps([doc.as_json() for doc in docs], indent=2) if options.json else text)
-    return 0
 
 
 def completion(options: argparse.Namespace) -> int:

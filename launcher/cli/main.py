@@ -349,7 +349,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
         "key", metavar="KEY", nargs="?", help="slurm.time, a section, or a key's bare name"
     )
     parser.add_argument("--json", action="store_true", help="a JSON list on standard output")
-    parser.set_defaults(handler=lazy("submitrain.launcher.cli.init", "explain"))
+    parser.set_defaults(handler=lazy("submitrain.launcher.cli.explain", "explain"))
 
 
 def _completion_arguments(parser: argparse.ArgumentParser) -> None:

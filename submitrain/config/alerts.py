@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, WithJsonSchema
 
 from submitrain.config.types import (
     DurationS,
@@ -18,6 +18,7 @@ from submitrain.config.types import (
     Section,
     none_word,
     parse_off,
+    setting,
 )
 
 ChannelName = Literal["slack", "email", "pagerduty", "webhook", "apprise"]
@@ -34,69 +35,62 @@ Autostart = Annotated[
 class AlertsConfig(Section):
     """Where alerts go. Secrets are ${VAR} placeholders, read by the monitor when it sends."""
 
-    slack_webhook: Secret = Field(None, description="Incoming webhook of Slack, as ${VAR} only.")
-    email_to: OptionalStr = Field(
-        None,
-        description="Receivers of mail, with commas; none = the variable EMAIL_ALERTS, if set.",
+    slack_webhook: Secret = setting(None, "Incoming webhook of Slack, as ${VAR} only.")
+    email_to: OptionalStr = setting(
+        None, "Receivers of mail, with commas; none = the variable EMAIL_ALERTS, if set."
     )
-    email_from: OptionalStr = Field(
-        None, description="Sender of mail; none = submitrain@<host name>."
+    email_from: OptionalStr = setting(None, "Sender of mail; none = submitrain@<host name>.")
+    smtp_host: OptionalStr = setting(
+        None, "Mail server; none = the variable SMTP_HOST, else localhost."
     )
-    smtp_host: OptionalStr = Field(
-        None, description="Mail server; none = the variable SMTP_HOST, else localhost."
+    smtp_port: OptionalInt = setting(
+        None, "Its port; none = the variable SMTP_PORT, else 25.", ge=1, le=65535
     )
-    smtp_port: OptionalInt = Field(
-        None, ge=1, le=65535, description="Its port; none = the variable SMTP_PORT, else 25."
-    )
-    smtp_security: Security = Field(
+    smtp_security: Security = setting(
         "auto",
-        description="none, starttls, tls; auto = tls on port 465, else starttls where another "
-        "machine offers it.",
+        "none, starttls, tls; auto = tls on port 465, else starttls where another machine offers "
+        "it.",
     )
-    smtp_user: OptionalStr = Field(
-        None, description="Login there; none = the variable SMTP_USER, if set."
+    smtp_user: OptionalStr = setting(None, "Login there; none = the variable SMTP_USER, if set.")
+    smtp_password: Secret = setting(
+        None, "Password, as ${VAR} only; none = the variable SMTP_PASSWORD, if set."
     )
-    smtp_password: Secret = Field(
-        None, description="Password, as ${VAR} only; none = the variable SMTP_PASSWORD, if set."
+    pagerduty_key: Secret = setting(
+        None, "Integration (routing) key of PagerDuty Events v2, as ${VAR} only."
     )
-    pagerduty_key: Secret = Field(
-        None, description="Integration (routing) key of PagerDuty Events v2, as ${VAR} only."
-    )
-    pagerduty_url: str = Field(
+    pagerduty_url: str = setting(
         "https://events.pagerduty.com/v2/enqueue",
-        description="Events v2 endpoint (events.eu.pagerduty.com for EU accounts).",
+        "Events v2 endpoint (events.eu.pagerduty.com for EU accounts).",
     )
-    webhook_url: OptionalStr = Field(
-        None, description="Receiver of signed JSON; may be a ${VAR} placeholder."
+    webhook_url: OptionalStr = setting(
+        None, "Receiver of signed JSON; may be a ${VAR} placeholder."
     )
-    webhook_secret: Secret = Field(
-        None, description="Key of the webhook's HMAC-SHA256 signature, as ${VAR} only."
+    webhook_secret: Secret = setting(
+        None, "Key of the webhook's HMAC-SHA256 signature, as ${VAR} only."
     )
-    apprise_url: Secret = Field(
-        None, description="Apprise URLs, with commas, as ${VAR} only; needs the apprise extra."
+    apprise_url: Secret = setting(
+        None, "Apprise URLs, with commas, as ${VAR} only; needs the apprise extra."
     )
-    deadman_url: Secret = Field(
+    deadman_url: Secret = setting(
         None,
-        description="Fetched after every complete look, as ${VAR} only: whoever misses the pings "
-        "knows that the monitor is dead.",
+        "Fetched after every complete look, as ${VAR} only: whoever misses the pings knows that "
+        "the monitor is dead.",
     )
-    critical: OptionalChannels = Field(
-        None, description="Channels for critical alerts; none = all that are set up."
+    critical: OptionalChannels = setting(
+        None, "Channels for critical alerts; none = all that are set up."
     )
-    warning: OptionalChannels = Field(
-        None, description="Channels for warnings; none = all that are set up but pagerduty."
+    warning: OptionalChannels = setting(
+        None, "Channels for warnings; none = all that are set up but pagerduty."
     )
-    info: OptionalChannels = Field(
-        None, description="Channels for news (finished); none = all that are set up but pagerduty."
+    info: OptionalChannels = setting(
+        None, "Channels for news (finished); none = all that are set up but pagerduty."
     )
-    group_s: int = Field(
-        15, ge=0, le=300, description="Seconds that a message waits for others to join it."
+    group_s: int = setting(15, "Seconds that a message waits for others to join it.", ge=0, le=300)
+    remind_s: DurationS = setting(
+        4 * 3600, "Time between reminders of a critical alert that goes on."
     )
-    remind_s: DurationS = Field(
-        4 * 3600, description="Time between reminders of a critical alert that goes on."
-    )
-    give_up_s: DurationS = Field(
-        3 * 86400, description="Time after which a message that no channel took is given up."
+    give_up_s: DurationS = setting(
+        3 * 86400, "Time after which a message that no channel took is given up."
     )
 
 
@@ -112,67 +106,65 @@ LATE = frozenset(
 class WatcherJobConfig(Section):
     """The Slurm job of the watcher, with autostart: job; what is none is as in slurm."""
 
-    partition: OptionalStr = Field(None, description="Partition; none = slurm.partition.")
-    account: OptionalStr = Field(None, description="Account; none = slurm.account.")
-    qos: OptionalStr = Field(None, description="QOS; none = slurm.qos.")
-    time: OptionalDurationS = Field(
+    partition: OptionalStr = setting(None, "Partition; none = slurm.partition.")
+    account: OptionalStr = setting(None, "Account; none = slurm.account.")
+    qos: OptionalStr = setting(None, "QOS; none = slurm.qos.")
+    time: OptionalDurationS = setting(
         None,
-        description="Time limit of the job, which goes back into the queue at its end as long as "
-        "the run lasts; none = slurm.time.",
+        "Time limit of the job, which goes back into the queue at its end as long as the run "
+        "lasts; none = slurm.time.",
     )
-    mem: str = Field("512M", min_length=1, description="Memory.")
-    cpus: int = Field(1, ge=1, description="CPU cores.")
+    mem: str = setting("512M", "Memory.", min_length=1)
+    cpus: int = setting(1, "CPU cores.", ge=1)
 
 
 class MonitorConfig(Section):
     """Who watches the run, and from which value on something is an alert."""
 
-    autostart: Autostart = Field(
+    autostart: Autostart = setting(
         "off",
-        description="A watcher that starts with the run and sends its alerts: off, beside (a "
-        "process on the first node, or on this machine), job (a Slurm job of its own; on this "
-        "machine as beside).",
+        "A watcher that starts with the run and sends its alerts: off, beside (a process on the "
+        "first node, or on this machine), job (a Slurm job of its own; on this machine as "
+        "beside).",
     )
-    job: WatcherJobConfig = Field(
-        default=WatcherJobConfig(), description="Resources of the watcher with autostart: job."
+    job: WatcherJobConfig = setting(
+        WatcherJobConfig(), "Resources of the watcher with autostart: job."
     )
-    interval_s: float = Field(30.0, gt=0, description="Seconds between looks.")
-    hang_step_s: int = Field(
+    interval_s: float = setting(30.0, "Seconds between looks.", gt=0)
+    hang_step_s: int = setting(
         60,
+        "Seconds without a step that are a hang, at least; 5 x the 99th percentile of this run's "
+        "steps where that is longer.",
         ge=1,
-        description="Seconds without a step that are a hang, at least; 5 x the 99th percentile of "
-        "this run's steps where that is longer.",
     )
-    hang_start_s: int = Field(
-        1800,
-        ge=1,
-        description="The same for imports, rendezvous, data, model, loading and the first step.",
+    hang_start_s: int = setting(
+        1800, "The same for imports, rendezvous, data, model, loading and the first step.", ge=1
     )
-    hang_validate_s: int = Field(1800, ge=1, description="The same for a validation.")
-    hang_save_s: int = Field(1800, ge=1, description="The same for a save or the export.")
-    straggler_ratio: float = Field(
-        0.75, gt=0, lt=1, description="Best rank's compute time / a rank's, below which it lags."
+    hang_validate_s: int = setting(1800, "The same for a validation.", ge=1)
+    hang_save_s: int = setting(1800, "The same for a save or the export.", ge=1)
+    straggler_ratio: float = setting(
+        0.75, "Best rank's compute time / a rank's, below which it lags.", gt=0, lt=1
     )
-    straggler_windows: int = Field(5, ge=1, description="Looks in a row that a rank has to lag.")
-    throughput_ratio: float = Field(
-        0.8, gt=0, lt=1, description="Share of the usual tokens/s below which a run is slow."
+    straggler_windows: int = setting(5, "Looks in a row that a rank has to lag.", ge=1)
+    throughput_ratio: float = setting(
+        0.8, "Share of the usual tokens/s below which a run is slow.", gt=0, lt=1
     )
-    throughput_s: int = Field(300, ge=1, description="Seconds that it has to be slow for.")
-    loss_spike_z: float = Field(
-        6.0, gt=0, description="Robust standard deviations above the median that make a loss high."
+    throughput_s: int = setting(300, "Seconds that it has to be slow for.", ge=1)
+    loss_spike_z: float = setting(
+        6.0, "Robust standard deviations above the median that make a loss high.", gt=0
     )
-    loss_spike_steps: int = Field(3, ge=1, description="Steps in a row with a high loss.")
-    checkpoint_intervals: float = Field(
-        2.0, ge=1, description="Checkpoint intervals after which a missing one is overdue."
+    loss_spike_steps: int = setting(3, "Steps in a row with a high loss.", ge=1)
+    checkpoint_intervals: float = setting(
+        2.0, "Checkpoint intervals after which a missing one is overdue.", ge=1
     )
-    disk_checkpoints: float = Field(
-        2.0, gt=0, description="Free space below so many checkpoints is too little."
+    disk_checkpoints: float = setting(
+        2.0, "Free space below so many checkpoints is too little.", gt=0
     )
-    disk_full_h: float = Field(
-        24.0, gt=0, description="Hours to a full disk, at the present pace, that are too few."
+    disk_full_h: float = setting(
+        24.0, "Hours to a full disk, at the present pace, that are too few.", gt=0
     )
-    crash_loop_restarts: int = Field(3, ge=1, description="Failed attempts without a new step.")
-    requeues_per_day: int = Field(
-        5, ge=1, description="Requeues in 24 hours, time limits apart, that are too many."
+    crash_loop_restarts: int = setting(3, "Failed attempts without a new step.", ge=1)
+    requeues_per_day: int = setting(
+        5, "Requeues in 24 hours, time limits apart, that are too many.", ge=1
     )
-    queue_s: DurationS = Field(86400, description="Time in the queue that is too long.")
+    queue_s: DurationS = setting(86400, "Time in the queue that is too long.")

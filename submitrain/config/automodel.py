@@ -1,17 +1,9 @@
-"""Keys of NeMo AutoModel's present configurations that we say elsewhere, or that ask for nothing.
+"""NeMo AutoModel's spellings: its names, its sections, and what it has that we have not.
 
-That family moved settings into sections of their own (``rng``, ``dist_env``, ``loss_fn``). They are
-rewritten here, before aliases and checks, each with a word on what became of it. What is not known
-stays as it was written, and is refused as an unknown key. Pure; imports no torch.
-
-``_target_``: spellings of the NeMo AutoModel family that name something built in here.
-
-That family moved its modules more than once, so of a path in its package only the class and
-method count. Imports nothing of this project.
-
-Keys that are known and refused: what to write instead, or that a later version will take them.
-
-Imports nothing.
+That family moved its modules more than once, so of a path in its package only the class and method
+count. It moved settings into sections of their own, too (``rng``, ``dist_env``, ``loss_fn``):
+``translate`` rewrites those before aliases and checks, each with a word on what became of it. What
+is not known stays as it was written, and is refused as an unknown key. Pure; imports no torch.
 """
 
 from __future__ import annotations
@@ -29,47 +21,70 @@ TEXT = "text_instruction"
 STDLIB = "python_stdlib"
 LOADER = "torchdata.stateful_dataloader.StatefulDataLoader"
 LORA = "lora"
-
-_FAMILY = ("nemo_automodel.",)
-_MODELS = {
-    f"{name}{method}": MODEL
-    for name in ("NeMoAutoModelForCausalLM", "AutoModelForCausalLM")
-    for method in ("", ".from_pretrained", ".from_config")
-}
-_SHARDERS = dict.fromkeys(
-    ("NVFSDPManager", "FSDP2Manager", "MegatronFSDPManager", "nvFSDPManager"), DISTRIBUTED
+RECIPES = frozenset(
+    {"TrainFinetuneRecipeForNextTokenPrediction", "FinetuneRecipeForNextTokenPrediction"}
+    | {"llm_finetune", "finetune", "sft"}
 )
-_DATA = dict.fromkeys(
-    ("TextInstructionDataset", "ColumnMappedTextInstructionDataset", "ChatDataset"), TEXT
-)
-_ADAPTERS = {"PeftConfig": LORA}
+"""Names of the one built-in recipe; of an import path the last part counts."""
+_PACKAGE = "nemo_automodel."
 
 
 def _spelling(
-    builtin: tuple[str, ...], family: dict[str, str], packages: tuple[str, ...] = _FAMILY
+    builtin: str, *classes: str, packages: tuple[str, ...] = (_PACKAGE,)
 ) -> Callable[[object], object]:
+    """A function that puts our name in place of that family's import paths for the same thing."""
+    endings = tuple(f".{name}" for name in classes)
+
     def ours(value: object) -> object:
-        if not isinstance(value, str) or value in builtin or not value.startswith(packages):
-            return value
-        return next((name for path, name in family.items() if value.endswith(f".{path}")), value)
+        family = isinstance(value, str) and value.startswith(packages) and value.endswith(endings)
+        return builtin if family else value
 
     return ours
 
 
-model_target = _spelling((MODEL,), _MODELS, (*_FAMILY, "transformers."))
-distributed_target = _spelling((DISTRIBUTED,), _SHARDERS)
-dataset_target = _spelling((TEXT, STDLIB), _DATA)
-loader_target = _spelling((LOADER,), {"StatefulDataLoader": LOADER}, ("torchdata.",))
-peft_target = _spelling((LORA,), _ADAPTERS)
+model_target = _spelling(
+    MODEL,
+    *(
+        f"{name}{method}"
+        for name in ("NeMoAutoModelForCausalLM", "AutoModelForCausalLM")
+        for method in ("", ".from_pretrained", ".from_config")
+    ),
+    packages=(_PACKAGE, "transformers."),
+)
+distributed_target = _spelling(
+    DISTRIBUTED, "NVFSDPManager", "FSDP2Manager", "MegatronFSDPManager", "nvFSDPManager"
+)
+dataset_target = _spelling(
+    TEXT, "TextInstructionDataset", "ColumnMappedTextInstructionDataset", "ChatDataset"
+)
+loader_target = _spelling(LOADER, "StatefulDataLoader", packages=("torchdata.",))
+peft_target = _spelling(LORA, "PeftConfig")
 
+TARGETS: dict[KeyPath, Callable[[object], object]] = {
+    ("model", "_target_"): model_target,
+    ("distributed", "_target_"): distributed_target,
+    ("dataset", "_target_"): dataset_target,
+    ("validation_dataset", "_target_"): dataset_target,
+    ("dataloader", "_target_"): loader_target,
+    ("validation_dataloader", "_target_"): loader_target,
+    ("peft", "_target_"): peft_target,
+}
+"""What rewrites a component's name, by its key."""
 
-_PACKAGE = "nemo_automodel."
-_LOSSES = (
-    "MaskedCrossEntropy", "ChunkedCrossEntropy", "FusedLinearCrossEntropy",
-    "TEParallelCrossEntropy",
-)  # fmt: skip
-_COLLATERS = ("default_collater", "packed_sequence_thd_collater")
-_STRATEGIES = ("fsdp2", "nvfsdp", "megatron_fsdp")
+NEUTRAL: dict[KeyPath, tuple[tuple[Any, ...], str]] = {
+    ("distributed", "dp_size"): ((None, "none"), "the world size, as always"),
+    ("distributed", "dp_replicate_size"): ((None, "none", 1), "one copy of the model, as always"),
+    **{
+        ("distributed", key): ((None, "none", 1, False), "asks for nothing")
+        for key in ("tp_size", "cp_size", "pp_size", "ep_size", "sequence_parallel")
+    },
+    ("distributed", "use_hf_tp_plan"): ((None, "none", False), "asks for nothing"),
+}
+"""Values that ask for what is done anyway, and why."""
+NEUTRAL_DISTRIBUTED: dict[str, Any] = {
+    "pp_size": 1, "ep_size": 1, "sequence_parallel": False, "use_hf_tp_plan": False,
+}  # fmt: skip
+"""Keys of that family's managers that our section does not have, with what they may say."""
 
 
 @dataclass(frozen=True)
@@ -87,25 +102,35 @@ class Translation:
     document: Document
     moved: dict[KeyPath, Moved] = field(default_factory=dict)
 
+    def drop(self, path: KeyPath, what: Moved) -> None:
+        """Take a key away, and note what became of it."""
+        tree: Any = self.document.tree
+        for part in path[:-1]:
+            tree = tree[part]
+        del tree[path[-1]]
+        self.moved[path] = what
+
 
 def translate(document: Document) -> Translation:
     """``document`` with that family's own sections rewritten; the same one where it has none."""
-    work = Translation(
-        replace(document, tree=copy.deepcopy(document.tree), marks={**document.marks})
-    )
+    work = Translation(replace(document, tree=copy.deepcopy(document.tree)))
+    tree = work.document.tree
     for path, rule in _RULES.items():
-        section = work.document.tree.get(str(path[0]))
-        if len(path) == 1 and path[0] in work.document.tree:
+        section = tree.get(str(path[0]))
+        if len(path) == 1 and path[0] in tree:
             rule(work, path, section)
         elif isinstance(section, dict) and path[1] in section:
             rule(work, path, section[path[1]])
     for name in ("rng", "dist_env"):
-        if work.document.tree.get(name) == {}:
-            del work.document.tree[name]
+        if tree.get(name) == {}:
+            del tree[name]
     return work if work.moved else Translation(document)
 
 
-def _move(to: KeyPath, change: Callable[[Any], Any] = lambda value: value) -> Any:
+_Rule = Callable[[Translation, KeyPath, Any], None]
+
+
+def _move(to: KeyPath, change: Callable[[Any], Any] = lambda value: value) -> _Rule:
     """A rule: the value belongs at ``to``, unless that is given, too."""
 
     def rule(work: Translation, path: KeyPath, value: Any) -> None:
@@ -115,38 +140,29 @@ def _move(to: KeyPath, change: Callable[[Any], Any] = lambda value: value) -> An
             return
         home[str(to[-1])] = change(value)
         mark = work.document.mark(path)
-        _drop(work, path, Moved(to))
-        marks = dict(work.document.marks)
-        marks[to] = Mark(mark.where, mark.text, spelled=dotted(path))
-        work.document = replace(work.document, marks=marks)
+        work.drop(path, Moved(to))
+        moved = Mark(mark.where, mark.text, spelled=dotted(path))
+        work.document = replace(work.document, marks={**work.document.marks, to: moved})
 
     return rule
 
 
-def _neutral(fits: Callable[[Any], bool], why: str) -> Any:
+def _neutral(fits: Callable[[Any], bool], why: str) -> _Rule:
     """A rule: a value that fits asks for what is done anyway."""
 
     def rule(work: Translation, path: KeyPath, value: Any) -> None:
         if fits(value):
-            _drop(work, path, Moved(None, why))
+            work.drop(path, Moved(None, why))
 
     return rule
 
 
-def _drop(work: Translation, path: KeyPath, what: Moved) -> None:
-    tree: Any = work.document.tree
-    for part in path[:-1]:
-        tree = tree[part]
-    del tree[path[-1]]
-    work.moved[path] = what
-
-
-def _unless_parallel(size: str, why: str) -> Any:
+def _unless_parallel(size: str, why: str) -> _Rule:
     """A rule: settings of a kind of parallelism that is not asked for."""
 
     def rule(work: Translation, path: KeyPath, value: Any) -> None:
         if work.document.tree[str(path[0])].get(size) in (None, "none", 1):
-            _drop(work, path, Moved(None, why))
+            work.drop(path, Moved(None, why))
 
     return rule
 
@@ -162,17 +178,16 @@ def _of_text(work: Translation, path: KeyPath, value: Any) -> None:
     """A rule: how samples of instruction data get their length."""
     section = work.document.tree[str(path[0])]
     if dataset_target(section.get("_target_", TEXT)) == TEXT:
-        _drop(work, path, Moved(None, _CUT))
+        why = "samples are cut at max_length and packed, or padded to the longest of a batch"
+        work.drop(path, Moved(None, why))
 
 
 def _squad(work: Translation, path: KeyPath, value: Any) -> None:
     """A rule: their reader of SQuAD is our reader with the right columns."""
     section = work.document.tree[str(path[0])]
     if _names("make_squad_dataset")(value) and "column_mapping" not in section:
-        section["_target_"] = TEXT
-        section["column_mapping"] = {
-            "question": "question", "context": "context", "answer": "answers.text.0",
-        }  # fmt: skip
+        columns = {"question": "question", "context": "context", "answer": "answers.text.0"}
+        section |= {"_target_": TEXT, "column_mapping": columns}
         why = f"built in: {TEXT} with column_mapping; the prompt's wording is ours"
         work.moved[path] = Moved(path, why)
 
@@ -194,9 +209,11 @@ def _seconds(minutes: Any) -> Any:
     return round(60 * minutes) if number else minutes
 
 
-_CUT = "samples are cut at max_length and packed, or padded to the longest of a batch"
-_COLLATED = "the built-in data set brings its own collation"
-_RULES: dict[KeyPath, Any] = {
+_COLLATED = _neutral(
+    _names("default_collater", "packed_sequence_thd_collater"),
+    "the built-in data set brings its own collation",
+)
+_RULES: dict[KeyPath, _Rule] = {
     ("rng", "seed"): _move(("seed",)),
     ("rng", "_target_"): _neutral(
         _names("StatefulRNG"), "random numbers are a function of seed, step and rank here"
@@ -207,19 +224,25 @@ _RULES: dict[KeyPath, Any] = {
     ("dist_env", "backend"): _move(("distributed", "backend")),
     ("dist_env", "timeout_minutes"): _move(("distributed", "timeout_s"), _seconds),
     ("loss_fn",): _neutral(
-        _names(*_LOSSES), "the loss is the mean cross-entropy over all label tokens anyway"
+        _names(
+            *("MaskedCrossEntropy", "ChunkedCrossEntropy", "FusedLinearCrossEntropy"),
+            "TEParallelCrossEntropy",
+        ),
+        "the loss is the mean cross-entropy over all label tokens anyway",
     ),
-    ("dataloader", "collate_fn"): _neutral(_names(*_COLLATERS), _COLLATED),
-    ("validation_dataloader", "collate_fn"): _neutral(_names(*_COLLATERS), _COLLATED),
+    ("dataloader", "collate_fn"): _COLLATED,
+    ("validation_dataloader", "collate_fn"): _COLLATED,
     ("tokenizer",): _tokenizer,
-    **{(name, "_target_"): _squad for name in ("dataset", "validation_dataset")},
+    ("dataset", "_target_"): _squad,
+    ("validation_dataset", "_target_"): _squad,
     **{
         (name, key): _of_text
         for name in ("dataset", "validation_dataset")
         for key in ("padding", "truncation", "pad_to_max_length")
     },
     ("distributed", "strategy"): _neutral(
-        lambda value: value in _STRATEGIES, "the built-in fsdp2 shards the same way"
+        lambda value: value in ("fsdp2", "nvfsdp", "megatron_fsdp"),
+        "the built-in fsdp2 shards the same way",
     ),
     ("distributed", "pipeline"): _unless_parallel("pp_size", "there is no pipeline"),
     ("distributed", "moe"): _unless_parallel("ep_size", "there is no expert parallelism"),
@@ -240,20 +263,18 @@ _RULES: dict[KeyPath, Any] = {
     ("ci",): _neutral(lambda value: True, "about that project's own tests"),
 }
 
-
 _LATER = "not in this version; remove it"
 
-REFUSED: dict[tuple[str | int, ...], str] = {
+REFUSED: dict[KeyPath, str] = {
     ("hooks",): "write the top-level on_success and on_failure",
     ("sweep",): "how runs vary is no part of one: use `python -m launcher sweep`; remove it",
     ("price",): _LATER,
     ("arrays",): _LATER,
     ("slurm", "preflight"): "write the top-level preflight: off, quick or full",
     ("slurm", "price"): _LATER,
-    (
-        "slurm",
-        "array",
-    ): "one launch is one job, which requeues itself; for many runs use a sweep; remove it",
+    ("slurm", "array"): (
+        "one launch is one job, which requeues itself; for many runs use a sweep; remove it"
+    ),
     ("slurm", "array_parallelism"): _LATER,
     ("slurm", "master_port"): (
         "ranks find each other through the run folder, on a free port; remove it"
@@ -265,13 +286,13 @@ REFUSED: dict[tuple[str | int, ...], str] = {
     ("slurm", "gpus_per_task"): (
         "write slurm.gpus_per_node: binding GPUs to tasks breaks NCCL's peer access"
     ),
-    ("dataloader", "collate_fn"): "the built-in data set brings its own collation; remove it",
-    ("validation_dataloader", "collate_fn"): (
-        "the built-in data set brings its own collation; remove it"
-    ),
+    **{
+        (loader, "collate_fn"): "the built-in data set brings its own collation; remove it"
+        for loader in ("dataloader", "validation_dataloader")
+    },
     ("peft", "exclude_modules"): "name the adapted modules in target_modules",
     ("rng",): "write the top-level seed",
     ("loss_fn",): "the loss is the mean cross-entropy over all label tokens; remove it",
     ("dist_env",): "write distributed.backend and distributed.timeout_s",
 }
-"""By path; the text follows the key in the error."""
+"""Keys that are known and refused: what to write instead, or that a later version takes them."""

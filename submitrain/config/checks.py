@@ -2,21 +2,18 @@
 
 Every line begins with the key it is about, so that the reader of a file can be shown its place.
 Pure; imports no torch.
-
-What a configuration with an ``entry`` may say: the built-in recipe's settings are refused.
-
-Pure; imports no torch.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from submitrain.config.automodel import MODEL, STDLIB, TEXT
-from submitrain.config.slurm_checks import job_problems
+from submitrain.config.automodel import MODEL, NEUTRAL_DISTRIBUTED, RECIPES, STDLIB, TEXT
 
 if TYPE_CHECKING:
+    from submitrain.config.job import SlurmConfig
     from submitrain.config.run import RunConfig
 
 
@@ -41,9 +38,25 @@ RECIPE_KEYS = {
 }
 """Of sections that both read, the fields that only the built-in recipe reads."""
 
+HUB_KEYS = ("revision", "name", "data_files", "data_dir")
+"""Further keys of a data set that is loaded from the hub (datasets.load_dataset)."""
 
-def entry_problems(config: RunConfig) -> Iterator[str]:
-    """Settings that a training function of the user's own would not see, one line each."""
+
+def problems_of(config: RunConfig) -> list[str]:
+    """Contradictions, then settings without an effect, one line each."""
+    if config.entry is not None:
+        return [*_slurm_problems(config.slurm), *_unread_beside_entry(config)]
+    return [
+        *_contradictions(config),
+        *_parallelism(config),
+        *_slurm_problems(config.slurm),
+        *_without_effect(config),
+        *_unknown_to_components(config),
+    ]
+
+
+def _unread_beside_entry(config: RunConfig) -> Iterator[str]:
+    """Settings that a training function of the user's own would not see."""
     for name in RECIPE_SECTIONS:
         if name in config.model_fields_set and getattr(config, name) is not None:
             yield (
@@ -52,63 +65,42 @@ def entry_problems(config: RunConfig) -> Iterator[str]:
             )
     for name, fields in RECIPE_KEYS.items():
         section = getattr(config, name)
-        given = [one for one in type(section).model_fields if one in section.model_fields_set]
+        given = [key for key in type(section).model_fields if key in section.model_fields_set]
         for key in (*(one for one in given if one in fields), *(section.model_extra or {})):
-            written = "_target_" if key == "target" else key
             yield (
-                f"{name}.{written}: expected none beside entry, got a value: only the built-in "
-                "recipe reads it; decide it in your function, and remove this"
+                f"{name}.{'_target_' if key == 'target' else key}: expected none beside entry, got "
+                "a value: only the built-in recipe reads it; decide it in your function, and "
+                "remove this"
             )
 
 
-RECIPES = frozenset(
-    {
-        "TrainFinetuneRecipeForNextTokenPrediction",
-        "FinetuneRecipeForNextTokenPrediction",
-        "llm_finetune",
-        "finetune",
-        "sft",
-    }
-)
-"""Names of the one built-in recipe; of an import path the last part counts."""
-
-HUB_KEYS = ("revision", "name", "data_files", "data_dir")
-"""Further keys of a data set that is loaded from the hub (datasets.load_dataset)."""
-
-NEUTRAL_DISTRIBUTED: dict[str, Any] = {
-    "pp_size": 1,
-    "ep_size": 1,
-    "sequence_parallel": False,
-    "use_hf_tp_plan": False,
-}
-"""Keys of that family's managers which ask for nothing at these values."""
-
-
-def problems_of(config: RunConfig) -> list[str]:
-    """Contradictions, then settings without an effect, one line each."""
-    if config.entry is not None:
-        return [*job_problems(config.slurm), *entry_problems(config)]
-    return [*contradictions(config), *job_problems(config.slurm), *without_effect(config)]
-
-
-def contradictions(config: RunConfig) -> Iterator[str]:
+def _contradictions(config: RunConfig) -> Iterator[str]:
     """What two keys say against each other."""
-    yield from _said_twice(config)
-    yield from _batch(config)
-    yield from _parallelism(config)
-    model, steps = config.model, config.step_scheduler
+    model, steps, schedule = config.model, config.step_scheduler, config.lr_scheduler
+    clip = config.clip_grad_norm.max_norm if config.clip_grad_norm else None
+    clipping = config.training_optimizations.gradient_clipping
+    local, warmup = "step_scheduler.local_batch_size", "step_scheduler.warmup_steps"
+    for a, x, b, y in (
+        ("dataloader.batch_size", config.dataloader.batch_size, local, steps.local_batch_size),
+        (warmup, steps.warmup_steps, "lr_scheduler.lr_warmup_steps", schedule.lr_warmup_steps),
+        ("training_optimizations.gradient_clipping", clipping, "clip_grad_norm.max_norm", clip),
+    ):
+        if x is not None and y is not None and x != y:
+            yield f"{a}: expected the same as {b} ({y}), got {x}; they mean the same: remove one"
+    try:
+        config.batch()
+    except ValueError as error:
+        yield f"step_scheduler.global_batch_size: {error}"
     if model.pretrained_model_name_or_path and model.config:
         yield (
             "model.config: expected pretrained_model_name_or_path (load weights) or config "
             "(random weights), got both; remove one"
         )
     if steps.max_steps and config.warmup_steps > steps.max_steps:
-        key = (
-            "step_scheduler.warmup_steps" if steps.warmup_steps else "lr_scheduler.lr_warmup_steps"
-        )
         yield (
-            f"{key}: expected at most step_scheduler.max_steps ({steps.max_steps}), got "
-            f"{config.warmup_steps}; the learning rate would never reach its peak"
+            f"{warmup if steps.warmup_steps else 'lr_scheduler.lr_warmup_steps'}: expected at most "
+            f"step_scheduler.max_steps ({steps.max_steps}), got {config.warmup_steps}; the "
+            "learning rate would never reach its peak"
         )
     if config.peft and config.peft.match_all_linear is not None:
         all_linear = config.peft.target_modules == "all-linear"
@@ -125,43 +117,9 @@ def contradictions(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _said_twice(config: RunConfig) -> Iterator[str]:
-    steps, clip = config.step_scheduler, config.clip_grad_norm
-    pairs: list[tuple[str, Any, str, Any]] = [
-        (
-            "dataloader.batch_size",
-            config.dataloader.batch_size,
-            "step_scheduler.local_batch_size",
-            steps.local_batch_size,
-        ),
-        (
-            "step_scheduler.warmup_steps",
-            steps.warmup_steps,
-            "lr_scheduler.lr_warmup_steps",
-            config.lr_scheduler.lr_warmup_steps,
-        ),
-        (
-            "training_optimizations.gradient_clipping",
-            config.training_optimizations.gradient_clipping,
-            "clip_grad_norm.max_norm",
-            clip.max_norm if clip else None,
-        ),
-    ]
-    for a, x, b, y in pairs:
-        if x is not None and y is not None and x != y:
-            yield f"{a}: expected the same as {b} ({y}), got {x}; they mean the same: remove one"
-
-
-def _batch(config: RunConfig) -> Iterator[str]:
-    try:
-        config.batch()
-    except ValueError as error:
-        yield f"step_scheduler.global_batch_size: {error}"
-
-
 def _parallelism(config: RunConfig) -> Iterator[str]:
-    distributed, world = config.distributed, config.world_size
-    arithmetic = f"nodes {config.slurm.nodes} x ntasks_per_node {config.slurm.ntasks_per_node}"
+    distributed, slurm, world = config.distributed, config.slurm, config.world_size
+    arithmetic = f"nodes {slurm.nodes} x ntasks_per_node {slurm.ntasks_per_node}"
     for key in ("tp_size", "cp_size"):
         size = getattr(distributed, key)
         if size not in (None, 1):
@@ -169,88 +127,56 @@ def _parallelism(config: RunConfig) -> Iterator[str]:
                 f"distributed.{key}: expected 1 or none, got {size}; this version shards over "
                 "data-parallel ranks only (FSDP2, HSDP)"
             )
-    if distributed.dp_size is not None and not config.slurm.nodes.fixed:
+    size = distributed.dp_size
+    if size is not None and not slurm.nodes.fixed:
         yield (
-            f"distributed.dp_size: expected none with a range of nodes ({config.slurm.nodes}), got "
-            f"{distributed.dp_size}; the world size is what the job gets: write none"
+            f"distributed.dp_size: expected none with a range of nodes ({slurm.nodes}), got "
+            f"{size}; the world size is what the job gets: write none"
         )
-    elif distributed.dp_size not in (None, world):
+    elif size not in (None, world):
         yield (
             f"distributed.dp_size: expected none or the world size {world} ({arithmetic}), got "
-            f"{distributed.dp_size}; write none to follow the world size"
+            f"{size}; write none to follow the world size"
         )
     replicas = distributed.dp_replicate_size
-    worlds = (config.min_world_size, world)
-    odd = next((size for size in worlds if replicas and size % replicas), None)
-    if odd is not None:
-        yield (
-            f"distributed.dp_replicate_size: expected a divisor of the world size {odd} "
-            f"({arithmetic}), got {replicas}"
-        )
+    for ranks in dict.fromkeys((config.min_world_size, world)):
+        if replicas and ranks % replicas:
+            yield (
+                f"distributed.dp_replicate_size: expected a divisor of the world size {ranks} "
+                f"({arithmetic}), got {replicas}"
+            )
+            break
 
 
-def without_effect(config: RunConfig) -> Iterator[str]:
+def _without_effect(config: RunConfig) -> Iterator[str]:
     """Settings that this version would ignore; they are refused instead."""
+    model, schedule = config.model, config.lr_scheduler
     if config.recipe and config.recipe.rpartition(".")[2] not in RECIPES:
         yield (
             f"recipe: expected one of {', '.join(sorted(RECIPES))} or none, got "
             f"{config.recipe!r}; only supervised fine-tuning is built in"
         )
-    yield from _model(config)
-    yield from _component_extras(config)
-    yield from _outputs(config)
-    yield from _loading(config)
-    yield from _data(config)
-    yield from _schedule(config)
-
-
-def _model(config: RunConfig) -> Iterator[str]:
-    model = config.model
     if model.torch_dtype == "float16":
         yield (
             "model.torch_dtype: expected bfloat16 or float32, got float16; float16 needs loss "
             "scaling, which is not built: use bfloat16"
         )
     if model.tokenizer and model.train_tokenizer_vocab_size:
-        yield ("model.train_tokenizer_vocab_size: expected this or tokenizer, got both; remove one")
+        yield "model.train_tokenizer_vocab_size: expected this or tokenizer, got both; remove one"
     if model.revision and not (model.tokenizer or model.pretrained_model_name_or_path):
         yield "model.revision: expected a hub model or tokenizer with it, got neither; remove it"
-
-
-def _outputs(config: RunConfig) -> Iterator[str]:
     if config.sample is not None and config.checkpoint.save_consolidated == "never":
         yield (
             "sample: expected checkpoint.save_consolidated final or every with it, got never; the "
             "text is written by the exported model: change that, or remove this section"
         )
-    switched_off = "enabled" in config.compile.model_fields_set
-    if not config.use_compile and not switched_off:
+    if not config.use_compile and "enabled" not in config.compile.model_fields_set:
         for key, default in (("mode", "default"), ("fullgraph", False), ("dynamic", None)):
             if getattr(config.compile, key) != default:
                 yield (
                     f"compile.{key}: expected compile.enabled true with it, got false; enable it "
                     "or remove this key"
                 )
-
-
-def _component_extras(config: RunConfig) -> Iterator[str]:
-    if config.model.target == MODEL:
-        for key in config.model.extra:
-            yield (
-                f"model.{key}: unknown key; the built-in {MODEL} takes no such key: put settings "
-                "of the architecture into model.config, or remove it"
-            )
-    for key, value in config.distributed.extra.items():
-        if key not in NEUTRAL_DISTRIBUTED:
-            yield f"distributed.{key}: unknown key; the built-in fsdp2 takes no such key: remove it"
-        elif value is not None and value != NEUTRAL_DISTRIBUTED[key]:
-            yield (
-                f"distributed.{key}: expected {NEUTRAL_DISTRIBUTED[key]} or none, got {value}; the "
-                "built-in fsdp2 has nothing else: remove it"
-            )
-
-
-def _loading(config: RunConfig) -> Iterator[str]:
     for name in ("dataloader", "validation_dataloader"):
         loader = getattr(config, name)
         if loader is None:
@@ -266,42 +192,186 @@ def _loading(config: RunConfig) -> Iterator[str]:
                     f"{name}.{key}: expected num_workers > 0 with it, got num_workers 0; set "
                     f"{name}.num_workers or remove the key"
                 )
-    if config.validation_dataloader is not None and config.validation_dataset is None:
-        yield (
-            "validation_dataloader: expected a validation_dataset with it, got none; add the "
-            "section or remove this one"
-        )
-
-
-def _data(config: RunConfig) -> Iterator[str]:
-    for name in ("dataset", "validation_dataset"):
-        data = getattr(config, name)
-        if data is not None and data.target in (STDLIB, TEXT):
-            for key in data.extra:
-                if data.target == STDLIB or key not in HUB_KEYS:
-                    yield (
-                        f"{name}.{key}: unknown key; {data.target} takes no such key: correct its "
-                        "spelling or remove it"
-                    )
-        if data is not None and data.target == STDLIB and data.dataset_name:
+    if config.validation_dataset is None:
+        if config.validation_dataloader is not None:
             yield (
-                f"{name}.dataset_name: expected none with _target_ python_stdlib, got "
-                f"{data.dataset_name!r}; remove one of them"
+                "validation_dataloader: expected a validation_dataset with it, got none; add the "
+                "section or remove this one"
             )
-    if config.step_scheduler.val_every_steps and config.validation_dataset is None:
-        yield (
-            "step_scheduler.val_every_steps: expected a validation_dataset with it, got none; add "
-            "the section or remove this key"
-        )
-
-
-def _schedule(config: RunConfig) -> Iterator[str]:
-    schedule = config.lr_scheduler
-    if schedule.lr_decay_style != "constant":
-        return
+        if config.step_scheduler.val_every_steps:
+            yield (
+                "step_scheduler.val_every_steps: expected a validation_dataset with it, got none; "
+                "add the section or remove this key"
+            )
     for key in ("min_lr", "lr_decay_steps"):
-        if getattr(schedule, key):
+        if schedule.lr_decay_style == "constant" and getattr(schedule, key):
             yield (
                 f"lr_scheduler.{key}: expected lr_decay_style linear or cosine with it, got "
                 "constant; remove one of them"
             )
+
+
+def _unknown_to_components(config: RunConfig) -> Iterator[str]:
+    """Further keys of components that are built in, and take none or few of them."""
+    for key in config.model.extra if config.model.target == MODEL else ():
+        yield (
+            f"model.{key}: unknown key; the built-in {MODEL} takes no such key: put settings of "
+            "the architecture into model.config, or remove it"
+        )
+    for key, value in config.distributed.extra.items():
+        if key not in NEUTRAL_DISTRIBUTED:
+            yield f"distributed.{key}: unknown key; the built-in fsdp2 takes no such key: remove it"
+        elif value is not None and value != NEUTRAL_DISTRIBUTED[key]:
+            yield (
+                f"distributed.{key}: expected {NEUTRAL_DISTRIBUTED[key]} or none, got {value}; the "
+                "built-in fsdp2 has nothing else: remove it"
+            )
+    for name in ("dataset", "validation_dataset"):
+        data = getattr(config, name)
+        if data is None or data.target not in (STDLIB, TEXT):
+            continue
+        for key in data.extra:
+            if data.target == STDLIB or key not in HUB_KEYS:
+                yield (
+                    f"{name}.{key}: unknown key; {data.target} takes no such key: correct its "
+                    "spelling or remove it"
+                )
+        if data.target == STDLIB and data.dataset_name:
+            yield (
+                f"{name}.dataset_name: expected none with _target_ python_stdlib, got "
+                f"{data.dataset_name!r}; remove one of them"
+            )
+
+
+_MOUNT = re.compile(r"^/[^:,\s]*:/[^:,\s]*(:(?P<flags>[a-z-]+(\+[a-z-]+)*))?$")
+_MOUNT_FLAGS = frozenset({"ro", "rw"})
+_PYXIS_MOUNT_FLAGS = _MOUNT_FLAGS | frozenset(
+    {"private", "rprivate", "shared", "rshared", "slave", "rslave", "nosuid", "nodev", "noexec"}
+)
+"""enroot's, beyond ro and rw (mount(8)); Apptainer takes ro and rw only."""
+_MEMORY = re.compile(r"^\d+[KMGT]?B?$", re.IGNORECASE)
+_VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_MODULE = re.compile(r"^[A-Za-z0-9_.+@][A-Za-z0-9_.+@/-]*$")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_OWN_SRUN_OPTIONS = frozenset(
+    """
+    --kill-on-bad-exit -K --wait -W --overlap --nodes -N --ntasks -n --ntasks-per-node
+    --nodelist -w --exclude -x --nodefile -F --job-name -J --input -i --output -o --error -e
+    --export --container-image --container-mounts --container-env --container-workdir
+    """.split()  # noqa: SIM905 - a list of words reads better
+)
+"""Options of srun on which supervision rests."""
+
+
+def _slurm_problems(slurm: SlurmConfig) -> Iterator[str]:
+    """What sbatch or srun would refuse or misread."""
+    for key in type(slurm).model_fields:
+        value = getattr(slurm, key)
+        # A line break would end the #SBATCH line and start a shell command.
+        if isinstance(value, str) and _CONTROL.search(value):
+            yield f"slurm.{key}: expected one line of text, got {value!r}"
+    for index, line in enumerate(slurm.srun_args):
+        if _CONTROL.search(line):
+            yield f"slurm.srun_args.{index}: expected one option of srun, got {line!r}"
+        if (flag := line.partition("=")[0]) in _OWN_SRUN_OPTIONS:
+            yield f"slurm.srun_args.{index}: {flag} is set by submitrain itself: remove it"
+    for index, name in enumerate(slurm.modules):
+        if not _MODULE.match(name):
+            yield (
+                f"slurm.modules.{index}: expected the name of a module, such as cuda/12.4, got "
+                f"{name!r}; other commands belong in slurm.setup"
+            )
+    for key in ("mem", "mem_per_cpu"):
+        value = getattr(slurm, key)
+        if value is not None and not _MEMORY.match(value):
+            yield (
+                f"slurm.{key}: expected a size such as 64G, 512000M or 0 (all of the node), got "
+                f"{value!r}; sbatch takes whole numbers with K, M, G or T"
+            )
+    if slurm.mem is not None and slurm.mem_per_cpu is not None:
+        yield (
+            "slurm.mem_per_cpu: expected mem (per node) or mem_per_cpu, got both; sbatch takes one "
+            "of them: remove the other"
+        )
+    yield from _gpu_problems(slurm)
+    yield from _container_problems(slurm)
+    for name in slurm.env:
+        if not _VARIABLE.match(name):
+            yield (
+                f"slurm.env.{name}: expected letters, digits and underscores as a variable's "
+                f"name, got {name!r}"
+            )
+
+
+def _gpu_problems(slurm: SlurmConfig) -> Iterator[str]:
+    gpus, ranks = slurm.gpus_per_node, slurm.ntasks_per_node
+    if gpus and gpus < ranks:
+        yield (
+            f"slurm.gpus_per_node: expected at least ntasks_per_node ({ranks}), got {gpus}; every "
+            "rank needs a GPU of its own: lower ntasks_per_node, or write 0 to train on CPUs"
+        )
+    in_gres = slurm.gres is not None and "gpu" in slurm.gres.split(":")[0].split(",")
+    for key in ("gpus_per_node", "gpu_type"):
+        if in_gres and getattr(slurm, key) is not None:
+            yield (
+                f"slurm.{key}: expected GPUs in gres ({slurm.gres}) or in gpus_per_node and "
+                "gpu_type, got both; remove one"
+            )
+    if gpus == 0 and slurm.gpu_type is not None:
+        yield (
+            f"slurm.gpu_type: expected none with gpus_per_node 0, got {slurm.gpu_type!r}; remove "
+            "one of them"
+        )
+
+
+def _container_problems(slurm: SlurmConfig) -> Iterator[str]:
+    image, runtime, workdir = slurm.container_image, slurm.container_runtime, "container_workdir"
+    apptainer = runtime in ("apptainer", "singularity")
+    for index, mount in enumerate(slurm.extra_mounts):
+        if problem := _mount_problem(mount, _MOUNT_FLAGS if apptainer else _PYXIS_MOUNT_FLAGS):
+            yield f"slurm.extra_mounts.{index}: expected {problem}, got {mount!r}"
+    if slurm.container_workdir is not None and not slurm.container_workdir.startswith("/"):
+        yield (
+            f"slurm.{workdir}: expected an absolute path inside, got {slurm.container_workdir!r}"
+        )
+    if image is None:
+        for key in ("extra_mounts", workdir):
+            if getattr(slurm, key):
+                yield (
+                    f"slurm.{key}: expected slurm.container_image with it, got none; without a "
+                    "container nothing is mounted: name the image or remove this key"
+                )
+        if runtime not in ("auto", "bare"):
+            yield (
+                "slurm.container_runtime: expected slurm.container_image with it, got none; name "
+                "the image or remove this key"
+            )
+    elif re.search(r"\s", image):
+        yield f"slurm.container_image: expected a name or path without blanks, got {image!r}"
+    elif runtime == "pyxis" and image.endswith(".sif"):
+        yield (
+            f"slurm.container_image: expected a .sqsh file or a registry's name with pyxis, got "
+            f"{image!r}; a .sif is Apptainer's: write container_runtime: apptainer, or import the "
+            "image with enroot"
+        )
+    elif apptainer and image.endswith((".sqsh", ".squashfs")):
+        yield (
+            f"slurm.container_image: expected a .sif file or a registry's name with {runtime}, got "
+            f"{image!r}; a .sqsh is enroot's: write container_runtime: pyxis, or build a .sif "
+            f"({runtime} build image.sif docker://...)"
+        )
+    elif apptainer and "#" in image and "@" in image.partition("#")[0]:
+        yield (
+            f"slurm.container_image: expected an image without a user for {runtime}, got "
+            f"{image!r}; credentials come from `{runtime} registry login`"
+        )
+
+
+def _mount_problem(mount: str, allowed: frozenset[str]) -> str | None:
+    match = _MOUNT.match(mount)
+    if not match:
+        return "src:dst or src:dst:ro with absolute paths"
+    flags = set((match["flags"] or "rw").split("+"))
+    if unknown := sorted(flags - allowed):
+        return f"flags among {', '.join(sorted(allowed))} (with +), not {', '.join(unknown)}"
+    return "ro or rw, not both" if flags >= _MOUNT_FLAGS else None

@@ -2,8 +2,6 @@
 
 Stricter than ``yaml.safe_load``: a duplicate key is an error, ``24:00:00``, ``007``, ``on`` and
 dates stay text (YAML 1.2), ``1e-4`` is a number, ``none`` is null.
-
-What is said of a file that is missing or is not YAML. Imports pyyaml only.
 """
 
 from __future__ import annotations
@@ -19,58 +17,6 @@ import yaml
 
 from submitrain.config.placeholders import hidden
 from submitrain.errors import ConfigError
-
-
-def syntax_error(error: yaml.YAMLError, text: str, name: str, one_place: bool) -> str:
-    """Where a text stops being YAML, what stands there, and what to look for."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        position = getattr(error, "position", 0)
-        line = text.count("\n", 0, position) + 1
-        where = name if one_place else f"{name}:{line}"
-        return f"{where}: not YAML: {getattr(error, 'reason', error)}; remove that character"
-    mark = error.problem_mark or error.context_mark
-    problem = error.problem or error.context or "cannot be parsed"
-    if mark is None:
-        return f"{name}: not YAML: {problem}"
-    lines = text.splitlines()
-    offending = lines[mark.line].strip() if mark.line < len(lines) else "the end of the file"
-    where = name if one_place else f"{name}:{mark.line + 1}:{mark.column + 1}"
-    context = ""
-    if error.context and error.context_mark and error.context_mark.line != mark.line:
-        context = f" ({error.context} in line {error.context_mark.line + 1})"
-    hint = (
-        "put ${...} in quotes inside { } and [ ]"
-        if "${" in offending
-        else "look for a missing quote, colon, bracket or indent there"
-    )
-    return f"{where}: not YAML: {problem}{context}, got `{hidden(offending)}`; {hint}"
-
-
-def missing_file(path: Path) -> str:
-    """That a file does not exist, and which of its neighbours may be meant."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f"{path}: no such file; there is no folder {folder}{_near_folder(path)}"
-    here = sorted(p.name for p in folder.glob("[!.]*.y*ml"))
-    near = get_close_matches(path.name, here, n=1)
-    if near:
-        return f"{path}: no such file; did you mean {folder / near[0]}?"
-    found = f"{folder} has {', '.join(here[:8])}" if here else f"{folder} holds no YAML file"
-    return f"{path}: no such file; {found}"
-
-
-def _near_folder(path: Path) -> str:
-    above = path.parent.parent
-    names = [one.name for one in above.iterdir() if one.is_dir()] if above.is_dir() else []
-    near = get_close_matches(path.parent.name, names, n=1)
-    found = above / near[0] / path.name if near else path
-    return f"; did you mean {found}?" if found.is_file() else ""
-
-
-def kind_of(value: Any) -> str:
-    """A value that stands where a mapping is expected, in words."""
-    return "a list" if isinstance(value, list) else f"{type(value).__name__} {value!r}"
-
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top: ``("wandb", "tags", 0)``."""
@@ -163,9 +109,9 @@ def read_document(path: Path) -> Document:
         ConfigError: no such file, a folder, not UTF-8, empty, not YAML, duplicate keys.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return parse_document(path.read_bytes().decode("utf-8-sig"), str(path))
     except FileNotFoundError as error:
-        raise ConfigError(missing_file(path)) from error
+        raise ConfigError(f"{path}: no such file; {_similar_files(path)}") from error
     except IsADirectoryError as error:
         raise ConfigError(
             f"{path}: expected a YAML file, got a folder; name a file in it"
@@ -179,7 +125,21 @@ def read_document(path: Path) -> Document:
         raise ConfigError(
             f"{path}: cannot be read: {error.strerror}; check its permissions"
         ) from error
-    return parse_document(text, str(path))
+
+
+def _similar_files(path: Path) -> str:
+    """Which of a missing file's neighbours may be meant."""
+    folder = path.parent
+    if not folder.is_dir():
+        above = folder.parent
+        names = [one.name for one in above.iterdir() if one.is_dir()] if above.is_dir() else []
+        near = [above / name / path.name for name in get_close_matches(folder.name, names, n=1)]
+        guess = f"; did you mean {near[0]}?" if near and near[0].is_file() else ""
+        return f"there is no folder {folder}{guess}"
+    here = sorted(p.name for p in folder.glob("[!.]*.y*ml"))
+    if near_names := get_close_matches(path.name, here, n=1):
+        return f"did you mean {folder / near_names[0]}?"
+    return f"{folder} has {', '.join(here[:8])}" if here else f"{folder} holds no YAML file"
 
 
 def parse_document(text: str, name: str) -> Document:
@@ -195,9 +155,10 @@ def parse_document(text: str, name: str) -> Document:
             "file; start from configs/quickstart.yaml"
         )
     if not isinstance(tree, dict):
+        got = "a list" if isinstance(tree, list) else f"{type(tree).__name__} {tree!r}"
         raise ConfigError(
             f"{name}: expected a mapping of sections (model, dataset, slurm, ...) at the top "
-            f"level, got {kind_of(tree)}; write `section:` and indent its keys under it"
+            f"level, got {got}; write `section:` and indent its keys under it"
         )
     return Document(name, tree, marks)
 
@@ -230,7 +191,7 @@ def _parse(text: str, name: str, *, one_place: bool = False) -> tuple[Any, dict[
         loader = StrictLoader(text)
         node = loader.get_single_node()
     except yaml.YAMLError as error:
-        raise ConfigError(syntax_error(error, text, name, one_place)) from error
+        raise ConfigError(_syntax_error(error, text, name, one_place)) from error
     if node is None:
         return None, {}
     builder = _Builder(loader, name, one_place)
@@ -238,6 +199,29 @@ def _parse(text: str, name: str, *, one_place: bool = False) -> tuple[Any, dict[
     if builder.problems:
         raise ConfigError(*builder.problems)
     return tree, builder.marks
+
+
+def _syntax_error(error: yaml.YAMLError, text: str, name: str, one_place: bool) -> str:
+    """Where a text stops being YAML, what stands there, and what to look for."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        line = text.count("\n", 0, getattr(error, "position", 0)) + 1
+        where = name if one_place else f"{name}:{line}"
+        return f"{where}: not YAML: {getattr(error, 'reason', error)}; remove that character"
+    mark = error.problem_mark or error.context_mark
+    problem = error.problem or error.context or "cannot be parsed"
+    if mark is None:
+        return f"{name}: not YAML: {problem}"
+    where = name if one_place else f"{name}:{mark.line + 1}:{mark.column + 1}"
+    lines = text.splitlines()
+    offending = lines[mark.line].strip() if mark.line < len(lines) else "the end of the file"
+    if error.context and error.context_mark and error.context_mark.line != mark.line:
+        problem += f" ({error.context} in line {error.context_mark.line + 1})"
+    hint = (
+        "put ${...} in quotes inside { } and [ ]"
+        if "${" in offending
+        else "look for a missing quote, colon, bracket or indent there"
+    )
+    return f"{where}: not YAML: {problem}, got `{hidden(offending)}`; {hint}"
 
 
 class _Builder:
@@ -248,6 +232,7 @@ class _Builder:
         self.marks: dict[KeyPath, Mark] = {}
         self.problems: list[str] = []
         self.checked: set[int] = set()
+        """Mappings whose keys were checked: an anchor's comes more than once."""
 
     def where(self, node: yaml.Node) -> str:
         return self.name if self.one_place else f"{self.name}:{node.start_mark.line + 1}"
@@ -260,15 +245,29 @@ class _Builder:
             return None
         text = node.value if isinstance(node, yaml.ScalarNode) else None
         self.marks.setdefault(path, Mark(self.where(node), text))
+        inside = (*above, id(node))
         if isinstance(node, yaml.MappingNode):
-            return self.mapping(node, path, (*above, id(node)))
+            return self.mapping(node, path, inside)
         if isinstance(node, yaml.SequenceNode):
-            inside = (*above, id(node))
             return [self.build(item, (*path, i), inside) for i, item in enumerate(node.value)]
-        return self.scalar(node, path)
+        try:
+            value = self.loader.construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            reason = getattr(error, "problem", None) or str(error)
+        else:
+            if value is None or isinstance(value, str | int | float | bool):
+                return value
+            reason = f"tag {node.tag} makes a {type(value).__name__}"
+        self.problems.append(
+            f"{dotted(path)}: expected plain text, a number, true, false or none; {reason} "
+            f"({self.where(node)}); remove the tag"
+        )
+        return None
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath, above: tuple[int, ...]) -> Any:
-        self.refuse_duplicates(node, path)
+        if id(node) not in self.checked:
+            self.checked.add(id(node))
+            self.refuse_duplicates(node, path)
         try:
             self.loader.flatten_mapping(node)
         except yaml.MarkedYAMLError as error:
@@ -276,31 +275,22 @@ class _Builder:
             return {}
         tree = {}
         for key, value in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name is None:
+            if not isinstance(key, yaml.ScalarNode):
                 self.problems.append(
                     f"{dotted(path) or 'top level'}: expected text as a key, got a "
                     f"{'list' if isinstance(key, yaml.SequenceNode) else 'mapping'} "
                     f"({self.where(key)}); write key: value"
                 )
                 continue
-            inner = (*path, name)
-            if inner in self.marks:
-                self.forget(inner)
+            inner = (*path, key.value)
+            if inner in self.marks:  # a merged value that is written anew
+                self.marks = {k: m for k, m in self.marks.items() if k[: len(inner)] != inner}
             scalar = value.value if isinstance(value, yaml.ScalarNode) else None
             self.marks[inner] = Mark(self.where(key), scalar)
-            tree[name] = self.build(value, inner, above)
+            tree[key.value] = self.build(value, inner, above)
         return tree
 
-    def forget(self, path: KeyPath) -> None:
-        """Drop marks of a merged value that is written anew."""
-        for old in [known for known in self.marks if known[: len(path)] == path]:
-            del self.marks[old]
-
     def refuse_duplicates(self, node: yaml.MappingNode, path: KeyPath) -> None:
-        if id(node) in self.checked:
-            return
-        self.checked.add(id(node))
         first: dict[str, yaml.Node] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
@@ -311,18 +301,3 @@ class _Builder:
                     f"{self.where(first[key.value])} and {self.where(key)}; keep one of them"
                 )
             first.setdefault(key.value, key)
-
-    def scalar(self, node: yaml.Node, path: KeyPath) -> Any:
-        try:
-            value = self.loader.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            value, reason = None, getattr(error, "problem", None) or str(error)
-        else:
-            if value is None or isinstance(value, str | int | float | bool):
-                return value
-            reason = f"tag {node.tag} makes a {type(value).__name__}"
-        self.problems.append(
-            f"{dotted(path)}: expected plain text, a number, true, false or none; {reason} "
-            f"({self.where(node)}); remove the tag"
-        )
-        return None

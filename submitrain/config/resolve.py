@@ -1,10 +1,7 @@
 """From a document to a RunConfig: aliases, placeholders, types; every problem with its place.
 
-Pure: the environment is an argument. Imports no torch.
-
-Read a run folder's configuration again, in the supervisor and in the ranks. Imports no torch.
-
-The configuration as a run folder keeps it: complete, in our spelling, placeholders unread.
+Also the way back: ``written_tree`` is what a run folder keeps, and ``load_resolved`` reads it again
+in the supervisor and in the ranks. The environment is always an argument. Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ from submitrain.config.checks import RECIPE_KEYS, RECIPE_SECTIONS
 from submitrain.config.document import (
     Document,
     KeyPath,
-    Mark,
     dotted,
     read_document,
     resolve_scalar,
@@ -50,6 +46,10 @@ from submitrain.config.schema import (
 from submitrain.config.types import none_word
 from submitrain.errors import ConfigError
 
+MAX_INT = 2**63 - 1
+SECRET_VARIABLES = {"hf_home": "HF_HOME", "hf_token": "HF_TOKEN", "wandb_key": "WANDB_API_KEY"}
+"""Variable of the ranks by the key of ``slurm`` that says its value."""
+
 
 @dataclass
 class Problems:
@@ -72,20 +72,20 @@ class Problems:
         """Whether ``path`` or a part above it has a problem already."""
         return any(path[:end] in self.found for end in range(len(path) + 1))
 
-    def _line(self, path: KeyPath, text: str) -> str:
-        """``slurm.nodes: expected an integer >= 1, got 0 (configs/a.yaml:12)``."""
-        mark = self.document.mark(path)
-        key = mark.spelled if path in self.document.marks and mark.spelled else dotted(path)
-        return f"{key or 'configuration'}: {text} ({mark.where})"
-
     def raise_any(self) -> None:
-        """Raise all problems as one ConfigError, in the document's order."""
+        """Raise all problems as one ConfigError, in the document's order.
+
+        A line is ``slurm.nodes: expected an integer >= 1, got 0 (configs/a.yaml:12)``.
+        """
         if not self.found:
             return
         order = {path: index for index, path in enumerate(self.document.marks)}
-        last = len(order)
-        lines = sorted(self.found.items(), key=lambda item: order.get(item[0], last))
-        raise ConfigError(*(self._line(path, text) for path, text in lines))
+        lines = []
+        for path, text in sorted(self.found.items(), key=lambda it: order.get(it[0], len(order))):
+            mark = self.document.mark(path)
+            key = mark.spelled if path in order and mark.spelled else dotted(path)
+            lines.append(f"{key or 'configuration'}: {text} ({mark.where})")
+        raise ConfigError(*lines)
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,12 @@ def in_our_spelling(document: Document) -> tuple[Document, dict[KeyPath, str]]:
     """The document with aliases replaced (``seq_length`` → ``max_length``), and clashes."""
     clashes: dict[KeyPath, str] = {}
     tree: dict[str, Any] = {}
-    marks = dict(document.marks)
+    renamed: dict[KeyPath, KeyPath] = {}
     for name, value in document.tree.items():
         section = sections().get(name)
         if section is None or not isinstance(value, dict):
-            tree[name] = {} if section and value is None and not _optional(name) else value
+            empty = section and value is None and not _may_be_none(name)
+            tree[name] = {} if empty else value
             continue
         ours: dict[str, Any] = {}
         for key, item in value.items():
@@ -138,26 +139,22 @@ def in_our_spelling(document: Document) -> tuple[Document, dict[KeyPath, str]]:
                 )
             ours[written] = item
             if written != key:
-                _rename(marks, (name, key), (name, written))
+                renamed[(name, key)] = (name, written)
         tree[name] = ours
-    return Document(document.name, tree, marks), clashes
+    kept = {path: mark for path, mark in document.marks.items() if path[:2] not in renamed}
+    for path, mark in document.marks.items():
+        if new := renamed.get(path[:2]):
+            spelled = dotted(path) if len(path) == 2 else mark.spelled
+            kept[(*new, *path[2:])] = replace(mark, spelled=spelled)
+    return Document(document.name, tree, kept), clashes
 
 
-def _optional(name: str) -> bool:
-    info = RunConfig.model_fields[name]
-    return allows(info, type(None))
-
-
-def _rename(marks: dict[KeyPath, Mark], old: KeyPath, new: KeyPath) -> None:
-    moved = {new + path[len(old) :]: m for path, m in marks.items() if path[: len(old)] == old}
-    for path in [path for path in marks if path[: len(old)] == old]:
-        del marks[path]
-    marks.update(moved)
-    if new in marks:
-        marks[new] = replace(marks[new], spelled=dotted(old))
+def _may_be_none(name: str) -> bool:
+    return allows(RunConfig.model_fields[name], type(None))
 
 
 def _expanded(value: Any, path: KeyPath, environ: Mapping[str, str], problems: Problems) -> Any:
+    """``value`` with its placeholders replaced, apart from those that are read elsewhere."""
     if path[:2] in VERBATIM:
         return value
     if isinstance(value, dict):
@@ -181,12 +178,12 @@ def _coerced(tree: dict[str, Any], problems: Problems) -> dict[str, Any]:
     """Values in the type their field declares, where YAML cannot know it."""
     result: dict[str, Any] = {}
     for name, value in tree.items():
-        if name in sections() and isinstance(value, dict):
-            result[name] = {k: _scalar(v, (name, k), problems) for k, v in value.items()}
-        elif name in sections():
-            result[name] = none_word(value) if _optional(name) else value
-        else:
+        if name not in sections():
             result[name] = _scalar(value, (name,), problems)
+        elif isinstance(value, dict):
+            result[name] = {k: _scalar(v, (name, k), problems) for k, v in value.items()}
+        else:
+            result[name] = none_word(value) if _may_be_none(name) else value
     return result
 
 
@@ -199,13 +196,13 @@ def _scalar(value: Any, path: KeyPath, problems: Problems) -> Any:
     number = allows(info, int) or allows(info, float)
     if isinstance(value, bool) and number and not allows(info, bool):
         problems.add(path, f"expected {expected(path)}, got {str(value).lower()}")
-        return value
-    if isinstance(value, bool | int | float) and not number and allows(info, str):
+    elif isinstance(value, int) and abs(value) > MAX_INT:
+        problems.add(path, f"expected {expected(path)}, got {value}, which is over 64 bits")
+    elif isinstance(value, bool | int | float) and not number and allows(info, str):
         return _as_written(value, path, problems.document)
-    if isinstance(value, list) and list[str] in {info.annotation}:
-        inner = problems.document
-        return [_as_written(item, (*path, i), inner) for i, item in enumerate(value)]
-    if isinstance(value, dict) and info.annotation == dict[str, str]:
+    elif isinstance(value, list) and info.annotation == list[str]:
+        return [_as_written(item, (*path, i), problems.document) for i, item in enumerate(value)]
+    elif isinstance(value, dict) and info.annotation == dict[str, str]:
         return {k: _as_written(v, (*path, k), problems.document) for k, v in value.items()}
     return value
 
@@ -226,81 +223,68 @@ def _validated(tree: dict[str, Any], problems: Problems) -> RunConfig | None:
         details = error.errors(include_url=False)
     for detail in details:
         _note(detail, tree, problems)
-    if all(detail["type"] == "extra_forbidden" for detail in details):
+    unknown = {detail["loc"] for detail in details if detail["type"] == "extra_forbidden"}
+    if len(unknown) == len(details):  # without them the sections can be checked against each other
+        rest = {
+            name: {k: v for k, v in value.items() if (name, k) not in unknown}
+            if isinstance(value, dict)
+            else value
+            for name, value in tree.items()
+            if (name,) not in unknown
+        }
         try:
-            RunConfig.model_validate(_without(tree, [detail["loc"] for detail in details]))
+            RunConfig.model_validate(rest)
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 _note(detail, tree, problems)
     return None
 
 
-def _without(tree: dict[str, Any], paths: list[tuple[int | str, ...]]) -> dict[str, Any]:
-    """``tree`` less some keys of the top level and of sections."""
-    return {
-        name: {k: v for k, v in value.items() if (name, k) not in paths}
-        if isinstance(value, dict)
-        else value
-        for name, value in tree.items()
-        if (name,) not in paths
-    }
-
-
 def _note(detail: ErrorDetails, tree: dict[str, Any], problems: Problems) -> None:
+    """Note one of pydantic's errors in our words, at the key that it is about."""
     kind, loc = detail["type"], detail["loc"]
     if not loc:
         problems.add_lines(str(detail["ctx"]["error"]).split("\n"))
         return
-    path = _real(loc, tree, missing=kind == "missing")
-    if problems.covers(path):
-        return
-    if kind == "extra_forbidden":
-        problems.add(path, unknown_key(path))
-    elif kind == "missing":
-        info = field_at(path)
-        doc = f": {info.description}" if info else ""
-        problems.add(path, f"expected {expected(path)}, got nothing; this key is required{doc}")
-    elif kind == "value_error":
-        problems.add(path, str(detail["ctx"]["error"]))
-    else:
-        problems.add(path, f"expected {expected(path)}, got {_shown(path, tree, problems)}")
-
-
-def _real(loc: tuple[int | str, ...], tree: Any, *, missing: bool) -> KeyPath:
-    """The part of pydantic's ``loc`` that exists in the tree; the rest names union branches."""
-    path: list[int | str] = []
-    value = tree
-    for part in loc:
+    path: KeyPath = ()
+    value: Any = tree
+    for part in loc:  # the end of pydantic's path may name branches of a union
         inside = isinstance(value, dict) and part in value
         if not inside and not (isinstance(value, list) and isinstance(part, int)):
             break
-        path.append(part)
-        value = value[part]
-    return (*path, loc[-1]) if missing else tuple(path)
+        path, value = (*path, part), value[part]
+    if kind == "missing":
+        path = (*path, loc[-1])
+    if problems.covers(path):
+        return
+    if kind == "extra_forbidden":
+        text = unknown_key(path)
+    elif kind == "missing":
+        info = field_at(path)
+        doc = f": {info.description}" if info else ""
+        text = f"expected {expected(path)}, got nothing; this key is required{doc}"
+    elif kind == "value_error":
+        text = str(detail["ctx"]["error"])
+    else:
+        text = f"expected {expected(path)}, got {_shown(value, problems.document.get(path))}"
+    problems.add(path, text)
 
 
-def _shown(path: KeyPath, tree: dict[str, Any], problems: Problems) -> str:
+def _shown(value: Any, written: Any) -> str:
     """The refused value, and the placeholder it came from; a secret's value is not shown."""
-    value = Document("", tree).get(path)
-    written = problems.document.get(path)
-    if isinstance(written, str) and placeholder_names(written):
-        if any(names_secret(name) for name in placeholder_names(written)):
-            return f"{written} (value not shown)"
-        return f"{_short(value)} from {written}"
-    return _short(value)
-
-
-def _short(value: Any) -> str:
     if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    text = hidden(repr(value))
-    return text if len(text) <= 80 else text[:77] + "..."
+        text = "none"
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, dict | list):
+        text = "a mapping" if isinstance(value, dict) else "a list"
+    else:
+        text = hidden(repr(value))
+        text = text if len(text) <= 80 else text[:77] + "..."
+    names = placeholder_names(written) if isinstance(written, str) else []
+    if any(names_secret(name) for name in names):
+        return f"{written} (value not shown)"
+    return f"{text} from {written}" if names else text
 
 
 def load_resolved(path: Path, environ: Mapping[str, str]) -> RunConfig:
@@ -324,11 +308,8 @@ def secret_environment(config: RunConfig, environ: Mapping[str, str]) -> dict[st
     """
     slurm = config.slurm
     wanted = [(f"slurm.env.{name}", name, value) for name, value in slurm.env.items()]
-    wanted += [
-        ("slurm.hf_home", "HF_HOME", slurm.hf_home or ""),
-        ("slurm.hf_token", "HF_TOKEN", slurm.hf_token or ""),
-        ("slurm.wandb_key", "WANDB_API_KEY", slurm.wandb_key or ""),
-    ]
+    for key, name in SECRET_VARIABLES.items():
+        wanted.append((f"slurm.{key}", name, getattr(slurm, key) or ""))
     found, problems = {}, []
     for key, name, value in wanted:
         try:
@@ -352,20 +333,15 @@ def written_tree(resolved: Resolved) -> dict[str, Any]:
         if data is not None and data.target not in (TEXT, STDLIB):
             dumped[name] = data.model_dump(mode="json", by_alias=True, exclude_unset=True)
     if resolved.config.entry is not None:
-        dumped = _without_recipe(dumped)
+        dumped = {name: value for name, value in dumped.items() if name not in RECIPE_SECTIONS}
+        for name, fields in RECIPE_KEYS.items():
+            left_out = fields | {"_target_"}
+            dumped[name] = {key: item for key, item in dumped[name].items() if key not in left_out}
     return {name: _overlaid(dumped[name], resolved.document.tree.get(name)) for name in dumped}
 
 
-def _without_recipe(dumped: dict[str, Any]) -> dict[str, Any]:
-    """Only what a training function of the user's own, or the launcher, reads."""
-    kept = {name: value for name, value in dumped.items() if name not in RECIPE_SECTIONS}
-    for name, fields in RECIPE_KEYS.items():
-        left_out = fields | {"_target_"}
-        kept[name] = {key: item for key, item in kept[name].items() if key not in left_out}
-    return kept
-
-
 def _overlaid(value: Any, written: Any) -> Any:
+    """``value`` with the placeholders that were written in its place."""
     if isinstance(written, str) and "${" in written:
         return written
     if isinstance(value, dict) and isinstance(written, dict):

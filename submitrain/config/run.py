@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from submitrain.config.alerts import AlertsConfig, MonitorConfig
 from submitrain.config.checks import problems_of
@@ -31,7 +31,7 @@ from submitrain.config.sections import (
     TrainingOptimizationsConfig,
     WandbConfig,
 )
-from submitrain.config.types import OptionalStr, PreflightMode, Section
+from submitrain.config.types import OptionalStr, PreflightMode, Section, setting
 
 
 @dataclass(frozen=True)
@@ -61,94 +61,75 @@ class BatchArithmetic:
 class RunConfig(Section):
     """One run of training, complete."""
 
-    recipe: OptionalStr = Field(
-        None,
-        description="Recipe name of the NeMo AutoModel family; they all name the one built in.",
+    recipe: OptionalStr = setting(
+        None, "Recipe name of the NeMo AutoModel family; they all name the one built in."
     )
-    name: OptionalStr = Field(
+    name: OptionalStr = setting(
         None,
+        "Name of the run; default: slurm.job_name or the file's name.",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="Name of the run; default: slurm.job_name or the file's name.",
     )
-    runs_dir: str = Field("runs", description="Folder in which run folders are made.")
-    cluster: Literal["auto", "local", "slurm"] = Field(
-        "auto", description="Where to run; auto = Slurm if sbatch answers here, else this machine."
+    runs_dir: str = setting("runs", "Folder in which run folders are made.")
+    cluster: Literal["auto", "local", "slurm"] = setting(
+        "auto", "Where to run; auto = Slurm if sbatch answers here, else this machine."
     )
-    preflight: PreflightMode = Field(
+    preflight: PreflightMode = setting(
         "quick",
-        description="Checks of a job's nodes before training starts on them: off, quick (a light "
-        "task on each: folders, limits, versions, GPUs, links) or full (all ranks meet, reduce and "
+        "Checks of a job's nodes before training starts on them: off, quick (a light task on "
+        "each: folders, limits, versions, GPUs, links) or full (all ranks meet, reduce and "
         "multiply, too).",
     )
-    seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, data order and dropout.")
-    entry: EntryConfig | None = Field(
-        None, description="A training function of your own; none = the built-in recipe."
+    seed: int = setting(42, "Seed of weights, data order and dropout.", ge=0, lt=2**31)
+    entry: EntryConfig | None = setting(
+        None, "A training function of your own; none = the built-in recipe."
     )
-    model: ModelConfig = Field(default=ModelConfig(), description="What to train.")
-    distributed: DistributedConfig = Field(
-        default=DistributedConfig(), description="How it is sharded."
+    model: ModelConfig = setting(ModelConfig(), "What to train.")
+    distributed: DistributedConfig = setting(DistributedConfig(), "How it is sharded.")
+    dataset: DatasetConfig = setting(DatasetConfig(), "Training data.")
+    validation_dataset: DatasetConfig | None = setting(
+        None, "Validation data; none = no validation."
     )
-    dataset: DatasetConfig = Field(default=DatasetConfig(), description="Training data.")
-    validation_dataset: DatasetConfig | None = Field(
-        None, description="Validation data; none = no validation."
+    packed_sequence: PackedSequenceConfig = setting(PackedSequenceConfig(), "Packing of documents.")
+    step_scheduler: StepSchedulerConfig = setting(StepSchedulerConfig(), "Steps and batch sizes.")
+    dataloader: DataLoaderConfig = setting(DataLoaderConfig(), "Loading of batches.")
+    validation_dataloader: DataLoaderConfig | None = setting(
+        None, "Loading of validation data; default: as training."
     )
-    packed_sequence: PackedSequenceConfig = Field(
-        default=PackedSequenceConfig(), description="Packing of documents."
+    optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer.")
+    lr_scheduler: LRSchedulerConfig = setting(LRSchedulerConfig(), "Learning rate.")
+    checkpoint: CheckpointConfig = setting(CheckpointConfig(), "Checkpoints.")
+    peft: PeftConfig | None = setting(None, "LoRA adapters; none = all weights are trained.")
+    training_optimizations: TrainingOptimizationsConfig = setting(
+        TrainingOptimizationsConfig(), "Speed and memory."
     )
-    step_scheduler: StepSchedulerConfig = Field(
-        default=StepSchedulerConfig(), description="Steps and batch sizes."
+    clip_grad_norm: ClipGradNormConfig | None = setting(
+        None, "Clipping of the gradient norm; none = training_optimizations."
     )
-    dataloader: DataLoaderConfig = Field(
-        default=DataLoaderConfig(), description="Loading of batches."
+    compile: CompileConfig = setting(CompileConfig(), "torch.compile.")
+    sample: SampleConfig | None = setting(None, "A text generated at the end; none = no text.")
+    logging: LoggingConfig = setting(LoggingConfig(), "What ranks record.")
+    resilience: ResilienceConfig = setting(ResilienceConfig(), "Budgets by cause.")
+    slurm: SlurmConfig = setting(SlurmConfig(), "Resources and sbatch options.")
+    wandb: WandbConfig | None = setting(None, "Weights & Biases; none = not used.")
+    tensorboard: TensorboardConfig | None = setting(
+        None, "TensorBoard; none = not used; {} = with defaults."
     )
-    validation_dataloader: DataLoaderConfig | None = Field(
-        None, description="Loading of validation data; default: as training."
+    trackio: TrackioConfig | None = setting(None, "trackio; none = not used; {} = with defaults.")
+    alerts: AlertsConfig = setting(AlertsConfig(), "Where alerts go.")
+    monitor: MonitorConfig = setting(MonitorConfig(), "When something is one.")
+    on_success: OptionalStr = setting(
+        None, "Shell command after a run that finished; none = nothing."
     )
-    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimizer.")
-    lr_scheduler: LRSchedulerConfig = Field(
-        default=LRSchedulerConfig(), description="Learning rate."
+    on_failure: OptionalStr = setting(
+        None, "Shell command after a run that failed for good; none = nothing."
     )
-    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
-    peft: PeftConfig | None = Field(
-        None, description="LoRA adapters; none = all weights are trained."
-    )
-    training_optimizations: TrainingOptimizationsConfig = Field(
-        default=TrainingOptimizationsConfig(), description="Speed and memory."
-    )
-    clip_grad_norm: ClipGradNormConfig | None = Field(
-        None, description="Clipping of the gradient norm; none = training_optimizations."
-    )
-    compile: CompileConfig = Field(default=CompileConfig(), description="torch.compile.")
-    sample: SampleConfig | None = Field(
-        None, description="A text generated at the end; none = no text."
-    )
-    logging: LoggingConfig = Field(default=LoggingConfig(), description="What ranks record.")
-    resilience: ResilienceConfig = Field(
-        default=ResilienceConfig(), description="Budgets by cause."
-    )
-    slurm: SlurmConfig = Field(default=SlurmConfig(), description="Resources and sbatch options.")
-    wandb: WandbConfig | None = Field(None, description="Weights & Biases; none = not used.")
-    tensorboard: TensorboardConfig | None = Field(
-        None, description="TensorBoard; none = not used; {} = with defaults."
-    )
-    trackio: TrackioConfig | None = Field(
-        None, description="trackio; none = not used; {} = with defaults."
-    )
-    alerts: AlertsConfig = Field(default=AlertsConfig(), description="Where alerts go.")
-    monitor: MonitorConfig = Field(default=MonitorConfig(), description="When something is one.")
-    on_success: OptionalStr = Field(
-        None, description="Shell command after a run that finished; none = nothing."
-    )
-    on_failure: OptionalStr = Field(
-        None, description="Shell command after a run that failed for good; none = nothing."
-    )
-    after: OptionalStr = Field(
+    after: OptionalStr = setting(
         None,
-        description="Run (folder, name, unique beginning of it, latest) that must have finished "
-        "before this one starts; none = start at once.",
+        "Run (folder, name, unique beginning of it, latest) that must have finished before this "
+        "one starts; none = start at once.",
     )
-    hook_timeout_s: int = Field(
-        300, ge=1, description="Seconds for on_success or on_failure; then it is ended."
+    hook_timeout_s: int = setting(
+        300, "Seconds for on_success or on_failure; then it is ended.", ge=1
     )
 
     @property

@@ -2,15 +2,13 @@
 
 Keys and spellings are those of the NeMo AutoModel family, so its configurations load unchanged.
 Imports no torch.
-
-Sections about what a run leaves: checkpoints, a sample text, metrics. Imports no torch.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from submitrain.config.automodel import (
     MODEL,
@@ -29,33 +27,31 @@ from submitrain.config.types import (
     OptionalStr,
     Section,
     TargetSection,
+    setting,
 )
 
 
 class CheckpointConfig(Section):
     """What is saved, where, and how much of it is kept."""
 
-    enabled: bool = Field(True, description="Save; false makes the run unable to survive anything.")
-    checkpoint_dir: OptionalStr = Field(
-        None, description="Folder for checkpoints of all runs; none = inside the run folder."
+    enabled: bool = setting(True, "Save; false makes the run unable to survive anything.")
+    checkpoint_dir: OptionalStr = setting(
+        None, "Folder for checkpoints of all runs; none = inside the run folder."
     )
-    model_save_format: Literal["safetensors", "torch_save"] = Field(
-        "safetensors", description="Format of model weights in a checkpoint."
+    model_save_format: Literal["safetensors", "torch_save"] = setting(
+        "safetensors", "Format of model weights in a checkpoint."
     )
-    save_consolidated: Consolidated = Field(
-        "final",
-        description="Whole-model safetensors for from_pretrained: false/never, final, true/every.",
+    save_consolidated: Consolidated = setting(
+        "final", "Whole-model safetensors for from_pretrained: false/never, final, true/every."
     )
-    keep_last_n_checkpoints: int = Field(
+    keep_last_n_checkpoints: int = setting(
         2,
+        "Verified checkpoints kept; the newest verified one is never deleted.",
+        spelled=("keep_last_n_checkpoints", "max_recent_checkpoints"),
         ge=1,
-        validation_alias=AliasChoices("keep_last_n_checkpoints", "max_recent_checkpoints"),
-        description="Verified checkpoints kept; the newest verified one is never deleted.",
     )
-    async_save: bool = Field(
-        True,
-        validation_alias=AliasChoices("async_save", "is_async"),
-        description="Write in the background while training goes on.",
+    async_save: bool = setting(
+        True, "Write in the background while training goes on.", spelled=("async_save", "is_async")
     )
 
 
@@ -63,46 +59,46 @@ class SampleConfig(Section):
     """Text generated from the exported model when training is finished."""
 
     prompt: str = Field(description="What the model continues.")
-    max_new_tokens: int = Field(64, ge=1, description="Tokens to generate.")
+    max_new_tokens: int = setting(64, "Tokens to generate.", ge=1)
 
 
 class WandbConfig(Section):
     """Weights & Biases, one run id across requeues; needs the wandb extra."""
 
-    enabled: bool = Field(True, description="False keeps the section but sends nothing.")
-    project: OptionalStr = Field(None, description="Project.")
-    entity: OptionalStr = Field(None, description="Team or user.")
-    name: OptionalStr = Field(None, description="Display name; default: the run's id.")
-    tags: list[str] = Field(default=[], description="Tags.")
-    notes: OptionalStr = Field(None, description="Notes.")
-    mode: Literal["online", "offline", "disabled"] | None = Field(
-        None, description="wandb's mode; none = wandb's own choice."
+    enabled: bool = setting(True, "False keeps the section but sends nothing.")
+    project: OptionalStr = setting(None, "Project.")
+    entity: OptionalStr = setting(None, "Team or user.")
+    name: OptionalStr = setting(None, "Display name; default: the run's id.")
+    tags: list[str] = setting([], "Tags.")
+    notes: OptionalStr = setting(None, "Notes.")
+    mode: Literal["online", "offline", "disabled"] | None = setting(
+        None, "wandb's mode; none = wandb's own choice."
     )
 
 
 class TensorboardConfig(Section):
     """TensorBoard's event files; needs the tensorboard extra."""
 
-    enabled: bool = Field(True, description="False keeps the section but writes nothing.")
-    log_dir: OptionalStr = Field(
+    enabled: bool = setting(True, "False keeps the section but writes nothing.")
+    log_dir: OptionalStr = setting(
         None,
-        description="Folder of TensorBoard logs, in which the run gets its own; none = "
-        "tensorboard/ in the run folder.",
+        "Folder of TensorBoard logs, in which the run gets its own; none = tensorboard/ in the "
+        "run folder.",
     )
-    flush_s: int = Field(10, ge=1, description="Seconds between writes to disk.")
+    flush_s: int = setting(10, "Seconds between writes to disk.", ge=1)
 
 
 class TrackioConfig(Section):
     """trackio, a local tracker; one run over all requeues; needs the trackio extra."""
 
-    enabled: bool = Field(True, description="False keeps the section but sends nothing.")
-    project: str = Field("submitrain", description="Project.")
-    name: OptionalStr = Field(None, description="Run name; default: the run's id.")
-    dir: OptionalStr = Field(
-        None, description="Folder of trackio's databases; none = TRACKIO_DIR, else its cache."
+    enabled: bool = setting(True, "False keeps the section but sends nothing.")
+    project: str = setting("submitrain", "Project.")
+    name: OptionalStr = setting(None, "Run name; default: the run's id.")
+    dir: OptionalStr = setting(
+        None, "Folder of trackio's databases; none = TRACKIO_DIR, else its cache."
     )
-    space_id: OptionalStr = Field(
-        None, description="Hugging Face Space to send to (needs HF_TOKEN); none = local only."
+    space_id: OptionalStr = setting(
+        None, "Hugging Face Space to send to (needs HF_TOKEN); none = local only."
     )
 
 
@@ -119,163 +115,148 @@ class EntryConfig(TargetSection):
 class ModelConfig(TargetSection):
     """Which Hugging Face causal LM to train, and how it computes."""
 
-    target: Annotated[str, BeforeValidator(model_target)] = Field(
+    target: Annotated[str, BeforeValidator(model_target)] = setting(
         MODEL,
-        alias="_target_",
-        description="Model builder: hf_causal_lm (built in), or an alias of it such as "
+        "Model builder: hf_causal_lm (built in), or an alias of it such as "
         "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained.",
+        alias="_target_",
     )
-    pretrained_model_name_or_path: OptionalStr = Field(
-        None, description="Hub name or local folder of the model; its weights are loaded."
+    pretrained_model_name_or_path: OptionalStr = setting(
+        None, "Hub name or local folder of the model; its weights are loaded."
     )
-    config: dict[str, Any] | None = Field(
-        None,
-        description="Inline Hugging Face config (model_type, hidden_size, ...): random weights.",
+    config: dict[str, Any] | None = setting(
+        None, "Inline Hugging Face config (model_type, hidden_size, ...): random weights."
     )
-    tokenizer: OptionalStr = Field(
-        None, description="Hub name or folder of the tokenizer; default: the model's own."
+    tokenizer: OptionalStr = setting(
+        None, "Hub name or folder of the tokenizer; default: the model's own."
     )
-    train_tokenizer_vocab_size: int | None = Field(
-        None,
-        ge=300,
-        description="Train a byte-level BPE tokenizer of this size on the training data instead.",
+    train_tokenizer_vocab_size: int | None = setting(
+        None, "Train a byte-level BPE tokenizer of this size on the training data instead.", ge=300
     )
-    revision: OptionalStr = Field(None, description="Hub revision of model and tokenizer.")
-    trust_remote_code: bool = Field(False, description="Run code shipped with the model.")
-    torch_dtype: Dtype = Field(
+    revision: OptionalStr = setting(None, "Hub revision of model and tokenizer.")
+    trust_remote_code: bool = setting(False, "Run code shipped with the model.")
+    torch_dtype: Dtype = setting(
         "bfloat16",
-        validation_alias=AliasChoices("torch_dtype", "dtype"),
-        description="Compute dtype, bfloat16 or float32; master weights and optimizer state are "
-        "float32 always.",
+        "Compute dtype, bfloat16 or float32; master weights and optimizer state are float32 "
+        "always.",
+        spelled=("torch_dtype", "dtype"),
     )
-    attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
-        "auto",
-        description="Attention kernel; auto takes the fastest that is installed and says which.",
+    attn_implementation: Literal["auto", "sdpa", "flash_attention_2", "eager"] = setting(
+        "auto", "Attention kernel; auto takes the fastest that is installed and says which."
     )
-    use_liger_kernel: bool = Field(
-        False, description="Fused kernels from the liger-kernel package."
-    )
+    use_liger_kernel: bool = setting(False, "Fused kernels from the liger-kernel package.")
 
 
 class DistributedConfig(TargetSection):
     """How the model is sharded over ranks."""
 
-    target: Annotated[Literal["fsdp2"], BeforeValidator(distributed_target)] = Field(
-        "fsdp2",
-        alias="_target_",
-        description="fsdp2 (built in), or an alias: NVFSDPManager, FSDP2Manager.",
+    target: Annotated[Literal["fsdp2"], BeforeValidator(distributed_target)] = setting(
+        "fsdp2", "fsdp2 (built in), or an alias: NVFSDPManager, FSDP2Manager.", alias="_target_"
     )
-    dp_size: OptionalInt = Field(
-        None, ge=1, description="Data-parallel ranks; only the world size; none = that."
+    dp_size: OptionalInt = setting(
+        None, "Data-parallel ranks; only the world size; none = that.", ge=1
     )
-    dp_replicate_size: OptionalInt = Field(
+    dp_replicate_size: OptionalInt = setting(
+        None, "HSDP: number of replicas, sharded inside; none = 1 (shard over all ranks).", ge=1
+    )
+    tp_size: OptionalInt = setting(None, "Tensor parallelism; only 1 is built.", ge=1)
+    cp_size: OptionalInt = setting(None, "Context parallelism; only 1 is built.", ge=1)
+    backend: Literal["auto", "gloo", "nccl"] = setting(
+        "auto", "Collectives: nccl on GPUs, gloo on CPUs."
+    )
+    interface: OptionalStr = setting(
         None,
-        ge=1,
-        description="HSDP: number of replicas, sharded inside; none = 1 (shard over all ranks).",
+        "Network interface by which ranks meet and reduce, several with commas where nodes differ "
+        "(ib0,eth0); none = the host's name, then all its addresses, whichever answers.",
     )
-    tp_size: OptionalInt = Field(None, ge=1, description="Tensor parallelism; only 1 is built.")
-    cp_size: OptionalInt = Field(None, ge=1, description="Context parallelism; only 1 is built.")
-    backend: Literal["auto", "gloo", "nccl"] = Field(
-        "auto", description="Collectives: nccl on GPUs, gloo on CPUs."
-    )
-    interface: OptionalStr = Field(
+    reshard_after_forward: bool | None = setting(
         None,
-        description="Network interface by which ranks meet and reduce, several with commas where "
-        "nodes differ (ib0,eth0); none = the host's name, then all its addresses, whichever "
-        "answers.",
+        "Free full parameters after forward: less memory, one more gather; none = for models from "
+        "2e9 parameters on, and when accumulation is 1.",
     )
-    reshard_after_forward: bool | None = Field(
+    defer_grad_sync: bool | None = setting(
         None,
-        description="Free full parameters after forward: less memory, one more gather; none = for "
-        "models from 2e9 parameters on, and when accumulation is 1.",
+        "Synchronise gradients only at the last micro-batch: faster, but keeps a full gradient on "
+        "every rank; none = on for CPUs and models under 2e9 parameters.",
     )
-    defer_grad_sync: bool | None = Field(
-        None,
-        description="Synchronise gradients only at the last micro-batch: faster, but keeps a full "
-        "gradient on every rank; none = on for CPUs and models under 2e9 parameters.",
-    )
-    timeout_s: int = Field(
+    timeout_s: int = setting(
         1800,
+        "Time limit of a collective, in seconds: the last resort behind resilience.hang, whose "
+        "budgets end at 0.9 x this, so that a hung rank is named before its peers give up.",
         ge=10,
-        description="Time limit of a collective, in seconds: the last resort behind "
-        "resilience.hang, whose budgets end at 0.9 x this, so that a hung rank is named before its "
-        "peers give up.",
     )
 
 
 class DatasetConfig(TargetSection):
     """Instruction data: a hub name, a local JSONL or Parquet file, or built-in text."""
 
-    target: Annotated[str, BeforeValidator(dataset_target)] = Field(
+    target: Annotated[str, BeforeValidator(dataset_target)] = setting(
         TEXT,
+        "text_instruction, python_stdlib (offline text), or the import path of a map-style data "
+        "set, which gets the other keys.",
         alias="_target_",
-        description="text_instruction, python_stdlib (offline text), or the import path of a "
-        "map-style data set, which gets the other keys.",
     )
-    dataset_name: OptionalStr = Field(
+    dataset_name: OptionalStr = setting(
         None,
-        validation_alias=AliasChoices("dataset_name", "path_or_dataset", "path_or_dataset_id"),
-        description="Hub name (tatsu-lab/alpaca) or path of a JSONL/Parquet file or folder.",
+        "Hub name (tatsu-lab/alpaca) or path of a JSONL/Parquet file or folder.",
+        spelled=("dataset_name", "path_or_dataset", "path_or_dataset_id"),
     )
-    split: str = Field("train", description="Split, with slices as in train[:90%].")
-    max_length: int = Field(
+    split: str = setting("train", "Split, with slices as in train[:90%].")
+    max_length: int = setting(
         2048,
+        "Longest sequence in tokens; longer samples are cut and counted.",
+        spelled=("max_length", "seq_length", "seq_len"),
         ge=8,
-        validation_alias=AliasChoices("max_length", "seq_length", "seq_len"),
-        description="Longest sequence in tokens; longer samples are cut and counted.",
     )
-    column_mapping: dict[str, str] | None = Field(
+    column_mapping: dict[str, str] | None = setting(
         None,
-        description="Our roles (messages | instruction, input, output | prompt, response | text) "
-        "to the data's columns, or to values in them (answers.text.0); none = recognised by name.",
+        "Our roles (messages | instruction, input, output | prompt, response | text) to the "
+        "data's columns, or to values in them (answers.text.0); none = recognised by name.",
     )
-    answer_only_loss_mask: bool = Field(True, description="No loss on the prompt's tokens.")
-    chat_template: OptionalStr = Field(
-        None, description="Jinja template, or path of one, instead of the tokenizer's."
+    answer_only_loss_mask: bool = setting(True, "No loss on the prompt's tokens.")
+    chat_template: OptionalStr = setting(
+        None, "Jinja template, or path of one, instead of the tokenizer's."
     )
-    cache_dir: OptionalStr = Field(None, description="Folder of tokenized data and downloads.")
-    num_workers: int = Field(0, ge=0, description="Processes for tokenizing; 0 = in this one.")
-    num_samples_limit: OptionalInt = Field(
+    cache_dir: OptionalStr = setting(None, "Folder of tokenized data and downloads.")
+    num_workers: int = setting(0, "Processes for tokenizing; 0 = in this one.", ge=0)
+    num_samples_limit: OptionalInt = setting(
         None,
+        "Use only the first so many samples.",
+        spelled=("num_samples_limit", "limit_dataset_samples"),
         ge=1,
-        validation_alias=AliasChoices("num_samples_limit", "limit_dataset_samples"),
-        description="Use only the first so many samples.",
     )
 
 
 class PackedSequenceConfig(Section):
     """Several documents in one sequence, kept apart in attention, positions and loss."""
 
-    enabled: bool = Field(True, description="Pack; false = one document per sequence.")
-    packed_sequence_size: OptionalInt = Field(
-        None, ge=0, description="Length of a packed sequence in tokens; none = max_length; 0 = off."
+    enabled: bool = setting(True, "Pack; false = one document per sequence.")
+    packed_sequence_size: OptionalInt = setting(
+        None, "Length of a packed sequence in tokens; none = max_length; 0 = off.", ge=0
     )
 
 
 class StepSchedulerConfig(Section):
     """How many steps, of what size. Steps are optimizer steps everywhere."""
 
-    grad_acc_steps: OptionalInt = Field(None, ge=1, description="Micro-batches per step and rank.")
-    global_batch_size: OptionalInt = Field(
-        None, ge=1, description="Sequences per step over all ranks."
+    grad_acc_steps: OptionalInt = setting(None, "Micro-batches per step and rank.", ge=1)
+    global_batch_size: OptionalInt = setting(None, "Sequences per step over all ranks.", ge=1)
+    local_batch_size: OptionalInt = setting(
+        None, "Same as dataloader.batch_size: sequences per micro-batch and rank.", ge=1
     )
-    local_batch_size: OptionalInt = Field(
-        None, ge=1, description="Same as dataloader.batch_size: sequences per micro-batch and rank."
+    max_steps: OptionalInt = setting(None, "Stop after so many steps.", ge=1)
+    num_epochs: OptionalInt = setting(
+        None, "Passes over the data; default 1 if max_steps is not given.", ge=1
     )
-    max_steps: OptionalInt = Field(None, ge=1, description="Stop after so many steps.")
-    num_epochs: OptionalInt = Field(
-        None, ge=1, description="Passes over the data; default 1 if max_steps is not given."
-    )
-    ckpt_every_steps: EverySteps = Field(
+    ckpt_every_steps: EverySteps = setting(
         500,
-        description="Steps between checkpoints; auto = from the measured cost of a save and "
-        "resilience.mttf, at most 30 minutes of work at risk; none = only at the end or when "
-        "stopped.",
+        "Steps between checkpoints; auto = from the measured cost of a save and resilience.mttf, "
+        "at most 30 minutes of work at risk; none = only at the end or when stopped.",
     )
-    val_every_steps: OptionalInt = Field(
-        None, ge=1, description="Steps between validations; none = only at the end."
+    val_every_steps: OptionalInt = setting(
+        None, "Steps between validations; none = only at the end.", ge=1
     )
-    warmup_steps: OptionalInt = Field(None, ge=0, description="Steps of linear warm-up.")
+    warmup_steps: OptionalInt = setting(None, "Steps of linear warm-up.", ge=0)
 
 
 class DataLoaderConfig(Section):
@@ -283,109 +264,98 @@ class DataLoaderConfig(Section):
 
     target: Annotated[
         Literal["torchdata.stateful_dataloader.StatefulDataLoader"], BeforeValidator(loader_target)
-    ] = Field(
+    ] = setting(
         "torchdata.stateful_dataloader.StatefulDataLoader",
+        "Loader class; only this one is built in.",
         alias="_target_",
-        description="Loader class; only this one is built in.",
     )
-    batch_size: OptionalInt = Field(
-        None, ge=1, description="Sequences per micro-batch and rank; default 1."
-    )
-    shuffle: bool = Field(
+    batch_size: OptionalInt = setting(None, "Sequences per micro-batch and rank; default 1.", ge=1)
+    shuffle: bool = setting(
         True,
-        description="New order every epoch, from seed and epoch alone; validation is one pass in "
-        "which order changes nothing.",
+        "New order every epoch, from seed and epoch alone; validation is one pass in which order "
+        "changes nothing.",
     )
-    num_workers: int = Field(0, ge=0, description="Loader processes per rank.")
-    pin_memory: bool = Field(False, description="Page-locked host memory (GPU only).")
-    persistent_workers: bool = Field(False, description="Keep loader processes between epochs.")
-    prefetch_factor: OptionalInt = Field(
-        None, ge=1, description="Batches loaded ahead by each worker; needs num_workers > 0."
+    num_workers: int = setting(0, "Loader processes per rank.", ge=0)
+    pin_memory: bool = setting(False, "Page-locked host memory (GPU only).")
+    persistent_workers: bool = setting(False, "Keep loader processes between epochs.")
+    prefetch_factor: OptionalInt = setting(
+        None, "Batches loaded ahead by each worker; needs num_workers > 0.", ge=1
     )
-    drop_last: bool = Field(False, description="Accepted as false only: no sample is ever dropped.")
+    drop_last: bool = setting(False, "Accepted as false only: no sample is ever dropped.")
 
 
 class OptimizerConfig(TargetSection):
     """Any torch optimizer; further keys are its own (betas, eps, momentum, ...)."""
 
-    target: str = Field(
-        "torch.optim.AdamW", alias="_target_", description="Import path of a torch Optimizer."
+    target: str = setting(
+        "torch.optim.AdamW", "Import path of a torch Optimizer.", alias="_target_"
     )
-    lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
-    weight_decay: float | None = Field(
-        None,
-        ge=0,
-        description="Weight decay, not applied to norms and biases; none = the optimizer's own.",
+    lr: float = setting(1e-4, "Peak learning rate.", gt=0)
+    weight_decay: float | None = setting(
+        None, "Weight decay, not applied to norms and biases; none = the optimizer's own.", ge=0
     )
 
 
 class LRSchedulerConfig(Section):
     """Learning rate as a pure function of the step."""
 
-    lr_decay_style: Literal["constant", "linear", "cosine"] = Field(
-        "cosine", description="Shape of the decay after warm-up."
+    lr_decay_style: Literal["constant", "linear", "cosine"] = setting(
+        "cosine", "Shape of the decay after warm-up."
     )
-    lr_warmup_steps: OptionalInt = Field(
-        None, ge=0, description="Same as step_scheduler.warmup_steps."
+    lr_warmup_steps: OptionalInt = setting(None, "Same as step_scheduler.warmup_steps.", ge=0)
+    lr_decay_steps: OptionalInt = setting(
+        None, "Step at which min_lr is reached; none = the last step.", ge=1
     )
-    lr_decay_steps: OptionalInt = Field(
-        None, ge=1, description="Step at which min_lr is reached; none = the last step."
-    )
-    min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the decay.")
+    min_lr: float = setting(0.0, "Learning rate at the end of the decay.", ge=0)
 
 
 class PeftConfig(Section):
     """LoRA adapters through the peft package; the base model is frozen."""
 
-    target: Annotated[Literal["lora"], BeforeValidator(peft_target)] = Field(
-        "lora", alias="_target_", description="lora, or an alias: nemo_automodel's PeftConfig."
+    target: Annotated[Literal["lora"], BeforeValidator(peft_target)] = setting(
+        "lora", "lora, or an alias: nemo_automodel's PeftConfig.", alias="_target_"
     )
-    dim: int = Field(
-        8, ge=1, validation_alias=AliasChoices("dim", "r"), description="Rank of the adapters."
+    dim: int = setting(8, "Rank of the adapters.", spelled=("dim", "r"), ge=1)
+    alpha: int = setting(
+        32, "Adapters are scaled by alpha / dim.", spelled=("alpha", "lora_alpha"), ge=1
     )
-    alpha: int = Field(
-        32,
-        ge=1,
-        validation_alias=AliasChoices("alpha", "lora_alpha"),
-        description="Adapters are scaled by alpha / dim.",
-    )
-    dropout: float = Field(
+    dropout: float = setting(
         0.0,
+        "Probability of dropout before the adapter.",
+        spelled=("dropout", "lora_dropout"),
         ge=0,
         lt=1,
-        validation_alias=AliasChoices("dropout", "lora_dropout"),
-        description="Probability of dropout before the adapter.",
     )
-    target_modules: list[str] | str = Field(
-        "all-linear", description="Names of the adapted modules, or all-linear."
+    target_modules: list[str] | str = setting(
+        "all-linear", "Names of the adapted modules, or all-linear."
     )
-    match_all_linear: bool | None = Field(
-        None, description="Same as target_modules: all-linear (true) or a list of names (false)."
+    match_all_linear: bool | None = setting(
+        None, "Same as target_modules: all-linear (true) or a list of names (false)."
     )
 
 
 class TrainingOptimizationsConfig(Section):
     """Speed and memory switches."""
 
-    gradient_clipping: float | None = Field(
-        None, gt=0, description="Same as clip_grad_norm.max_norm; none = no clipping."
+    gradient_clipping: float | None = setting(
+        None, "Same as clip_grad_norm.max_norm; none = no clipping.", gt=0
     )
-    activation_checkpointing: bool = Field(
-        False, description="Recompute activations in backward: less memory, slower."
+    activation_checkpointing: bool = setting(
+        False, "Recompute activations in backward: less memory, slower."
     )
-    use_compile: bool = Field(False, description="torch.compile for every transformer block.")
+    use_compile: bool = setting(False, "torch.compile for every transformer block.")
 
 
 class ClipGradNormConfig(Section):
     """Clipping of the global gradient norm."""
 
-    max_norm: float | None = Field(1.0, gt=0, description="Largest norm; none = no clipping.")
+    max_norm: float | None = setting(1.0, "Largest norm; none = no clipping.", gt=0)
 
 
 class CompileConfig(Section):
     """torch.compile, spelled as that family spells it now."""
 
-    enabled: bool = Field(False, description="Same as training_optimizations.use_compile.")
-    mode: str = Field("default", description="torch.compile's mode.")
-    fullgraph: bool = Field(False, description="torch.compile's fullgraph.")
-    dynamic: bool | None = Field(None, description="torch.compile's dynamic.")
+    enabled: bool = setting(False, "Same as training_optimizations.use_compile.")
+    mode: str = setting("default", "torch.compile's mode.")
+    fullgraph: bool = setting(False, "torch.compile's fullgraph.")
+    dynamic: bool | None = setting(None, "torch.compile's dynamic.")

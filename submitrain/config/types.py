@@ -1,30 +1,34 @@
-"""Value types of the configuration: durations, dtypes, secrets. Imports no torch.
+"""Value types of the configuration (durations, dtypes, node counts, secrets) and its base classes.
 
-Base classes of the configuration's sections. Imports no torch.
+Imports no torch.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from submitrain.config.placeholders import PLACEHOLDER
 
 UNLIMITED_S = 365 * 24 * 3600
 """What UNLIMITED and INFINITE stand for: a year, since every plan needs a number."""
+MAX_NODES = 100_000
+"""More than any cluster has: a larger number is a slip of the finger."""
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
-_DTYPE_ALIASES = {
-    "fp32": "float32",
-    "float": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "half": "float16",
-}
+_DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16"}
+_DTYPE_ALIASES |= {"fp16": "float16", "half": "float16"}
 _SUFFIX_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -38,41 +42,26 @@ def parse_duration_s(value: Any) -> int:
     Raises:
         ValueError: none of these.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(_duration_help(value))
-    text = str(value).strip()
+    text = "" if isinstance(value, bool) else str(value).strip()
+    seconds = 0
     if text.upper() in {"UNLIMITED", "INFINITE"}:
-        return UNLIMITED_S
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.lower()):
-        number, unit = match.groups()
-        if unit not in _SUFFIX_S:
-            raise ValueError(_duration_help(value))
-        seconds = round(float(number) * _SUFFIX_S[unit])
-    else:
-        seconds = _slurm_duration_s(text)
+        seconds = UNLIMITED_S
+    elif match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.lower()):
+        seconds = round(float(match[1]) * _SUFFIX_S.get(match[2], 0))
+    elif re.fullmatch(r"(?:\d+-)?\d+(?::\d+){0,2}", text):
+        days, _, clock = text.rpartition("-")
+        parts = [int(part) for part in clock.split(":")]
+        if not days and len(parts) < 3:
+            parts = [0, *parts]
+        hours, minutes, rest = [*parts, 0, 0][:3]
+        seconds = int(days or 0) * 86400 + hours * 3600 + minutes * 60 + rest
     if seconds <= 0:
-        raise ValueError(_duration_help(value))
+        raise ValueError(
+            f"expected a duration, got {value!r}; allowed: minutes (90), MM:SS, HH:MM:SS "
+            "(24:00:00), D-HH, D-HH:MM, D-HH:MM:SS (1-12:00:00), a unit (90s, 30m, 24h, 2d), "
+            "UNLIMITED"
+        )
     return seconds
-
-
-def _slurm_duration_s(text: str) -> int:
-    if not re.fullmatch(r"(?:\d+-)?\d+(?::\d+){0,2}", text):
-        raise ValueError(_duration_help(text))
-    days, _, clock = text.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if days:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-        return int(days) * 86400 + hours * 3600 + minutes * 60 + seconds
-    if len(parts) == 3:
-        return parts[0] * 3600 + parts[1] * 60 + parts[2]
-    return parts[0] * 60 + (parts[1] if len(parts) == 2 else 0)
-
-
-def _duration_help(value: Any) -> str:
-    return (
-        f"expected a duration, got {value!r}; allowed: minutes (90), MM:SS, HH:MM:SS (24:00:00), "
-        "D-HH, D-HH:MM, D-HH:MM:SS (1-12:00:00), a unit (90s, 30m, 24h, 2d), UNLIMITED"
-    )
 
 
 def format_duration(seconds: int) -> str:
@@ -167,7 +156,7 @@ def parse_nodes(value: Any) -> Any:
     match = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", text)
     if match:
         least, most = int(match[1]), int(match[2] or match[1])
-        if 1 <= least <= most:
+        if 1 <= least <= most <= MAX_NODES:
             return NodeRange(least, most)
     raise PydanticCustomError("nodes", "neither a number of nodes nor a range")
 
@@ -179,7 +168,7 @@ NodeCount = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "integer", "minimum": 1},
+                {"type": "integer", "minimum": 1, "maximum": MAX_NODES},
                 {"type": "string", "pattern": r"^\s*\d+\s*(-\s*\d+)?\s*$", "examples": ["2-4"]},
             ]
         }
@@ -206,17 +195,12 @@ DurationS = Annotated[
 ]
 """Seconds; read from any of Slurm's spellings, written back as [D-]HH:MM:SS."""
 
+_DTYPES = ["float32", "bfloat16", "float16"]
 Dtype = Annotated[
-    DtypeName,
+    Literal["float32", "bfloat16", "float16"],
     BeforeValidator(parse_dtype),
     WithJsonSchema(
-        {
-            "enum": [
-                *("float32", "bfloat16", "float16"),
-                *("torch.float32", "torch.bfloat16", "torch.float16"),
-                *("fp32", "bf16", "fp16"),
-            ]
-        }
+        {"enum": [*_DTYPES, *(f"torch.{one}" for one in _DTYPES), "fp32", "bf16", "fp16"]}
     ),
 ]
 Consolidated = Annotated[
@@ -254,6 +238,17 @@ Secret = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^\$\{[^{}]+\}$"}, {"type": "null"}]}),
 ]
 """A ``${VAR}`` placeholder: kept as it is in every file, resolved in the ranks only."""
+
+
+_Value = TypeVar("_Value")
+
+
+def setting(default: _Value, doc: str, *, spelled: tuple[str, ...] = (), **options: Any) -> _Value:
+    """A key of a section: its default, its documentation, all its spellings, pydantic's limits."""
+    if spelled:
+        options["validation_alias"] = AliasChoices(*spelled)
+    field: _Value = Field(default, description=doc, **options)
+    return field
 
 
 class Section(BaseModel):
