@@ -46,7 +46,7 @@ def launch(
         behind.
     """
     from submitrain.launcher.checks.schedulability import max_wait_s, permit
-    from submitrain.launcher.plan.config import as_config
+    from submitrain.launcher.plan.overrides import as_config
     from submitrain.launcher.plan.prepare import prepare
     from submitrain.launcher.run import Run
     from submitrain.launcher.submit.start import start

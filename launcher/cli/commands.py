@@ -110,14 +110,14 @@ def _show_environment(prepared: Prepared, as_json: bool) -> int:
 
 def _show_keys(options: argparse.Namespace) -> int:
     """An account of every key; 2 where one of them is refused."""
-    from submitrain.launcher.plan.keys import Fate, account, as_json, text_of
+    from submitrain.launcher.plan.keys import KeyStatus, account, account_text
 
     told = account(options.config, options.overrides)
     if options.json:
-        _print_json(as_json(told))
+        _print_json([one.as_json() for one in told])
     else:
-        print(text_of(told))
-    return UserError.exit_code if any(one.fate is Fate.REFUSED for one in told) else 0
+        print(account_text(told))
+    return UserError.exit_code if any(one.status is KeyStatus.REFUSED for one in told) else 0
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
@@ -191,7 +191,7 @@ def _resources(overrides: Sequence[str]) -> dict[str, Any]:
 
 def schema(options: argparse.Namespace) -> int:
     """Print the JSON Schema, or the reference for people."""
-    from submitrain.launcher.plan.config import json_schema
+    from submitrain.config.schema import editor_schema
 
     if options.markdown:
         from submitrain.launcher.cli.explain import reference
@@ -199,7 +199,7 @@ def schema(options: argparse.Namespace) -> int:
         sys.stdout.write(reference())
         return 0
 
-    _print_json(json_schema())
+    _print_json(editor_schema())
     return 0
 
 

@@ -1,103 +1,30 @@
-"""Read a configuration for a launch: a YAML file or Python, overrides, checks, the text to keep.
+"""Reads a configuration for a launch: a file or Python, overrides, checks, the text to keep.
 
 Precedence: the file, then keyword changes, then ``a.b=c`` overrides. Imports no torch.
-
-Training functions as Python objects: ``launch(fn)`` and ``launch(cfg, entry=fn)``.
-
-Ranks import the function by its path, in processes of their own and on other machines, so only one
-that lies in a module can be launched. Nothing is pickled. Pure; imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from submitrain.config import RunConfig
 from submitrain.config.automodel import MODEL, STDLIB, TEXT
-from submitrain.config.document import Document, dump_yaml, read_document
-from submitrain.config.resolve import Problems, Resolved, resolve, written_tree
-from submitrain.errors import ConfigError
-from submitrain.launcher.plan.inputs import refuse_secrets
+from submitrain.config.document import Document, KeyPath, dotted, dump_yaml, read_document
+from submitrain.config.placeholders import WANDB, looks_secret, names_secret, placeholder_names
+from submitrain.config.resolve import Problems, Resolved, in_our_spelling, resolve, written_tree
+from submitrain.config.schema import ENVIRONMENT_ONLY, VERBATIM
 from submitrain.launcher.plan.overrides import apply_changes, apply_overrides, plain_tree
 from submitrain.launcher.plan.sbatch import additional_problems
 from submitrain.launcher.plan.targets import check_targets
 from submitrain.launcher.plan.watcher import watcher_problems
 from submitrain.run_folder import RunDir
-
-Source = str | Path | Mapping[str, Any] | object
-
-
-def as_config(
-    source: Source | Callable[..., object], changes: Mapping[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """``source`` and ``changes`` with every function replaced by an ``entry`` that names it.
-
-    Raises:
-        ConfigError: a function that ranks cannot import, with the way out.
-    """
-    changes = dict(changes)
-    if _is_function(changes.get("entry")):
-        changes["entry"] = {"_target_": import_path(changes["entry"])}
-    if _is_function(source):
-        source = {"entry": {"_target_": import_path(source)}}
-    elif isinstance(source, Mapping) and _is_function(source.get("entry")):
-        source = {**source, "entry": {"_target_": import_path(source["entry"])}}
-    return source, changes
-
-
-def _is_function(value: object) -> bool:
-    return callable(value) and not isinstance(value, type)
-
-
-def import_path(function: Any) -> str:
-    """``my_package.training.main``, by which ranks import ``function``.
-
-    Raises:
-        ConfigError: it has no such path: a lambda, a method, a nested function, one of a notebook
-            or of the script that is running.
-    """
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    if not inspect.isfunction(function) or not module or not name:
-        raise ConfigError(
-            f"entry: expected a plain function, got {function!r}; ranks import it by its path: "
-            "write a function in a module, and give it what it needs as keys of entry"
-        )
-    if module == "__main__":
-        raise ConfigError(f"entry: {_out_of_main(name)}")
-    if "<" in name or "." in name:
-        raise ConfigError(
-            f"entry: expected a function at the top level of a module, got {module}.{name}; ranks "
-            "import it by its path: move it out of the function or class around it"
-        )
-    return f"{module}.{name}"
-
-
-def _out_of_main(name: str) -> str:
-    """The way out for a function of a notebook, of a prompt or of the running script."""
-    what = name if name.isidentifier() else "it"
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    if file is None:
-        return (
-            f"expected a function of a module, got {name} of this notebook or prompt, which ranks "
-            "cannot import; begin its cell with `%%writefile my_training.py`, run it, then "
-            f"`from my_training import {what}` and launch that"
-        )
-    stem = Path(file).stem
-    return (
-        f"expected a function of a module, got {name} of the script that is running ({file}), "
-        f"which ranks would run again to import it; move {what} into a module beside it, such as "
-        f"{stem}_training.py, and launch that"
-    )
-
 
 HEADER = (
     "# The complete configuration of this run, written by submitrain.\n"
@@ -125,6 +52,8 @@ class LoadedConfig:
     """The model's Hugging Face config, inline or of a local folder; None where it is not known."""
     notes: tuple[str, ...] = ()
     """What could not be checked on this machine."""
+    warnings: tuple[str, ...] = ()
+    """What was changed so that it fits."""
 
 
 def load_config(
@@ -146,31 +75,64 @@ def load_config(
         ConfigError: every problem, one line each, with its file and line.
     """
     environ = os.environ if environ is None else environ
-    document, path = read_source(source)
-    document = apply_changes(document, changes or {})
-    document = apply_overrides(document, overrides)
+    written, path = read_source(source)
+    document = apply_overrides(apply_changes(written, changes or {}), overrides)
+    document, warnings = _with_fitting_warmup(document, written)
     refuse_secrets(document)
     resolved = resolve(document, environ)
-    notes = () if _was_launched(path) else _refuse_unsuitable(resolved)
-    name = _name(resolved.config, path)
-    resolved = replace(resolved, config=resolved.config.model_copy(update={"name": name}))
-    tree = written_tree(resolved)
+    notes: tuple[str, ...] = ()
+    # A run folder's own configuration was checked at launch, in the folder it started from.
+    if path is None or path.name != "config.yaml" or not RunDir(path.parent).record.exists():
+        problems, notes = unsuitable(resolved)
+        problems.raise_any()
+    config = resolved.config
+    name = config.name or config.slurm.job_name or (path.stem if path else "")
+    if not name and config.entry:  # train-main for my_package.train.main
+        name = "-".join(config.entry.target.split(".")[-2:])
+    # What a file or job is called may not be fit for a folder.
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "run"
+    config = config.model_copy(update={"name": name})
+    tree = written_tree(replace(resolved, config=config))
     return LoadedConfig(
-        config=resolved.config,
+        config=config,
         text=HEADER + dump_yaml(tree),
         digest=digest_of(tree),
         path=path,
         name=name,
-        model_config=known_model_config(resolved.config),
+        model_config=_known_model_config(config),
         notes=notes,
+        warnings=warnings,
     )
 
 
-def _refuse_unsuitable(resolved: Resolved) -> tuple[str, ...]:
-    """Raise for what only the launcher can judge: completeness, sbatch's options, components."""
-    problems, notes = unsuitable(resolved)
-    problems.raise_any()
-    return notes
+def _with_fitting_warmup(document: Document, written: Document) -> tuple[Document, tuple[str, ...]]:
+    """``document`` with a file's warm-up shortened where an override made the run shorter than it.
+
+    ``python -m launcher quickstart.yaml step_scheduler.max_steps=6`` is what people try first. A
+    warm-up that somebody overrode, too, is left alone, and refused where it does not fit.
+    """
+    limit = ("step_scheduler", "max_steps")
+    steps, before = document.get(limit), written.get(limit)
+    if (
+        not isinstance(steps, int)
+        or steps < 1
+        or document.marks.get(limit) == written.marks.get(limit)
+    ):
+        return document, ()
+    warnings = []
+    for path in (("step_scheduler", "warmup_steps"), ("lr_scheduler", "lr_warmup_steps")):
+        warmup, mark = document.get(path), document.marks.get(path)
+        if not isinstance(warmup, int) or warmup <= steps or mark != written.marks.get(path):
+            continue
+        share = warmup / before if isinstance(before, int) and before > warmup else 0.1
+        shorter = max(1, round(steps * share))
+        section = {**document.tree[path[0]], path[1]: shorter}
+        document = replace(document, tree={**document.tree, path[0]: section})
+        warnings.append(
+            f"{dotted(path)} is {warmup}{f' ({mark.where})' if mark else ''}, longer than the run "
+            f"of max_steps {steps}: shortened to {shorter}; override it, too, to choose another one"
+        )
+    return document, tuple(warnings)
 
 
 def unsuitable(resolved: Resolved) -> tuple[Problems, tuple[str, ...]]:
@@ -179,7 +141,7 @@ def unsuitable(resolved: Resolved) -> tuple[Problems, tuple[str, ...]]:
     problems.add_lines(incomplete(config))
     problems.add_lines(additional_problems(config.slurm))
     problems.add_lines(watcher_problems(config))
-    if _written(resolved, "model._target_").endswith(".from_config"):
+    if str(resolved.document.get(("model", "_target_"))).endswith(".from_config"):
         problems.add_lines(_from_config(config))
     if problems.found:
         return problems, ()
@@ -228,16 +190,7 @@ def _from_config(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _written(resolved: Resolved, key: str) -> str:
-    return str(resolved.document.get(tuple(key.split("."))) or "")
-
-
-def _was_launched(path: Path | None) -> bool:
-    """A run folder's own configuration was checked at launch, in the folder it started from."""
-    return path is not None and path.name == "config.yaml" and RunDir(path.parent).record.exists()
-
-
-def known_model_config(config: RunConfig) -> dict[str, Any] | None:
+def _known_model_config(config: RunConfig) -> dict[str, Any] | None:
     """The Hugging Face config where it can be read without network: inline or in a local folder."""
     if config.model.config is not None:
         return config.model.config
@@ -270,19 +223,53 @@ def read_source(source: str | Path | Mapping[str, Any] | object) -> tuple[Docume
     return Document("given from Python", plain_tree(source)), None
 
 
-def _name(config: RunConfig, path: Path | None) -> str:
-    """The run's name, fit for a folder: what a file or job is called may not be."""
-    name = config.name or config.slurm.job_name or (path.stem if path else _name_of_entry(config))
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:64] or "run"
+def refuse_secrets(document: Document) -> None:
+    """Refuse literal secrets anywhere, and secret variables in what ends in the sbatch text.
+
+    Raises:
+        ConfigError: one line for each, without the value.
+    """
+    document, _ = in_our_spelling(document)
+    problems = Problems(document)
+    for path, text in _texts(document.tree, ()):
+        if problem := _literal(path, text) or _in_sbatch(path, text):
+            problems.add(path, problem)
+    problems.raise_any()
 
 
-def _name_of_entry(config: RunConfig) -> str:
-    """``train-main`` for ``my_package.train.main``."""
-    return "-".join(config.entry.target.split(".")[-2:]) if config.entry else "run"
+def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, (*path, index))
+    elif isinstance(value, str):
+        yield path, value
 
 
-def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a configuration file, for editors: docs, defaults, aliases."""
-    from submitrain.config.schema import editor_schema
+def _literal(path: KeyPath, text: str) -> str | None:
+    kind = looks_secret(text)
+    if kind == WANDB and "revision" in str(path[-1]):
+        return None
+    if kind is None and path[:2] == ("slurm", "env") and len(path) > 2:
+        named = names_secret(str(path[2])) and text and not placeholder_names(text)
+        kind = f"the value of {path[2]}" if named else None
+    if kind is None:
+        return None
+    return (
+        f"expected a placeholder such as ${{HF_TOKEN}}, got {kind} (not shown); export it as an "
+        "environment variable, name that here, and revoke the value if this file was shared"
+    )
 
-    return editor_schema()
+
+def _in_sbatch(path: KeyPath, text: str) -> str | None:
+    if path[0] != "slurm" or path[:2] in ENVIRONMENT_ONLY or path[:2] in VERBATIM:
+        return None
+    named = [name for name in placeholder_names(text) if names_secret(name)]
+    if not named:
+        return None
+    return (
+        f"expected nothing secret, got ${{{named[0]}}}; this key ends in the sbatch text, which "
+        f"others can read: pass it as slurm.env.{named[0]}: ${{{named[0]}}}"
+    )

@@ -150,7 +150,7 @@ def deadline_problems(config: RunConfig, checkpoint_bytes: int | None) -> Iterat
         )
 
 
-def deadline_cautions(
+def deadline_warnings(
     config: RunConfig, checkpoint_bytes: int | None, kill_wait_s: int | None
 ) -> Iterator[str]:
     """What may be lost at an end without notice, given the cluster's KillWait in seconds."""

@@ -1,14 +1,9 @@
 """What one rank needs in memory, and what a checkpoint takes on disk: estimates, with sources.
 
-Pure; imports no torch. Sizes are in bytes. Sharding follows ``train.model.shard``: FSDP2 with
-float32
-shards, parameters gathered in the compute dtype, gradients reduced in float32.
-
-What this machine has: CPU cores and memory, as far as this process may use them.
-
-How many parameters a model has, from its Hugging Face config alone. Pure; imports no torch.
-
-Exact for the decoder families listed here (tests compare with transformers); None for others.
+From the model's Hugging Face config alone: exact numbers of parameters for the decoder families
+listed here (tests compare with transformers), None for others. Sizes are in bytes. Sharding is that
+of ``train.model.shard``: FSDP2 with float32 shards, parameters gathered in the compute dtype,
+gradients reduced in float32. Imports no torch.
 """
 
 from __future__ import annotations
@@ -39,48 +34,28 @@ def this_machine() -> Machine:
 Linear = tuple[str, int, int]
 """Name, input and output size of a linear layer."""
 
-# Values that transformers 5.x fills in where a config leaves them out.
+_SHAPE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+_QWEN = {
+    **dict(zip(_SHAPE, (151936, 4096, 22016, 32, 32), strict=True)), "num_key_value_heads": 32,
+}  # fmt: skip
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
+    "llama": dict(zip(_SHAPE, (32000, 4096, 11008, 32, 32), strict=True)),
     "mistral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
+        **dict(zip(_SHAPE, (32000, 4096, 14336, 32, 32), strict=True)), "num_key_value_heads": 8,
     },
-    "qwen2": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-    },
-    "qwen3": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-    },
+    "qwen2": _QWEN,
+    "qwen3": {**_QWEN, "head_dim": 128},
     "gpt2": {
-        "vocab_size": 50257,
-        "n_positions": 1024,
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
+        "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
     },
-}
+}  # fmt: skip
+"""Values that transformers 5.x fills in where a config leaves them out."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +100,7 @@ def model_size(config: Mapping[str, Any], *, vocab_size: int | None = None) -> M
 
 def _llama_like(c: Mapping[str, Any], kind: str) -> ModelSize:
     """Gated MLP, RMSNorm, grouped-query attention (transformers, ``modeling_llama.py``)."""
-    hidden, inner, layers = (
-        int(c[k]) for k in ("hidden_size", "intermediate_size", "num_hidden_layers")
-    )
-    heads, vocab = int(c["num_attention_heads"]), int(c["vocab_size"])
+    vocab, hidden, inner, layers, heads = (int(c[key]) for key in _SHAPE)
     head = int(c.get("head_dim") or hidden // heads)
     kv = int(c.get("num_key_value_heads") or heads) * head
     q = heads * head
@@ -178,36 +150,15 @@ GB = 10**9
 LARGE_MODEL = 2_000_000_000
 """Parameters from which on ``none`` means less memory (see distributed.reshard_after_forward)."""
 
-# Memory of one device in GB, from the vendors' data sheets; the first that matches wins. An A100
-# without a size in its name is taken for the larger one.
 _GPU_GB: tuple[tuple[str, int], ...] = (
-    (r"gh200", 96),
-    (r"gb200|b200", 180),
-    (r"b300|gb300", 270),
-    (r"h200", 141),
-    (r"h20(?!0)", 96),
-    (r"h100", 80),
-    (r"h800", 80),
-    (r"a100.*40|a100-sxm4-40", 40),
-    (r"a100", 80),
-    (r"a800", 80),
-    (r"v100.*32", 32),
-    (r"v100", 16),
-    (r"l40", 48),
-    (r"l4", 24),
-    (r"a6000|a40", 48),
-    (r"a30", 24),
-    (r"a10", 24),
-    (r"t4", 16),
-    (r"mi355|mi350", 288),
-    (r"mi325", 256),
-    (r"mi300", 192),
-    (r"mi250", 64),
-    (r"5090", 32),
-    (r"4090|3090", 24),
-)
-_STATES = {"torch.optim.SGD": 0}
-"""Float32 values of optimizer state for each parameter; Adam's two moments where not listed."""
+    (r"gh200", 96), (r"gb200|b200", 180), (r"b300|gb300", 270), (r"h200", 141), (r"h20(?!0)", 96),
+    (r"h100", 80), (r"h800", 80), (r"a100.*40|a100-sxm4-40", 40), (r"a100", 80), (r"a800", 80),
+    (r"v100.*32", 32), (r"v100", 16), (r"l40", 48), (r"l4", 24), (r"a6000|a40", 48), (r"a30", 24),
+    (r"a10", 24), (r"t4", 16), (r"mi355|mi350", 288), (r"mi325", 256), (r"mi300", 192),
+    (r"mi250", 64), (r"5090", 32), (r"4090|3090", 24),
+)  # fmt: skip
+"""Memory of one device in GB, from the vendors' data sheets; the first that matches wins. An A100
+without a size in its name is taken for the larger one."""
 
 
 @dataclass(frozen=True)
@@ -237,10 +188,10 @@ def gpu_memory_bytes(gpu_type: str) -> int | None:
 
 
 def optimizer_states(config: RunConfig) -> int:
-    """Float32 values that the optimizer keeps for each trained parameter."""
-    if config.optimizer.target == "torch.optim.SGD" and config.optimizer.extra.get("momentum"):
-        return 1
-    return _STATES.get(config.optimizer.target, 2)
+    """Float32 values that the optimizer keeps for each trained parameter; Adam's two if unknown."""
+    if config.optimizer.target == "torch.optim.SGD":
+        return 1 if config.optimizer.extra.get("momentum") else 0
+    return 2
 
 
 def trained_parameters(config: RunConfig, size: ModelSize) -> int:
@@ -252,8 +203,7 @@ def trained_parameters(config: RunConfig, size: ModelSize) -> int:
 
 def checkpoint_bytes(config: RunConfig, size: ModelSize) -> int:
     """One checkpoint: float32 weights and optimizer state; 12 bytes a parameter with AdamW."""
-    trained = trained_parameters(config, size)
-    return 4 * trained * (1 + optimizer_states(config))
+    return 4 * trained_parameters(config, size) * (1 + optimizer_states(config))
 
 
 def rank_memory(config: RunConfig, size: ModelSize, *, on_gpu: bool) -> MemoryEstimate:

@@ -29,7 +29,7 @@ from submitrain.launcher.plan.memory import (
     trained_parameters,
 )
 from submitrain.launcher.plan.sbatch import gpus_per_node, sbatch_parameters, script_text
-from submitrain.launcher.plan.warnings import Situation, cautions
+from submitrain.launcher.plan.warnings import Situation, config_warnings
 from submitrain.launcher.plan.watcher import watched_by, watcher_sbatch, watcher_text
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def make_plan(
         saves=saves_text(config, estimates.checkpoint_bytes),
         watcher=watcher_text(config, cluster),
         watcher_sbatch=watcher_sbatch(config) if watched_by(config, cluster) == "job" else None,
-        warnings=tuple(cautions(config, situation)),
+        warnings=(*loaded.warnings, *config_warnings(config, situation)),
         notes=(*loaded.notes, *_notes(config, size)),
         entry=config.entry.target if config.entry else None,
     )

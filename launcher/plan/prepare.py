@@ -165,16 +165,16 @@ def _with_environment(plan: Plan, config: RunConfig) -> Plan:
 
 def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:
     """The plan with what deadlines and this environment mean; refuses what cannot be met."""
-    from submitrain.launcher.plan.deadlines import deadline_cautions, deadline_problems
-    from submitrain.launcher.plan.watcher import watcher_cautions
+    from submitrain.launcher.plan.deadlines import deadline_problems, deadline_warnings
+    from submitrain.launcher.plan.watcher import watcher_warnings
     from submitrain.slurm.client import kill_wait_s
 
     size = plan.estimates.checkpoint_bytes
     if problems := list(deadline_problems(config, size)):
         raise UserError("\n".join(problems))
     granted = kill_wait_s() if cluster.name == "slurm" else None
-    cautions = [*deadline_cautions(config, size, granted), *watcher_cautions(config, os.environ)]
-    return replace(plan, warnings=(*plan.warnings, *cautions))
+    found = [*deadline_warnings(config, size, granted), *watcher_warnings(config, os.environ)]
+    return replace(plan, warnings=(*plan.warnings, *found))
 
 
 def check_paths(config: RunConfig, workdir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Imports components by path and looks at them; a process of its own, run by ``plan.targets``.
+"""Imports components by path and checks them; a process of its own, run by ``plan.targets``.
 
 Reads a JSON list of slots from standard input; its last line is ``@probe`` and a JSON object with
 ``problems`` and ``notes``. Imports torch, if at all, by name and only here.
@@ -11,7 +11,6 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
@@ -32,8 +31,8 @@ def main() -> int:
         except ConfigError as error:
             problems.append(str(error))
             continue
-        look = {"optimizer": _optimizer, "entry": _entry}.get(slot["kind"], _call)
-        problems += look(slot, found)
+        check = {"optimizer": _optimizer, "entry": _entry}.get(slot["kind"], _call)
+        problems += check(slot, found)
     sys.stdout.write("\n@probe " + json.dumps({"problems": problems, "notes": notes}))
     return 0
 
@@ -61,30 +60,26 @@ def _optimizer(slot: dict[str, Any], found: Any) -> list[str]:
 
 def _entry(slot: dict[str, Any], found: Any) -> list[str]:
     """A training function: one RunContext, then the section's other keys as keyword arguments."""
+    where, path = f"{slot['section']}._target_", slot["path"]
     if not callable(found) or isinstance(found, type):
         return [
-            f"{slot['section']}._target_: expected a function that takes a RunContext, got "
-            f"{slot['path']} ({_kind(found)})"
+            f"{where}: expected a function that takes a RunContext, got {path} ({_kind(found)})"
         ]
     if inspect.iscoroutinefunction(found) or inspect.isgeneratorfunction(found):
         return [
-            f"{slot['section']}._target_: expected a plain function, got {slot['path']}, whose "
-            "body does not run when it is called (async, or it yields)"
+            f"{where}: expected a plain function, got {path}, whose body does not run when it is "
+            "called (async, or it yields)"
         ]
     try:
-        parameters = list(inspect.signature(found).parameters.values())
+        signature = inspect.signature(found)
     except (TypeError, ValueError):
         return []
-    takes = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
-    first = next(iter(parameters), None)
-    if first is None or first.kind not in (*takes, inspect.Parameter.VAR_POSITIONAL):
+    first = next(iter(signature.parameters.values()), None)
+    if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
         return [
-            f"{slot['section']}._target_: expected a function whose first parameter takes the "
-            f"RunContext, got {slot['path']}{inspect.signature(found)}"
+            f"{where}: expected a function whose first parameter takes the RunContext, got "
+            f"{path}{signature}"
         ]
-    missing = _missing(parameters[1:], slot["arguments"])
-    if missing:
-        return [_also_needs(slot, missing)]
     return _signature(slot, found, skip=1)
 
 
@@ -98,45 +93,32 @@ def _call(slot: dict[str, Any], found: Any) -> list[str]:
 
 
 def _signature(slot: dict[str, Any], found: Any, *, skip: int) -> list[str]:
-    """Keyword arguments that ``found`` does not take."""
+    """Keyword arguments that ``found`` does not take, or needs and does not get."""
+    section, path, given = slot["section"], slot["path"], slot["arguments"]
     try:
         parameters = list(inspect.signature(found).parameters.values())[skip:]
     except (TypeError, ValueError):
         return []
-    missing = _missing(parameters, slot["arguments"])
-    if slot["kind"] == "model" and missing:
-        return [_also_needs(slot, missing)]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in named if p.default is p.empty and p.name not in given]
+    if slot["kind"] in ("model", "entry") and missing:
+        return [
+            f"{section}._target_: {path} also needs {', '.join(missing)}; add "
+            f"{'it' if len(missing) == 1 else 'them'} to {section}"
+        ]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return []
     names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
     problems = []
-    for key in slot["arguments"]:
+    for key in given:
         if key not in names:
             near = get_close_matches(key, names, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             problems.append(
-                f"{slot['section']}.{key}: {slot['path']} takes no such argument; {hint}"
+                f"{section}.{key}: {path} takes no such argument; {hint}"
                 f"allowed: {', '.join(names) or 'none'}"
             )
     return problems
-
-
-def _missing(parameters: list[inspect.Parameter], given: Collection[str]) -> list[str]:
-    """Parameters without a default that are not given."""
-    return [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and p.name not in given
-    ]
-
-
-def _also_needs(slot: dict[str, Any], missing: list[str]) -> str:
-    return (
-        f"{slot['section']}._target_: {slot['path']} also needs {', '.join(missing)}; add "
-        f"{'it' if len(missing) == 1 else 'them'} to {slot['section']}"
-    )
 
 
 def _kind(found: Any) -> str:

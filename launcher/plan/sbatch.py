@@ -1,14 +1,8 @@
-"""Every long option of sbatch, and what becomes of it here: a key, passed on, or refused. Pure.
+"""The batch job: every long option of sbatch, the parameters for submitit, the script's text. Pure.
 
-Sources: sbatch(1) of Slurm 22.05 to 25.05; a test holds the tables to the installed sbatch.
-
-``slurm.modules``: environment modules, loaded in the batch script before anything else. Pure.
-
-Sources: module(1) of Environment Modules, the user guide of Lmod ("LOADEDMODULES").
-
-The batch job's parameters, as submitit's SlurmExecutor takes them, and the script's text.
-
-Sources: sbatch(1) of Slurm 22.05 to 24.11, and ``submitit/slurm/slurm.py`` of 1.5.4. Pure.
+Sources: sbatch(1) of Slurm 22.05 to 25.05 (a test holds the tables of options to the installed
+sbatch), ``submitit/slurm/slurm.py`` of 1.5.4, and for ``slurm.modules`` module(1) of Environment
+Modules and the user guide of Lmod ("LOADEDMODULES").
 """
 
 from __future__ import annotations
@@ -62,75 +56,53 @@ PASSED_ON = frozenset(
 """Options that ``slurm.additional_parameters`` may hold."""
 
 KEYS = {
-    "account": "account",
-    "begin": "begin",
-    "comment": "comment",
-    "constraint": "constraint",
-    "cpus-per-task": "cpus_per_task",
-    "dependency": "dependency",
-    "exclude": "exclude",
-    "exclusive": "exclusive",
+    option: option.replace("-", "_")
+    for option in """
+    account begin comment constraint cpus-per-task dependency exclude exclusive gpus-per-node gres
+    job-name mail-type mail-user mem mem-per-cpu nodelist nodes ntasks-per-node partition qos
+    requeue reservation time
+    """.split()  # noqa: SIM905 - a list of words reads better
+} | {
     "gpus": "gpus_per_node",
-    "gpus-per-node": "gpus_per_node",
-    "gres": "gres",
-    "job-name": "job_name",
-    "mail-type": "mail_type",
-    "mail-user": "mail_user",
-    "mem": "mem",
-    "mem-per-cpu": "mem_per_cpu",
     "no-requeue": "requeue",
-    "nodelist": "nodelist",
     "nodefile": "nodelist",
-    "nodes": "nodes",
     "ntasks": "ntasks_per_node",
-    "ntasks-per-node": "ntasks_per_node",
-    "partition": "partition",
-    "qos": "qos",
-    "requeue": "requeue",
-    "reservation": "reservation",
     "signal": "signal_lead_s",
-    "time": "time",
 }
 """Options with a key of their own in the ``slurm`` section."""
 
-_ENVIRONMENT = "the ranks' environment would be lost: use slurm.env"
-_OTHERS_RIGHTS = "a run is submitted by whoever it belongs to"
-_SUBMITIT_READS = "submitit reads sbatch's answer"
 REFUSED = {
     "array": "one launch is one job, which supervises its run and requeues itself; for many runs "
     "use a sweep",
-    "autocomplete": "it prints and submits nothing",
     "chdir": "start the run from that folder",
     "clusters": "the job is watched, requeued and resubmitted on the cluster of its controller; "
     "launch with that cluster's SLURM_CONF",
-    "container": "use slurm.container_image: the job's own process stays outside",
-    "container-id": "use slurm.container_image: the job's own process stays outside",
     "cpus-per-gpu": "use slurm.cpus_per_task: a rank has one GPU, so it is the same number",
     "error": "logs are in the run folder",
-    "export": _ENVIRONMENT,
-    "export-file": _ENVIRONMENT,
-    "get-user-env": _ENVIRONMENT,
-    "gid": _OTHERS_RIGHTS,
     "gpu-bind": "binding GPUs to tasks breaks NCCL's peer access",
     "gpus-per-task": "binding GPUs to tasks breaks NCCL's peer access: use slurm.gpus_per_node",
-    "help": "it prints and submits nothing",
     "ignore-pbs": "the batch script is written by submitit and holds no #PBS line",
     "input": "ranks read no standard input",
     "no-kill": "it is set already where there is more than one node",
     "ntasks-per-gpu": "use slurm.ntasks_per_node",
     "open-mode": "it is append already, so that a requeue keeps the logs",
     "output": "logs are in the run folder",
-    "parsable": _SUBMITIT_READS,
-    "quiet": _SUBMITIT_READS,
     "stepmgr": "hung and broken steps are found and ended through slurmctld",
     "test-only": "use the plan command",
-    "uid": _OTHERS_RIGHTS,
-    "usage": "it prints and submits nothing",
-    "verbose": _SUBMITIT_READS,
-    "version": "it prints and submits nothing",
     "wait": "use --wait of the launch command: sbatch's own ends with the first job, the run goes "
     "on in others",
     "wrap": "submitrain writes the command",
+    **dict.fromkeys(
+        ("container", "container-id"),
+        "use slurm.container_image: the job's own process stays outside",
+    ),
+    **dict.fromkeys(
+        ("export", "export-file", "get-user-env"),
+        "the ranks' environment would be lost: use slurm.env",
+    ),
+    **dict.fromkeys(("gid", "uid"), "a run is submitted by whoever it belongs to"),
+    **dict.fromkeys(("parsable", "quiet", "verbose"), "submitit reads sbatch's answer"),
+    **dict.fromkeys(("autocomplete", "help", "usage", "version"), "it prints and submits nothing"),
 }
 """Options that nobody may set, and why."""
 
@@ -148,7 +120,12 @@ def additional_problems(slurm: SlurmConfig) -> Iterator[str]:
             guess = near(option, sorted({*PASSED_ON, *KEYS}))
             hint = f"did you mean {guess}?" if guess else "see the long options of `man sbatch`"
             yield f"{where}: sbatch has no option --{option}; {hint}"
-        elif not _is_option_value(value):
+        elif value is not True and (
+            not isinstance(value, int | float | str)
+            or value is False
+            or value == ""
+            or not str(value).isprintable()
+        ):
             yield (
                 f"{where}: expected true (a bare --{option}), one line of text or a number, got "
                 f"{value!r}; remove the key to leave the option out"
@@ -158,7 +135,7 @@ def additional_problems(slurm: SlurmConfig) -> Iterator[str]:
             yield f"{where}: expected one amount of memory, got slurm.{other} too; remove one"
 
 
-def option_cautions(slurm: SlurmConfig) -> Iterator[str]:
+def option_warnings(slurm: SlurmConfig) -> Iterator[str]:
     """What options mean for a run that outlives its jobs; one line each."""
     given = {option_name(key): value for key, value in slurm.additional_parameters.items()}
     if slurm.dependency and str(given.get("kill-on-invalid-dep")) not in ("yes", "True"):
@@ -184,12 +161,6 @@ def option_cautions(slurm: SlurmConfig) -> Iterator[str]:
 def option_name(key: str) -> str:
     """``time_min``, ``--time-min`` and ``time-min`` are one option."""
     return key.removeprefix("--").replace("_", "-").lower()
-
-
-def _is_option_value(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    return isinstance(value, int | float | str) and str(value).isprintable() and str(value) != ""
 
 
 SETUP = ("export PYTHONSAFEPATH=1",)

@@ -2,19 +2,20 @@
 
 What is built in is checked here; other import paths are imported in a short process of their own
 (``launcher.plan.probe``), so that this one never imports torch. Where that says nothing (ranks run
-in a
-container, torch is not installed here) the plan says "not checked here".
+in a container, torch is not installed here) the plan says "not checked here".
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,19 @@ _SWITCHES = dict.fromkeys(("foreach", "maximize", "capturable", "differentiable"
 OPTIMIZERS: dict[str, dict[str, str]] = {
     "torch.optim.AdamW": {**_COMMON, **_SWITCHES, "amsgrad": "bool"},
     "torch.optim.Adam": {
-        **_COMMON,
-        **_SWITCHES,
-        "amsgrad": "bool",
-        "decoupled_weight_decay": "bool",
+        **_COMMON, **_SWITCHES, "amsgrad": "bool", "decoupled_weight_decay": "bool",
     },
     "torch.optim.SGD": {
-        "momentum": "number",
-        "dampening": "number",
-        "weight_decay": "number",
-        "nesterov": "bool",
-        **{k: v for k, v in _SWITCHES.items() if k != "capturable"},
+        "momentum": "number", "dampening": "number", "weight_decay": "number", "nesterov": "bool",
+        **{key: kind for key, kind in _SWITCHES.items() if key != "capturable"},
     },
-}
+}  # fmt: skip
 """Arguments of the usual optimizers, so that they need no process; a test holds them to torch's."""
+TORCH_OPTIMIZERS = (
+    "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam",
+    "RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam",
+)  # fmt: skip
+"""What ``torch.optim`` has, for machines without torch; a test holds it to torch's."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,17 @@ def check_targets(config: RunConfig, *, workdir: Path | None = None) -> TargetRe
             open_slots.append(slot)
     if problems or not open_slots:
         return TargetReport(tuple(problems))
-    named = ", ".join(f"{slot.section}._target_ ({slot.path})" for slot in open_slots)
-    if config.slurm.in_container:
+    contained = config.slurm.in_container
+    without_torch = importlib.util.find_spec("torch") is None
+    for slot in open_slots:
+        module, _, name = slot.path.rpartition(".")
+        unknown = module == "torch.optim" and name not in TORCH_OPTIMIZERS
+        if slot.kind == "optimizer" and unknown and (contained or without_torch):
+            near = get_close_matches(name, TORCH_OPTIMIZERS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return TargetReport((f"{slot.section}._target_: {module} has no {name!r}{hint}",))
+    if contained:
+        named = ", ".join(f"{slot.section}._target_ ({slot.path})" for slot in open_slots)
         return TargetReport(notes=(f"{named}: not checked here, ranks run in the container",))
     return _probe(tuple(open_slots), str(workdir or Path.cwd()))
 
@@ -129,43 +138,37 @@ def _impossible(slot: Slot) -> str | None:
         )
     if parts[0] in sys.stdlib_module_names:
         return (
-            f"{where}: expected the import path of {_a(slot.kind)} such as {example}, got "
-            f"{slot.path!r}, which is in Python's standard library"
+            f"{where}: expected the import path of {'an' if slot.kind[0] in 'aeiou' else 'a'} "
+            f"{slot.kind} such as {example}, got {slot.path!r}, which is in Python's standard "
+            "library"
         )
     return None
 
 
-def _a(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
-
-
 def _known_optimizer(slot: Slot, known: dict[str, str]) -> Iterator[str]:
-    from submitrain.config.schema import near
-
     for key, text in slot.arguments:
+        value, kind = json.loads(text), known.get(key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        problem = None
         if key == "lr":
             continue
-        value = json.loads(text)
-        if key not in known:
-            guess = near(key, [*known, "lr"])
-            hint = f"did you mean {guess}? " if guess else ""
+        if kind is None:
+            guess = get_close_matches(key, [*known, "lr"], n=1, cutoff=0.7)
+            hint = f"did you mean {guess[0]}? " if guess else ""
             yield (
                 f"{slot.section}.{key}: {slot.path} takes no such argument; {hint}allowed: "
                 f"lr, {', '.join(sorted(known))}"
             )
-        elif problem := _value_problem(known[key], value):
+        elif kind == "number" and not (number and value >= 0):
+            problem = "a number >= 0"
+        elif kind == "bool" and not (value is None or isinstance(value, bool)):
+            problem = "true, false or none"
+        elif kind == "pair":
+            pair = value if isinstance(value, list) and len(value) == 2 else [-1]
+            if not all(isinstance(item, int | float) and 0 <= item < 1 for item in pair):
+                problem = "two numbers >= 0 and < 1, such as [0.9, 0.95]"
+        if problem:
             yield f"{slot.section}.{key}: expected {problem}, got {value!r}"
-
-
-def _value_problem(kind: str, value: Any) -> str | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "number":
-        return None if number and value >= 0 else "a number >= 0"
-    if kind == "bool":
-        return None if value is None or isinstance(value, bool) else "true, false or none"
-    pair = isinstance(value, list) and len(value) == 2
-    ok = pair and all(isinstance(item, int | float) and 0 <= item < 1 for item in value)
-    return None if ok else "two numbers >= 0 and < 1, such as [0.9, 0.95]"
 
 
 @functools.lru_cache(maxsize=64)
@@ -181,11 +184,7 @@ def _probe(open_slots: tuple[Slot, ...], workdir: str) -> TargetReport:
         for slot in open_slots
     ]
     named = ", ".join(f"{slot.section}._target_ ({slot.path})" for slot in open_slots)
-    path = [
-        str(IMPORT_ROOT),
-        *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
-        workdir,
-    ]
+    path = [str(IMPORT_ROOT), os.environ.get("PYTHONPATH", ""), workdir]
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "submitrain.launcher.plan.probe"],
@@ -193,7 +192,11 @@ def _probe(open_slots: tuple[Slot, ...], workdir: str) -> TargetReport:
             capture_output=True,
             text=True,
             timeout=PROBE_TIMEOUT_S,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, path)),
+                "CUDA_VISIBLE_DEVICES": "",
+            },
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

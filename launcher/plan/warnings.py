@@ -7,74 +7,26 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from submitrain.config import RunConfig
-from submitrain.config.run import BatchArithmetic
-from submitrain.config.sections import DatasetConfig
 from submitrain.config.types import UNLIMITED_S, format_duration
 from submitrain.launcher.container import Runtime, choose_runtime
 from submitrain.launcher.container_paths import ImageForm, form_of, normalise_image
 from submitrain.launcher.container_paths import must_be_path as is_path
 from submitrain.launcher.plan.memory import GB, Machine, MemoryEstimate, gpu_memory_bytes
-from submitrain.launcher.plan.sbatch import option_cautions
+from submitrain.launcher.plan.sbatch import option_warnings
 
 MODEL_KEYS = frozenset(
-    [
-        "model_type",
-        "architectures",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "vocab_size",
-        "max_position_embeddings",
-        "hidden_act",
-        "hidden_dropout",
-        "rms_norm_eps",
-        "layer_norm_eps",
-        "layer_norm_epsilon",
-        "initializer_range",
-        "tie_word_embeddings",
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "partial_rotary_factor",
-        "attention_dropout",
-        "attention_bias",
-        "attention_probs_dropout_prob",
-        "hidden_dropout_prob",
-        "mlp_bias",
-        "sliding_window",
-        "use_sliding_window",
-        "max_window_layers",
-        "layer_types",
-        "use_cache",
-        "n_embd",
-        "n_layer",
-        "n_head",
-        "n_positions",
-        "n_inner",
-        "n_ctx",
-        "embd_pdrop",
-        "resid_pdrop",
-        "attn_pdrop",
-        "activation_function",
-        "num_experts",
-        "num_local_experts",
-        "num_experts_per_tok",
-        "moe_intermediate_size",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "torch_dtype",
-        "dtype",
-        "num_heads",
-        "num_layers",
-        "hidden_sizes",
-        "d_model",
-        "ffn_dim",
-        "word_embed_proj_dim",
-    ]
+    """
+    model_type architectures hidden_size intermediate_size num_hidden_layers num_attention_heads
+    num_key_value_heads head_dim vocab_size max_position_embeddings hidden_act hidden_dropout
+    rms_norm_eps layer_norm_eps layer_norm_epsilon initializer_range tie_word_embeddings
+    rope_theta rope_scaling rope_parameters partial_rotary_factor attention_dropout
+    attention_bias attention_probs_dropout_prob hidden_dropout_prob mlp_bias sliding_window
+    use_sliding_window max_window_layers layer_types use_cache n_embd n_layer n_head n_positions
+    n_inner n_ctx embd_pdrop resid_pdrop attn_pdrop activation_function num_experts
+    num_local_experts num_experts_per_tok moe_intermediate_size bos_token_id eos_token_id
+    pad_token_id torch_dtype dtype num_heads num_layers hidden_sizes d_model ffn_dim
+    word_embed_proj_dim
+    """.split()  # noqa: SIM905 - a list of words reads better
 )
 """Usual keys of the configurations of causal language models in transformers."""
 LONG_S = 14 * 24 * 3600
@@ -94,51 +46,58 @@ class Situation:
     """Container runtimes on this machine."""
 
 
-def cautions(config: RunConfig, situation: Situation) -> Iterator[str]:
+def config_warnings(config: RunConfig, situation: Situation) -> Iterator[str]:
     """All warnings for a run, the gravest kinds first."""
-    yield from _survival(config, situation)
-    yield from _model_config(config)
-    yield from _memory(config, situation)
-    yield from _data(config)
-    yield from _batch(config)
-    if situation.cluster == "slurm":
-        yield from _time(config)
-        yield from option_cautions(config.slurm)
-    yield from _container(config, situation)
-    if situation.machine is not None:
-        yield from _cores(config, situation.machine)
-    if not situation.on_gpu:
-        yield from _without_gpu(config)
-
-
-def _survival(config: RunConfig, situation: Situation) -> Iterator[str]:
+    slurm, steps = config.slurm, config.step_scheduler
     if not config.checkpoint.enabled:
         yield (
             "checkpoint.enabled is false: nothing is saved, so every restart begins at step 0; "
             "set it to true"
         )
-    elif config.step_scheduler.ckpt_every_steps is None:
+    elif steps.ckpt_every_steps is None:
         yield (
             "step_scheduler.ckpt_every_steps is none: a crash loses everything since the start; "
             "set it to a number of steps"
         )
-    returns = config.slurm.requeue or config.resilience.resubmit
-    if situation.cluster == "slurm" and not returns:
+    if situation.cluster == "slurm" and not (slurm.requeue or config.resilience.resubmit):
         yield (
             "slurm.requeue and resilience.resubmit are false: after a preemption, a lost node or "
             "the time limit the run does not come back; set one of them to true"
         )
-
-
-def _model_config(config: RunConfig) -> Iterator[str]:
-    """A key that a model's own configuration does not know is ignored by transformers."""
-    for key in config.model.config or {}:
+    for key in config.model.config or {}:  # transformers ignores a key that it does not know
         near = get_close_matches(key, MODEL_KEYS, n=1, cutoff=0.85)
         if near and key not in MODEL_KEYS:
             yield (
                 f"model.config.{key} looks like {near[0]}, and transformers ignores what it does "
                 f"not know; write {near[0]} if that is meant"
             )
+    yield from _memory(config, situation)
+    if config.validation_dataset is not None and _same_data(config):
+        yield (
+            "validation_dataset is the training data: its loss says nothing about new text; hold "
+            "some back, for example split: train[:95%] and train[95%:]"
+        )
+    for world_size in dict.fromkeys((config.world_size, config.min_world_size)):
+        batch = config.batch(world_size)
+        if batch.global_size < world_size:
+            yield (
+                f"a step has {batch.global_size} sequences for {world_size} ranks: some ranks have "
+                "nothing to do; use fewer ranks or a larger step_scheduler.global_batch_size"
+            )
+        elif batch.local_size * batch.accumulation * world_size != batch.global_size:
+            yield f"the batch does not divide evenly: {batch.text}; the empty slots cost time"
+    if situation.cluster == "slurm":
+        yield from _long_time_limit(slurm.time)
+        yield from option_warnings(slurm)
+    yield from _container(config, situation)
+    machine = situation.machine
+    if machine is not None and config.world_size > machine.cpus:
+        yield (
+            f"{config.world_size} ranks share {machine.cpus} CPU cores of this machine: expect "
+            "slow steps"
+        )
+    if not situation.on_gpu:
+        yield from _without_gpu(config)
 
 
 def _memory(config: RunConfig, situation: Situation) -> Iterator[str]:
@@ -173,40 +132,15 @@ def _relief(config: RunConfig, memory: MemoryEstimate) -> str:
     return "use more nodes, or LoRA (peft)"
 
 
-def _data(config: RunConfig) -> Iterator[str]:
-    validation = config.validation_dataset
-    if validation is not None and _same_data(config.dataset, validation):
-        yield (
-            "validation_dataset is the training data: its loss says nothing about new text; hold "
-            "some back, for example split: train[:95%] and train[95%:]"
-        )
+def _same_data(config: RunConfig) -> bool:
+    one, other = (
+        (data.target, data.dataset_name, data.split, sorted(map(str, data.extra.items())))
+        for data in (config.dataset, config.validation_dataset or config.dataset)
+    )
+    return one == other
 
 
-def _same_data(training: DatasetConfig, validation: DatasetConfig) -> bool:
-    def identity(data: DatasetConfig) -> tuple[object, ...]:
-        return (data.target, data.dataset_name, data.split, sorted(map(str, data.extra.items())))
-
-    return identity(training) == identity(validation)
-
-
-def _batch(config: RunConfig) -> Iterator[str]:
-    for world_size in dict.fromkeys((config.world_size, config.min_world_size)):
-        yield from _division(config.batch(world_size))
-
-
-def _division(batch: BatchArithmetic) -> Iterator[str]:
-    slots = batch.local_size * batch.accumulation * batch.world_size
-    if batch.global_size < batch.world_size:
-        yield (
-            f"a step has {batch.global_size} sequences for {batch.world_size} ranks: some ranks "
-            "have nothing to do; use fewer ranks or a larger step_scheduler.global_batch_size"
-        )
-    elif slots != batch.global_size:
-        yield f"the batch does not divide evenly: {batch.text}; the empty slots cost time"
-
-
-def _time(config: RunConfig) -> Iterator[str]:
-    limit = config.slurm.time
+def _long_time_limit(limit: int) -> Iterator[str]:
     if LONG_S < limit < UNLIMITED_S:
         minutes = limit // 60
         hint = (
@@ -219,7 +153,7 @@ def _time(config: RunConfig) -> Iterator[str]:
 
 
 def _container(config: RunConfig, situation: Situation) -> Iterator[str]:
-    slurm, name = config.slurm, config.model.pretrained_model_name_or_path
+    slurm, image = config.slurm, config.slurm.container_image or ""
     if not slurm.in_container:
         return
     if situation.cluster == "local":
@@ -228,31 +162,20 @@ def _container(config: RunConfig, situation: Situation) -> Iterator[str]:
             "this Python environment"
         )
         return
-    names = [name, config.model.tokenizer, config.dataset.dataset_name]
-    if slurm.hf_home is None and any(one and not is_path(one) for one in names):
+    model = config.model
+    names = [model.pretrained_model_name_or_path, model.tokenizer, config.dataset.dataset_name]
+    if slurm.hf_home is None and any(name and not is_path(name) for name in names):
         yield (
             "slurm.hf_home is none: what ranks load from the hub goes into the container's own "
             "layer, on every node and at every start, and a read-only image has none; name a "
             "folder on shared storage"
         )
     runtime = choose_runtime(slurm, situation.runtimes)
-    if runtime is not None and runtime.wraps and _in_registry(config):
+    if runtime is not None and runtime.wraps and form_of(image) is ImageForm.REGISTRY:
         yield (
             f"slurm.container_image is a registry's name: with {runtime} every rank converts it at "
             f"every start; build it once (`{runtime} build image.sif "
-            f"{normalise_image(slurm.container_image or '', pyxis=False)}`) and name that file"
-        )
-
-
-def _in_registry(config: RunConfig) -> bool:
-    return form_of(config.slurm.container_image or "") is ImageForm.REGISTRY
-
-
-def _cores(config: RunConfig, machine: Machine) -> Iterator[str]:
-    if config.world_size > machine.cpus:
-        yield (
-            f"{config.world_size} ranks share {machine.cpus} CPU cores of this machine: expect "
-            "slow steps"
+            f"{normalise_image(image, pyxis=False)}`) and name that file"
         )
 
 

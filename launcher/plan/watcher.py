@@ -62,7 +62,7 @@ def has_channels(config: RunConfig) -> bool:
     return any(getattr(config.alerts, key) for key in _CHANNELS)
 
 
-def watcher_cautions(config: RunConfig, environ: Mapping[str, str]) -> Iterator[str]:
+def watcher_warnings(config: RunConfig, environ: Mapping[str, str]) -> Iterator[str]:
     """What keeps a watcher from telling anybody anything."""
     if config.monitor.autostart == "off":
         return

@@ -14,7 +14,7 @@ import pytest
 from submitrain.config.resolve import load_resolved
 from submitrain.events import Kind, append_line
 from submitrain.launcher.plan.plan import make_plan
-from submitrain.launcher.plan.watcher import watcher_cautions, watcher_sbatch
+from submitrain.launcher.plan.watcher import watcher_sbatch, watcher_warnings
 from submitrain.launcher.supervisor.watcher import ensure_watcher_job
 from submitrain.monitor.audit.ledger import read_trail
 from submitrain.monitor.watch.sidecar import Sidecar
@@ -199,9 +199,9 @@ def test_the_plan_says_who_watches(monitor: dict[str, Any], cluster: Any, text: 
 def test_a_variable_that_the_watcher_needs_is_missed_before_the_launch() -> None:
     alerts = {"slack_webhook": "${SLACK_WEBHOOK_URL}"}
     config = load({"monitor": {"autostart": "beside"}, "alerts": alerts}).config
-    (caution,) = watcher_cautions(config, {})
+    (caution,) = watcher_warnings(config, {})
     assert "alerts.slack_webhook: the environment variable SLACK_WEBHOOK_URL is not set" in caution
-    assert not list(watcher_cautions(config, {"SLACK_WEBHOOK_URL": "https://x/y"}))
+    assert not list(watcher_warnings(config, {"SLACK_WEBHOOK_URL": "https://x/y"}))
     nobody = load({"monitor": {"autostart": "beside"}}).config
-    assert "names no channel" in next(watcher_cautions(nobody, {}))
-    assert not list(watcher_cautions(nobody, {"EMAIL_ALERTS": "ada@example.org"}))
+    assert "names no channel" in next(watcher_warnings(nobody, {}))
+    assert not list(watcher_warnings(nobody, {"EMAIL_ALERTS": "ada@example.org"}))

@@ -99,7 +99,7 @@ def test_the_plan_names_the_function_and_promises_no_batch() -> None:
 
 
 def test_a_function_object_is_launched_by_its_path() -> None:
-    from submitrain.launcher.plan.config import as_config
+    from submitrain.launcher.plan.overrides import as_config
 
     source, changes = as_config(works, {"entry": {"steps": 5}})
     assert (

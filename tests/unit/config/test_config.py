@@ -19,6 +19,7 @@ from submitrain.config.sections import DatasetConfig
 from submitrain.config.types import format_duration, parse_duration_s
 from submitrain.errors import ConfigError
 from submitrain.launcher.plan.config import LoadedConfig, load_config
+from submitrain.launcher.plan.plan import make_plan
 from tests.config_parts import BASE, SMALL, load, write
 from tests.paths import TESTS
 
@@ -414,3 +415,39 @@ def test_nodes_are_a_number_or_a_range_and_come_back_as_written(
     again = load_config(write(tmp_path, loaded.text))
     assert again.config.slurm.nodes == loaded.config.slurm.nodes
     assert again.digest == loaded.digest
+
+
+STEPS = "step_scheduler: {max_steps: 240, warmup_steps: 20}\n"
+
+
+def test_a_files_warmup_is_shortened_with_a_shorter_run_and_said(tmp_path: Path) -> None:
+    loaded = load_config(write(tmp_path, BASE + STEPS), ["step_scheduler.max_steps=6"], environ={})
+    assert loaded.config.warmup_steps == 1  # the same share of the run, at least one step
+    [warning] = loaded.warnings
+    assert "step_scheduler.warmup_steps is 20" in warning
+    assert "a.yaml:3" in warning and "shortened to 1" in warning
+    assert "warmup_steps: 1\n" in loaded.text
+    plan = make_plan(loaded, cluster="local", gpus_available=False)
+    assert warning in plan.warnings
+
+
+@pytest.mark.parametrize("steps", [20, 240, 300])
+def test_a_warmup_that_fits_stays(tmp_path: Path, steps: int) -> None:
+    overrides = [f"step_scheduler.max_steps={steps}"]
+    loaded = load_config(write(tmp_path, BASE + STEPS), overrides, environ={})
+    assert (loaded.config.warmup_steps, loaded.warnings) == (20, ())
+
+
+@pytest.mark.parametrize("key", ["step_scheduler.warmup_steps", "lr_scheduler.lr_warmup_steps"])
+def test_a_warmup_that_was_overridden_too_is_refused(tmp_path: Path, key: str) -> None:
+    steps = STEPS if key.startswith("step") else "step_scheduler: {max_steps: 240}\n"
+    overrides = ["step_scheduler.max_steps=6", f"{key}=20"]
+    with pytest.raises(ConfigError, match=f"{key}: expected at most step_scheduler.max_steps"):
+        load_config(write(tmp_path, BASE + steps), overrides, environ={})
+
+
+def test_a_warmup_is_shortened_for_changes_from_python_too() -> None:
+    source = {**SMALL, "lr_scheduler": {"lr_warmup_steps": 30}}
+    loaded = load_config(source, changes={"step_scheduler__max_steps": 20}, environ={})
+    assert loaded.config.warmup_steps == 2
+    assert "lr_scheduler.lr_warmup_steps is 30" in loaded.warnings[0]

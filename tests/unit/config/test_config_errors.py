@@ -12,6 +12,7 @@ from submitrain.launcher.plan.config import load_config
 from tests.config_parts import BASE, write
 
 TOKEN = "hf_" + "a1B2" * 8
+NODES = "an integer >= 1 and <= 100000 or a range such as 2-4"
 WANDB = "0123456789abcdef" * 2 + "01234567"
 
 
@@ -46,19 +47,33 @@ BAD = {
     ),
     "wrong type": Bad(
         "slurm:\n  nodes: four\n",
-        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 'four'", ":4)"),
+        (
+            f"slurm.nodes: expected {NODES}, got 'four'",
+            ":4)",
+        ),
+    ),
+    "more nodes than there are": Bad(
+        "slurm:\n  nodes: 99999999999999999999\n",
+        (f"slurm.nodes: expected {NODES}, got 99999999999999999999", ":4)"),
+    ),
+    "a number over 64 bits": Bad(
+        "slurm: {ntasks_per_node: 99999999999999999999}\n",
+        ("slurm.ntasks_per_node: expected an integer >= 1, got 99999999999999999999", ":3)"),
     ),
     "zero nodes": Bad(
         "slurm:\n  nodes: 0\n",
-        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 0", "a.yaml:4)"),
+        (
+            f"slurm.nodes: expected {NODES}, got 0",
+            "a.yaml:4)",
+        ),
     ),
     "a range that runs backwards": Bad(
         "slurm: {nodes: 4-2}\n",
-        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got '4-2'",),
+        (f"slurm.nodes: expected {NODES}, got '4-2'",),
     ),
     "a range from nothing": Bad(
         "slurm: {nodes: 0-2}\n",
-        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got '0-2'",),
+        (f"slurm.nodes: expected {NODES}, got '0-2'",),
     ),
     "a fixed number of ranks in a range of nodes": Bad(
         "slurm: {nodes: 2-4}\ndistributed: {dp_size: 4}\n",
@@ -74,15 +89,15 @@ BAD = {
     ),
     "negative nodes": Bad(
         "slurm: {nodes: -2}\n",
-        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got -2",),
+        (f"slurm.nodes: expected {NODES}, got -2",),
     ),
     "truth for a number": Bad(
         "slurm: {nodes: true}\n",
-        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got true",),
+        (f"slurm.nodes: expected {NODES}, got true",),
     ),
     "fraction of a node": Bad(
         "slurm: {nodes: 1.5}\n",
-        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 1.5",),
+        (f"slurm.nodes: expected {NODES}, got 1.5",),
     ),
     "choice": Bad(
         "lr_scheduler: {lr_decay_style: cos}\n",
@@ -191,7 +206,7 @@ BAD = {
     ),
     "bad value from a variable": Bad(
         "slurm: {nodes: '${NODES}'}\n",
-        ("slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 'many' from ${NODES}",),
+        (f"slurm.nodes: expected {NODES}, got 'many' from ${{NODES}}",),
     ),
     "secret variable in a number": Bad(
         "optimizer: {lr: '${MY_KEY}'}\n",
@@ -278,7 +293,7 @@ BAD = {
     "override": Bad(
         "",
         (
-            "slurm.nodes: expected an integer >= 1 or a range such as 2-4, got 0",
+            f"slurm.nodes: expected {NODES}, got 0",
             "(override slurm.nodes=0)",
         ),
         None,

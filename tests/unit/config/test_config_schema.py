@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from submitrain.config.schema import aliases, expected, sections
-from submitrain.launcher.plan.config import json_schema
+from submitrain.config.schema import aliases, editor_schema, expected, sections
 from tests.paths import TESTS
 
 HERE = TESTS
@@ -19,7 +18,7 @@ FILES = [HERE / "data" / "automodel_4x8.yaml", *sorted((HERE.parent / "configs")
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    return json_schema()
+    return editor_schema()
 
 
 def properties(schema: dict[str, Any], section: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from submitrain.config.document import parse_document
 from submitrain.errors import DataError
 from submitrain.launcher.cli.main import main
 from submitrain.launcher.plan.config import load_config
-from submitrain.launcher.plan.keys import Fate, KeyFate, account
+from submitrain.launcher.plan.keys import KeyAccount, KeyStatus, account
 from submitrain.launcher.plan.prepare import prepare
 from submitrain.train.data.columns import Pair, find_columns
 from tests.paths import TESTS
@@ -59,12 +59,12 @@ def present(tmp_path: Path) -> Path:
     return path
 
 
-def fates(told: list[KeyFate]) -> dict[str, tuple[str, str]]:
-    return {one.key: (str(one.fate), one.why) for one in told}
+def statuses(told: list[KeyAccount]) -> dict[str, tuple[str, str]]:
+    return {one.key: (str(one.status), one.why) for one in told}
 
 
 def test_the_old_configuration_is_accepted_to_its_last_key() -> None:
-    found = fates(account(OLD))
+    found = statuses(account(OLD))
     assert {fate for fate, _ in found.values()} == {"used", "aliased", "neutral"}
     assert found["model._target_"] == ("aliased", "built in: hf_causal_lm")
     assert found["distributed._target_"] == ("aliased", "built in: fsdp2")
@@ -89,7 +89,7 @@ def test_a_present_configuration_loads_unchanged_and_says_the_same(present: Path
 
 
 def test_every_key_of_a_present_configuration_is_accounted_for(present: Path) -> None:
-    found = fates(account(present))
+    found = statuses(account(present))
     assert found["dist_env.timeout_minutes"] == ("aliased", "our distributed.timeout_s")
     assert found["rng.seed"] == ("aliased", "our seed")
     assert found["dataset.path_or_dataset_id"] == ("aliased", "our dataset.dataset_name")
@@ -115,8 +115,8 @@ def test_what_cannot_be_kept_is_refused_and_the_rest_is_still_told(
     present: Path, change: str, key: str, words: str
 ) -> None:
     told = account(present, [change])
-    assert [one.key for one in told if one.fate is Fate.REFUSED] == [key]
-    assert words in fates(told)[key][1]
+    assert [one.key for one in told if one.status is KeyStatus.REFUSED] == [key]
+    assert words in statuses(told)[key][1]
 
 
 def test_their_reader_of_squad_is_ours_with_the_right_columns(present: Path) -> None:
@@ -130,7 +130,7 @@ def test_their_reader_of_squad_is_ours_with_the_right_columns(present: Path) -> 
     assert sample == Pair("Is it dry?", "No", "It rains.", False)
     with pytest.raises(DataError, match=r"row 1: the row has no column 'answers\.text\.0'"):
         columns.sample({**row, "answers": {"text": []}}, where="row 1")
-    found = fates(account(present, changes))
+    found = statuses(account(present, changes))
     assert found["dataset._target_"][0] == "aliased"
     assert found["dataset.truncation"][0] == "neutral"
 
@@ -138,12 +138,12 @@ def test_their_reader_of_squad_is_ours_with_the_right_columns(present: Path) -> 
 def test_all_refusals_are_told_at_once(present: Path) -> None:
     """Also those that a check finds only once another one is out of the way."""
     told = account(present, ["model.foo=1", "nonsense=1", "dataset._target_=json.loads"])
-    refused = {one.key for one in told if one.fate is Fate.REFUSED}
+    refused = {one.key for one in told if one.status is KeyStatus.REFUSED}
     assert refused == {"model.foo", "nonsense", "dataset._target_"}
 
 
 def test_both_spellings_of_one_setting_clash(present: Path) -> None:
-    told = fates(account(present, ["seed=1"]))
+    told = statuses(account(present, ["seed=1"]))
     assert told["rng.seed"][0] == "refused"
     assert told["seed"] == ("used", "")
 

@@ -12,8 +12,8 @@ from submitrain.config import RunConfig
 from submitrain.launcher.plan.deadlines import (
     LAST_CALL_S,
     Fit,
-    deadline_cautions,
     deadline_problems,
+    deadline_warnings,
     lead_of,
     least_lead_s,
 )
@@ -89,12 +89,12 @@ def test_what_may_fit_is_not_refused(sections: dict[str, Any], size: int | None)
 
 
 def test_a_kill_wait_that_the_cluster_does_not_grant_is_told() -> None:
-    found = list(deadline_cautions(config(resilience={"kill_wait_s": 90}), None, 30))
+    found = list(deadline_warnings(config(resilience={"kill_wait_s": 90}), None, 30))
     assert len(found) == 1
     assert "KillWait" in found[0]
 
 
 def test_a_save_longer_than_the_kill_wait_is_told() -> None:
-    found = list(deadline_cautions(config(), 84 * GB, 30))
+    found = list(deadline_warnings(config(), 84 * GB, 30))
     assert "ranks have 30 s after TERM" in found[0]
     assert "slurm.signal_lead_s (120)" in found[1]

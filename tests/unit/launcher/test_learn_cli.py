@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 
 from submitrain.config import RunConfig
 from submitrain.config.document import read_document
-from submitrain.config.schema import aliases, keys, section_class, sections
+from submitrain.config.schema import aliases, editor_schema, keys, section_class, sections
 from submitrain.errors import UserError
 from submitrain.launcher.cli.explain import (
     every_section,
@@ -27,7 +27,7 @@ from submitrain.launcher.cli.explain import (
 )
 from submitrain.launcher.cli.main import EXAMPLES_OF
 from submitrain.launcher.cli.main import build_parser as launcher_parser
-from submitrain.launcher.plan.config import json_schema, load_config
+from submitrain.launcher.plan.config import load_config
 from submitrain.monitor.cli import EXAMPLES_OF as MONITOR_EXAMPLES_OF
 from submitrain.monitor.cli import build_parser as monitor_parser
 from submitrain.slurm.inventory import Offer, Partition, parse_sinfo
@@ -42,7 +42,7 @@ REGENERATE = "generated from the types: run `make docs`"
 
 def test_the_schema_file_that_editors_read_is_current() -> None:
     path = ROOT / "launcher" / "config.schema.json"
-    assert json.loads(path.read_text()) == json_schema(), REGENERATE
+    assert json.loads(path.read_text()) == editor_schema(), REGENERATE
 
 
 def test_the_reference_of_all_keys_is_current() -> None:
@@ -54,7 +54,7 @@ def test_the_reference_has_every_key_and_every_spelling() -> None:
     for path, section in every_section():
         assert f"## `{'.'.join(map(str, path))}`" in text
         for spelling, written in aliases(section).items():
-            if spelling != "target" and section_class(keys(section)[written].annotation) is None:
+            if spelling != "target" and section_class(keys(section)[written]) is None:
                 assert f"`{spelling}`" in text
                 assert f"| `{written}` |" in text
 
@@ -68,12 +68,12 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
     ids=["valid", "value", "key"],
 )
 def test_editors_accept_what_we_accept(change: dict[str, object], wrong: str | None) -> None:
-    editor = Draft202012Validator(json_schema())
+    editor = Draft202012Validator(editor_schema())
     for path in CONFIGS:
         tree = read_document(path).tree
         found = [error.message for error in editor.iter_errors({**tree, **change})]
         assert bool(found) == bool(wrong), found
-    Draft202012Validator.check_schema(json_schema())
+    Draft202012Validator.check_schema(editor_schema())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -13,7 +13,12 @@ from submitrain.launcher.plan.memory import (
     model_size,
     rank_memory,
 )
-from submitrain.launcher.plan.targets import OPTIMIZERS, check_targets
+from submitrain.launcher.plan.targets import (
+    OPTIMIZERS,
+    TORCH_OPTIMIZERS,
+    TargetReport,
+    check_targets,
+)
 from tests.config_parts import load
 
 _SIZES = {
@@ -176,3 +181,29 @@ def test_other_optimizers_are_looked_at_in_a_process_of_their_own(
         assert report.problems == ()
     else:
         assert len(report.problems) == 1 and says in report.problems[0]
+
+
+def test_the_list_of_optimizers_for_machines_without_torch_is_torchs() -> None:
+    import torch
+
+    found = {name for name, one in vars(torch.optim).items() if isinstance(one, type)}
+    assert set(TORCH_OPTIMIZERS) == found - {"Optimizer"}
+
+
+@pytest.mark.parametrize(("name", "refused"), [("AdamX", True), ("RAdam", False)])
+@pytest.mark.parametrize("why", ["no torch here", "ranks in a container"])
+def test_an_optimizer_that_torch_does_not_have_is_refused_without_torch(
+    why: str, name: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from submitrain.config import RunConfig
+
+    sections: dict[str, Any] = {"optimizer": {"_target_": f"torch.optim.{name}"}}
+    if why == "no torch here":
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+        monkeypatch.setattr("submitrain.launcher.plan.targets._probe", lambda *_: TargetReport())
+    else:
+        sections["slurm"] = {"container_image": "/images/a.sqsh"}
+    report = check_targets(RunConfig.model_validate(sections))
+    expected = f"optimizer._target_: torch.optim has no '{name}'; did you mean Adam"
+    assert bool(report.problems) == refused
+    assert not refused or report.problems[0].startswith(expected)
