@@ -1,17 +1,10 @@
-"""Lines that sound like failures and are none, and the level that a logger gave a line.
+"""What one line of a log means, and which rank, node and time it names. Pure.
 
-Healthy programs print these: torch's socket warnings, TensorFlow's plugin registration, NCCL's
-information, loss scalers, deprecations, environment dumps.
-
-What one line says besides its message: rank, node and time; and how to show it safely. Pure.
-
-Finds the few rules that a word can belong to, so that most rules never see a line.
-
-Every literal of a rule is represented by the longest run of letters in it, its anchor: ``no space
-left`` by ``space``. An anchor must be the beginning or the end of a word (``OutOfMemoryError`` ends
-with ``error``), one of up to three letters the whole of it.
-
-What one line means: benign lines and log levels first, then the rules. Pure.
+Lines that healthy programs print, and the level that a logger gave a line, are known first; then
+the rules decide. ``RuleIndex`` finds the few rules that a word can belong to, so that most rules
+never see a line: every literal of a rule is represented by the longest run of letters in it, its
+anchor (``no space left`` by ``space``). An anchor must be the beginning or the end of a word
+(``OutOfMemoryError`` ends with ``error``), one of up to three letters the whole of it.
 """
 
 from __future__ import annotations
@@ -22,9 +15,31 @@ from datetime import datetime
 from functools import cache, cached_property
 from pathlib import PurePath
 
-from submitrain.monitor.diagnose.model import FailureClass, Moment, Rule, Trust
-from submitrain.monitor.diagnose.patterns import RULES
-from submitrain.monitor.diagnose.patterns_cluster import EXCEPTION_LINE
+from submitrain.monitor.diagnose.model import FailureClass, Moment, Trust
+from submitrain.monitor.diagnose.patterns import Rule
+from submitrain.monitor.diagnose.patterns_cluster import (
+    CONTAINER_RULES,
+    EXCEPTION_LINE,
+    PROCESS_RULES,
+    SCHEDULER_RULES,
+)
+from submitrain.monitor.diagnose.patterns_files import (
+    ACCESS_RULES,
+    DATA_RULES,
+    FILES_RULES,
+    IMPORTS_RULES,
+)
+from submitrain.monitor.diagnose.patterns_gpu import GPU_RULES, MEMORY_RULES, NCCL_RULES
+from submitrain.monitor.diagnose.patterns_program import CONFIG_RULES, NETWORK_RULES, NUMBERS_RULES
+
+TABLES = (
+    *(CONTAINER_RULES, SCHEDULER_RULES, MEMORY_RULES, GPU_RULES, NCCL_RULES, NUMBERS_RULES),
+    *(FILES_RULES, DATA_RULES, IMPORTS_RULES, ACCESS_RULES, NETWORK_RULES, CONFIG_RULES),
+    PROCESS_RULES,
+)
+RULES = tuple(rule for table in TABLES for rule in table.values())
+"""In the order of precedence for one line: of several rules that match it, the most trusted one
+holds, and of equals the first."""
 
 MAX_SHOWN = 400
 """Characters of a line that are shown as evidence."""
@@ -175,6 +190,8 @@ _BENIGN = re.compile(
   """,
     re.IGNORECASE | re.VERBOSE,
 )
+"""Healthy programs print these: torch's socket warnings, TensorFlow's plugin registration, NCCL's
+information, loss scalers, deprecations, environment dumps."""
 _ERROR = re.compile(r"^\W*(?:rank\W?\d+\W+)?(?:ERROR|CRITICAL|FATAL)\b|\[(?:ERROR|CRITICAL)\]")
 """A logger that says ERROR is believed."""
 _WARNING = re.compile(

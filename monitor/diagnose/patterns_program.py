@@ -1,51 +1,40 @@
-"""Arguments, configuration files and resource requests that are wrong.
-
-Sources: argparse, click, Hydra/OmegaConf, pydantic, Lightning, Transformers, DeepSpeed, Megatron,
-sbatch's and srun's messages (slurm's src/common/slurm_errno.c).
-
-Loss and gradients that are not finite, as trainers print them.
+"""What is written about arguments and configuration, losses that are not finite, and the network.
 
 DeepSpeed's and Apex's ``OVERFLOW!`` lines and Megatron's ``number of nan iterations: 0`` are
 healthy. A gradient norm of ``inf`` is how a loss scaler finds its scale, so it does not count.
 
-Hosts that cannot be reached and connections that break: rendezvous, hub, controllers.
-
-Sources: torch's c10d/socket.cpp and TCPStore.cpp, gloo's transport, urllib3/requests, errno(3).
+Sources: argparse, click, Hydra/OmegaConf, pydantic, Lightning, Transformers, DeepSpeed, Megatron,
+sbatch's and srun's messages (slurm's src/common/slurm_errno.c); torch's c10d/socket.cpp and
+TCPStore.cpp, gloo's transport, urllib3/requests, errno(3).
 """
 
 from __future__ import annotations
 
 from submitrain.monitor.diagnose.model import FailureClass as F
-from submitrain.monitor.diagnose.model import Trust, rule
+from submitrain.monitor.diagnose.patterns import Table, cause, exception, mention, victim
 
-CONFIG_RULES = (
-    rule(
+CONFIG_RULES: Table = {
+    "omegaconf": cause(
         F.CONFIG_ERROR,
-        Trust.CAUSE,
         "omegaconf|hydra|interpolationkeyerror|configattributeerror|configkeyerror|"
         "missingmandatoryvalue|configcompositionexception|missingconfigexception",
         r"omegaconf\.errors|hydra\.errors|interpolationkeyerror|configattributeerror|"
         r"configkeyerror|missingmandatoryvalue|configcompositionexception|missingconfigexception|"
         r"could not override|hydra.{0,40}(?:instantiat|could not|cannot)",
     ),
-    rule(
-        F.CONFIG_ERROR,
-        Trust.CAUSE,
-        "error: |parser key",
-        r"^[\w./-]+\.py: error: |parser key \S+: ",
+    "parser-key": cause(
+        F.CONFIG_ERROR, "error: |parser key", r"^[\w./-]+\.py: error: |parser key \S+: "
     ),
-    rule(
+    "unrecognized-argument": cause(
         F.CONFIG_ERROR,
-        Trust.CAUSE,
         "unrecognized argument|the following arguments are required|invalid choice|"
         "no such option|expected one argument|expected at least one argument|not allowed with arg|"
         "unrecognized option|unknown option|invalid option|missing option|missing argument|"
         "invalid value for|unexpected extra argument|not used by the hfargumentparser|"
         "ambiguous option|unknown argument|invalid int value|invalid float value",
     ),
-    rule(
+    "batch-job-submission-failed": cause(
         F.CONFIG_ERROR,
-        Trust.CAUSE,
         "batch job submission failed|unable to allocate resources|invalid account|"
         "invalid partition|"
         "invalid qos|invalid generic resource|node configuration is not available|"
@@ -63,9 +52,8 @@ CONFIG_RULES = (
         r"invalid node name|node count specification|not in this partition|"
         r"unable to create step.{0,80}(?:invalid|more proc|not available|specification)",
     ),
-    rule(
+    "validationerror": cause(
         F.CONFIG_ERROR,
-        Trust.CAUSE,
         "validationerror|validation error for|validation errors for|scannererror|parsererror|"
         "misconfigurationexception|configurationerror|configerror|config error|constructorerror|"
         "jsondecodeerror|tomldecodeerror|usageerror|argumenterror|badparameter|composererror",
@@ -77,9 +65,8 @@ CONFIG_RULES = (
         r"jsondecodeerror(?=.*(?:config|\.json))|(?:ConfigFile|Config)Error\b|"
         r"^config error",
     ),
-    rule(
+    "sizes-do-not-divide": cause(
         F.CONFIG_ERROR,
-        Trust.CAUSE,
         "divisible|not equal to|world_size|world size|batch related parameters|batch size",
         r"(?:assert|error).{0,160}\b(?:divisible|batch related parameters)|"
         r"(?:world[_ ]size|batch[_ ]size|num_\w+|hidden[_ ]size|heads?|layers?|tensor|pipeline)"
@@ -87,9 +74,8 @@ CONFIG_RULES = (
         r"(?:assert|error).{0,80}(?:world[_ ]size|batch[_ ]size).{0,60}"
         r"(?:must|should|not equal|does not|!=|mismatch)",
     ),
-    rule(
+    "trainingarguments": cause(
         F.CONFIG_ERROR,
-        Trust.CAUSE,
         "trainingarguments|unexpected keyword|requires the|is not supported|you have set|"
         "not a valid|must be one of|unknown model|please specify|is not a valid|should be one of|"
         "got an invalid|unsupported|config",
@@ -104,9 +90,8 @@ CONFIG_RULES = (
         r"error:.{0,60}(?:is not in list of|must be one of|should be one of|please specify|"
         r"please set|you must specify)",
     ),
-    rule(
+    "command-not-found": cause(
         F.CONFIG_ERROR,
-        Trust.CAUSE,
         "command not found|can't open file|execve|module(s) are unknown|environmentnamenotfound|"
         "could not find conda environment|unable to locate a modulefile|"
         "invalid device ordinal|no such file or directory",
@@ -115,14 +100,13 @@ CONFIG_RULES = (
         r"invalid device ordinal|"
         r"(?:slurm_script|bash|sh):.{0,80}no such file",
     ),
-    rule(
+    "driver-on-your-system-is-too-old": cause(
         F.CONFIG_ERROR,
-        Trust.CAUSE,
         "driver on your system is too old|driver version is insufficient|no kernel image is|"
         "no cuda gpus are available|torch not compiled with cuda|no cuda-capable device|"
         "found no nvidia driver",
     ),
-)
+}
 
 
 _LOSS = (
@@ -130,25 +114,22 @@ _LOSS = (
     r"(?:[_/ ]?(?!scale|scaler)\w{1,20})?"
 )
 
-NUMBERS_RULES = (
-    rule(
+NUMBERS_RULES: Table = {
+    "loss-nan": cause(
         F.NAN_LOSS,
-        Trust.CAUSE,
         "nan|inf",
         _LOSS + r"['\"]?\s*[:=|]?\s*\(?(?:tensor\()?['\"]?[-+]?(?:nan|inf)\b(?!\s*(?:to|->))",
         any_level=True,
     ),
-    rule(
+    "grad-norm-nan": exception(
         F.NAN_LOSS,
-        Trust.EXCEPTION,
         "nan",
         r"(?:grad(?:ient)?[_ ]?norm|\bgnorm|perplexity|\bppl|train_err)['\"]?\s*[:=|]?\s*"
         r"(?:tensor\()?['\"]?nan\b",
         any_level=True,
     ),
-    rule(
+    "nan-found": cause(
         F.NAN_LOSS,
-        Trust.CAUSE,
         "nan|inf",
         r"loss (?:is|was|became|becomes|has become|went|turned|value is|contains|of|exploded)\W+"
         r"(?:now |to )?(?:nan|inf\b|infinit|not finite|non-?finite)|"
@@ -159,35 +140,31 @@ NUMBERS_RULES = (
         r"(?:either )?[`'\"]?(?:nan|inf)s?\b(?!.{0,20}(?:iterations|0 nan))|"
         r"loss.{0,30}is (?:nan|inf)\b|found nan in",
     ),
-    rule(
+    "loss-not-finite": cause(
         F.NAN_LOSS,
-        Trust.CAUSE,
         "finite",
         r"(?:loss|grad\w*(?: norm)?|norm|logits?|weights?|params?).{0,60}"
         r"(?:non-?finite|not finite|infinite)|"
         r"non-?finite (?:loss|grad|norm|value)|NotFiniteError",
     ),
-    rule(
+    "returned-nan-values": cause(
         F.NAN_LOSS,
-        Trust.CAUSE,
         "returned nan values|loss scale already at minimum|minimum loss scale reached|"
         "loss is probably exploding|cannot decrease scale anymore|"
         "loss scale reached minimum|loss exploded|loss diverged|training diverged",
     ),
-    rule(
+    "invalid-values": cause(
         F.NAN_LOSS,
-        Trust.CAUSE,
         "invalid values|nan",
         r"invalid values:?\s*(?:$|tensor\(\[+\s*nan)|number of nan iterations:\s*[1-9]|"
         r"probability tensor contains either",
     ),
-)
+}
 
 
-NETWORK_RULES = (
-    rule(
+NETWORK_RULES: Table = {
+    "max-retries-exceeded": cause(
         F.NETWORK_ERROR,
-        Trust.CAUSE,
         "max retries exceeded|name resolution|name or service not known|getaddrinfo|"
         "could not resolve|resolve host|network is unreachable|no route to host|"
         "failed to establish a new connection|nodename nor servname|nameresolutionerror",
@@ -196,9 +173,8 @@ NETWORK_RULES = (
         r"no route to host|failed to establish a new connection|nodename nor servname|"
         r"nameresolutionerror",
     ),
-    rule(
+    "cannot-connect": cause(
         F.NETWORK_ERROR,
-        Trust.CAUSE,
         "couldn't connect to|can't connect to|cannot connect to|could not connect to|"
         "failed to connect|unable to connect|couldn't reach|connectionerror|"
         "offlinemodeisenabled|localentrynotfounderror|unable to contact slurm|unable to contact",
@@ -206,9 +182,8 @@ NETWORK_RULES = (
         r"(?:^|[\s.])(?:requests\.exceptions\.|urllib3\.exceptions\.)?ConnectionError\b|"
         r"offlinemodeisenabled|localentrynotfounderror",
     ),
-    rule(
+    "read-timed-out": cause(
         F.NETWORK_ERROR,
-        Trust.CAUSE,
         "read timed out|readtimeout|connecttimeout|connect timeout|connection timed out|"
         "operation timed out|handshake timed out|request timed out|timeouterror|"
         "socket timed out|gateway time",
@@ -216,9 +191,8 @@ NETWORK_RULES = (
         r"operation timed out|handshake.{0,20}timed out|request timed out|"
         r"timeouterror: \[errno 110\]|socket timed out on send/recv|gateway time-?out",
     ),
-    rule(
+    "client-socket-has-timed-out": cause(
         F.NETWORK_ERROR,
-        Trust.CAUSE,
         "client socket has timed out|rendezvousconnectionerror|rendezvoustimeouterror|"
         "rendezvous|tcpstore|store",
         r"client socket has timed out|rendezvousconnectionerror|rendezvoustimeouterror|"
@@ -226,25 +200,22 @@ NETWORK_RULES = (
         r"(?:connection to|connect to) the .{0,20}store .{0,20}failed|"
         r"tcpstore.{0,80}(?:timed out|failed|timeout after)",
     ),
-    rule(
+    "address-already-in-use": cause(
         F.NETWORK_ERROR,
-        Trust.CAUSE,
         "address already in use|eaddrinuse|server socket has failed|"
         "cannot assign requested address",
         r"address already in use|eaddrinuse|server socket has failed|"
         r"error.{0,60}cannot assign requested address",
     ),
-    rule(
+    "tls-failed": cause(
         F.NETWORK_ERROR,
-        Trust.CAUSE,
         "certificate|sslerror|ssl:|ssleof|tls",
         r"certificate.{0,20}verify.{0,10}fail|sslerror|ssleoferror|"
         r"eof occurred in violation of protocol|"
         r"(?:ssl|tls).{0,20}(?:handshake|connect).{0,30}(?:fail|error)",
     ),
-    rule(
+    "http-5xx": cause(
         F.NETWORK_ERROR,
-        Trust.CAUSE,
         "server error|too many requests|service unavailable|bad gateway|rate limit|http error|"
         "client error|internal server error|returned error code",
         r"\b50[0234] (?:server error|internal|service|bad gateway|gateway)|"
@@ -252,9 +223,8 @@ NETWORK_RULES = (
         r"bad gateway|hit(?:ting)? (?:the )?rate limit|rate limit (?:exceeded|reached)|"
         r"\b408 (?:client error|request)|returned error code: (?:429|50\d)",
     ),
-    rule(
+    "incompleteread": cause(
         F.NETWORK_ERROR,
-        Trust.CAUSE,
         "incompleteread|chunkedencodingerror|protocolerror|remotedisconnected|"
         "without response|temporary failure|proxyerror|curl:|curl error|rpc failed|early eof|"
         "remote end hung up",
@@ -262,9 +232,8 @@ NETWORK_RULES = (
         r"without response|temporary failure|proxyerror|curl: \(\d+\)|curl error|rpc failed|"
         r"early eof|remote end hung up",
     ),
-    rule(
+    "connection-reset": victim(
         F.NETWORK_ERROR,
-        Trust.VICTIM,
         "connection reset|reset by peer|connection refused|broken pipe|closed by peer|"
         "connection was likely closed|connection closed|brokenpipeerror|pair closure|"
         "connection aborted",
@@ -273,18 +242,16 @@ NETWORK_RULES = (
         r"connection closed by (?:peer|remote)|connection was likely closed|pair closure|"
         r"connection aborted",
     ),
-    rule(
+    "gloo-failed": victim(
         F.NETWORK_ERROR,
-        Trust.VICTIM,
         "gloo|distnetworkerror|diststoreerror|recvvalue|sendbytes|store is not available",
         r"gloo.{0,120}(?:fail|error|closed|timed out|refused)|distnetworkerror|diststoreerror|"
         r"(?:recvvalue|sendbytes|recvbytes|recvvector) failed|store is not available",
     ),
-    rule(
+    "network-error": mention(
         F.NETWORK_ERROR,
-        Trust.MENTION,
         "network error|zero bytes were transmitted",
         r"network error|zero bytes were transmitted",
         any_level=True,
     ),
-)
+}

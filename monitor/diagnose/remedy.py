@@ -1,8 +1,7 @@
-"""What to do about each class of failure, and one sentence that says what happened. Pure.
+"""What to do about each class of failure, one sentence that says what happened, and the straggler.
 
-Who held up a collective: the rank that completed least, or said nothing. Pure.
-
-Source of the wording: torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp.
+The straggler of a hung collective is the rank that completed least, or said nothing; source of the
+wording: torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp. Pure.
 """
 
 from __future__ import annotations
@@ -70,86 +69,112 @@ def _listed(ranks: Sequence[int]) -> str:
     return text + (f" and {len(ranks) - MAX_LISTED} more" if len(ranks) > MAX_LISTED else "")
 
 
-_WHAT = {
-    F.CUDA_OOM: "the GPU's memory did not suffice",
-    F.HOST_OOM: "the host's memory, or the job's limit of it, did not suffice",
-    F.NCCL_TIMEOUT: "a collective did not complete in time",
-    F.NCCL_ERROR: "NCCL failed",
-    F.NODE_FAIL: "a node was lost",
-    F.PREEMPTED: "the job was ended or requeued from outside",
-    F.TIME_LIMIT: "the job reached its time limit",
-    F.PYTHON_EXCEPTION: "the program raised an exception",
-    F.NAN_LOSS: "loss or gradients are not finite",
-    F.DISK_FULL: "no space left, or a quota is exceeded",
-    F.SEGFAULT: "a process crashed in native code",
-    F.GPU_XID: "a GPU or its driver failed",
-    F.FILESYSTEM: "a file system failed or refused access",
-    F.IMPORT_ERROR: "a module or shared library is missing or does not fit",
-    F.CONFIG_ERROR: "arguments, configuration or the resource request are wrong",
-    F.CONTAINER_ERROR: "the ranks' container did not start",
-    F.AUTH_ERROR: "a credential is missing, wrong or lacks the right",
-    F.NETWORK_ERROR: "a host could not be reached or a connection broke",
-    F.DATALOADER_WORKER: "a worker of the data loader failed",
-    F.BENIGN: "no sign of a failure",
-}
-_DO = {
+ADVICE = {
     F.CUDA_OOM: (
+        "the GPU's memory did not suffice",
         "fix",
         "lower the batch size or sequence length, turn on activation checkpointing, or shard more",
     ),
     F.HOST_OOM: (
+        "the host's memory, or the job's limit of it, did not suffice",
         "fix",
         "ask for more memory (slurm.mem), use fewer loader workers, or load data lazily",
     ),
     F.NCCL_TIMEOUT: (
+        "a collective did not complete in time",
         "retry",
-        "look at the rank that is behind or silent (stack dump, its log); restart, and exclude its "
-        "node when it happens there again",
+        "look at the rank that is behind or silent (stack dump, its log); restart, and "
+        "exclude its node when it happens there again",
     ),
     F.NCCL_ERROR: (
+        "NCCL failed",
         "retry",
         "restart; run once with NCCL_DEBUG=INFO; exclude the node when it fails there again",
     ),
-    F.NODE_FAIL: ("exclude_node", "requeue without the lost node and tell the administrators"),
-    F.PREEMPTED: ("resubmit", "requeue: training goes on from the newest checkpoint"),
-    F.TIME_LIMIT: ("resubmit", "resume from the newest checkpoint, or ask for more time"),
-    F.PYTHON_EXCEPTION: ("fix", "mend the program at the named line; a retry fails the same way"),
-    F.NAN_LOSS: (
-        "fix",
-        "go back to a checkpoint before it, then lower the learning rate, clip, use bf16, or skip "
-        "the data window",
+    F.NODE_FAIL: (
+        "a node was lost",
+        "exclude_node",
+        "requeue without the lost node and tell the administrators",
     ),
-    F.DISK_FULL: ("fix", "free space or raise the quota where checkpoints and caches are written"),
+    F.PREEMPTED: (
+        "the job was ended or requeued from outside",
+        "resubmit",
+        "requeue: training goes on from the newest checkpoint",
+    ),
+    F.TIME_LIMIT: (
+        "the job reached its time limit",
+        "resubmit",
+        "resume from the newest checkpoint, or ask for more time",
+    ),
+    F.PYTHON_EXCEPTION: (
+        "the program raised an exception",
+        "fix",
+        "mend the program at the named line; a retry fails the same way",
+    ),
+    F.NAN_LOSS: (
+        "loss or gradients are not finite",
+        "fix",
+        "go back to a checkpoint before it, then lower the learning rate, clip, use bf16, or "
+        "skip the data window",
+    ),
+    F.DISK_FULL: (
+        "no space left, or a quota is exceeded",
+        "fix",
+        "free space or raise the quota where checkpoints and caches are written",
+    ),
     F.SEGFAULT: (
+        "a process crashed in native code",
         "retry",
         "restart once; if it crashes again, suspect versions of torch, CUDA and extensions",
     ),
-    F.GPU_XID: ("exclude_node", "exclude the node, restart elsewhere, and report the GPU"),
+    F.GPU_XID: (
+        "a GPU or its driver failed",
+        "exclude_node",
+        "exclude the node, restart elsewhere, and report the GPU",
+    ),
     F.FILESYSTEM: (
+        "a file system failed or refused access",
         "retry",
         "check the mount and the permissions on that node, then restart from the checkpoint",
     ),
-    F.IMPORT_ERROR: ("fix", "install what is missing, in versions that fit, where the ranks run"),
-    F.CONFIG_ERROR: ("fix", "correct the named argument, key or resource request and submit again"),
-    F.CONTAINER_ERROR: (
+    F.IMPORT_ERROR: (
+        "a module or shared library is missing or does not fit",
         "fix",
-        "make image, mount sources (slurm.extra_mounts) and runtime (slurm.container_runtime) "
-        "available under these names on every node, or leave the node out (slurm.exclude)",
+        "install what is missing, in versions that fit, where the ranks run",
+    ),
+    F.CONFIG_ERROR: (
+        "arguments, configuration or the resource request are wrong",
+        "fix",
+        "correct the named argument, key or resource request and submit again",
+    ),
+    F.CONTAINER_ERROR: (
+        "the ranks' container did not start",
+        "fix",
+        "make image, mount sources (slurm.extra_mounts) and runtime (slurm.container_runtime)"
+        " available under these names on every node, or leave the node out (slurm.exclude)",
     ),
     F.AUTH_ERROR: (
+        "a credential is missing, wrong or lacks the right",
         "fix",
         "set a valid token where the ranks run (HF_TOKEN, WANDB_API_KEY) and request access",
     ),
     F.NETWORK_ERROR: (
+        "a host could not be reached or a connection broke",
         "retry",
         "check address, port, interface and proxy; download beforehand where nodes are offline",
     ),
     F.DATALOADER_WORKER: (
+        "a worker of the data loader failed",
         "fix",
         "look at the worker's own error; use fewer workers, or more memory and /dev/shm",
     ),
-    F.BENIGN: ("nothing", "nothing to do"),
+    F.BENIGN: (
+        "no sign of a failure",
+        "nothing",
+        "nothing to do",
+    ),
 }
+"""By class: what happened, what kind of step helps, and which."""
 _PROBABLE_KILL = "a process was killed, probably because the host's memory did not suffice"
 _PROBABLE_END = "the job was ended from outside: cancelled, preempted, or stopped by its launcher"
 _HAS_PREFIX = re.compile(r"^\s*(?:\[?rank[^\]]*\]:?|\d+:)\s*", re.IGNORECASE)
@@ -157,7 +182,7 @@ _HAS_PREFIX = re.compile(r"^\s*(?:\[?rank[^\]]*\]:?|\d+:)\s*", re.IGNORECASE)
 
 def remedy_for(root: Finding) -> Remedy:
     """What to do, naming the node where it is to be excluded."""
-    step, text = _DO[root.kind]
+    _, step, text = ADVICE[root.kind]
     if root.node and step == "exclude_node":
         text = f"{text} (--exclude={root.node})"
     return Remedy(step, text)
@@ -165,7 +190,7 @@ def remedy_for(root: Finding) -> Remedy:
 
 def summary_of(root: Finding, straggler: Straggler | None) -> str:
     """One sentence: what happened, on which rank and node, in which words."""
-    what = _WHAT[root.kind]
+    what, _, _ = ADVICE[root.kind]
     if root.trust is Trust.EXIT and root.kind is F.HOST_OOM:
         what = _PROBABLE_KILL
     if root.trust is Trust.EXIT and root.kind is F.PREEMPTED:

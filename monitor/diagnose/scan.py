@@ -1,15 +1,13 @@
-"""Finds the lines of a log that speak of a failure: block by block, in bounded memory. Pure.
+r"""Finds the lines of a log that speak of a failure: block by block, in bounded memory. Pure.
 
 Blocks are whole lines (``\n`` or ``\r`` end one), except where a line is gigantic. Nothing here
 opens a file: ``monitor.diagnose.tail`` does.
 
-Which lines of a block deserve a closer look: decided on templates and words, at C speed.
-
 A healthy log says the same few things with other numbers. One ``bytes.translate`` lowers the case,
 deletes digits and blanks out punctuation; what is left of a line is its template. Templates that
 were never seen are searched for words that the index of rules suspects; lines with such a word go
-to the rules it leads to. So the number of rules costs nothing on a long log.
-Memory is bounded: what is too long or too much is forgotten and judged again.
+to the rules it leads to. So the number of rules costs nothing on a long log. Memory is bounded:
+what is too long or too much is forgotten and judged again.
 """
 
 from __future__ import annotations
@@ -95,7 +93,7 @@ class Prefilter:
             return []
         return [(index, hot[one]) for index, one in enumerate(templates) if one in hot]
 
-    def disappoint(self, line: bytes, suspect: Suspect) -> None:
+    def record_miss(self, line: bytes, suspect: Suspect) -> None:
         """No rule matched ``line``: after enough of these its template counts as healthy."""
         suspect.patience -= 1
         if suspect.patience <= 0:
@@ -220,7 +218,7 @@ class LogScan:
             if meaning is not None:
                 self._keep(self._finding(text, meaning, lines, index, number, offset))
                 return
-        self._prefilter.disappoint(raw, suspect)
+        self._prefilter.record_miss(raw, suspect)
 
     def _finding(
         self,

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from submitrain.monitor.diagnose import FailureClass, diagnose_files, diagnose_text
-from submitrain.monitor.diagnose.match import RuleIndex, anchor_of, meaning_of
-from submitrain.monitor.diagnose.patterns import RULES
+from submitrain.monitor.diagnose.match import RULES, TABLES, RuleIndex, anchor_of, meaning_of
 from submitrain.monitor.diagnose.scan import template_of
 from tests.paths import TESTS
 
@@ -34,6 +33,10 @@ def test_prefilter_hides_no_line_that_a_rule_means(path: Path) -> None:
         words = template_of(line.encode()).split()
         positions = sorted(set().union(*(index.rules_of(word) for word in words)))
         assert meaning_of(line, positions) == meaning, line
+
+
+def test_every_rule_has_an_id_of_its_own() -> None:
+    assert len({name for table in TABLES for name in table}) == len(RULES)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.kind}-{rule.literals[0]}"[:40])
