@@ -1,13 +1,9 @@
-"""``python -m monitor diagnose``: read logs or a run folder, conclude, print.
-
-A diagnosis as text for people. Pure.
-"""
+"""``python -m monitor diagnose``: reads logs or a run folder, concludes, prints."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -22,9 +18,11 @@ from submitrain.monitor.diagnose.tail import scan_file
 from submitrain.run_facts import read_evidence
 from submitrain.slurm.client import JobInfo, query_jobs
 
+_STDIN = "-"
+
 
 def render(found: Diagnosis) -> str:
-    """Class, place, evidence, consequences and what to do, one fact a line."""
+    """A diagnosis as text: class, place, evidence, consequences, what to do, one fact a line."""
     return "\n".join(_lines(found))
 
 
@@ -44,42 +42,31 @@ def _lines(found: Diagnosis) -> Iterator[str]:
         yield f"  note      {note}"
 
 
-_STDIN = "-"
-
-
 def main(options: argparse.Namespace) -> int:
     """Print the verdict on log files or on a run."""
-    found = _diagnosis(options)
-    text = json.dumps(found.as_json(), indent=2) if options.json else render(found)
-    print(text)  # noqa: T201
-    return 0
-
-
-def _diagnosis(options: argparse.Namespace) -> Diagnosis:
     targets: list[str] = options.targets
     if len(targets) == 1 and targets[0] != _STDIN and not Path(targets[0]).is_file():
         folder = run_folder(targets[0], Path(options.runs_dir))
-        return diagnose_run(folder, attempt=options.attempt, job=newest_job(folder))
-    if options.attempt is not None:
+        found = diagnose_run(folder, attempt=options.attempt, job=newest_job(folder))
+    elif options.attempt is not None:
         raise UserError("--attempt: expected one run folder, got log files")
-    return diagnose([one for target in targets for one in _scan(target)])
+    else:
+        found = diagnose([one for target in targets for one in _scan(target)])
+    print(json.dumps(found.as_json(), indent=2) if options.json else render(found))  # noqa: T201
+    return 0
 
 
 def _scan(target: str) -> list[Finding]:
     try:
-        if target == _STDIN:
-            return _scan_stdin()
-        return scan_file(Path(target))
+        if target != _STDIN:
+            return scan_file(Path(target))
+        # Kept on disk meanwhile: it may be larger than the memory.
+        with tempfile.NamedTemporaryFile(prefix="diagnose-") as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.flush()
+            return scan_file(Path(copy.name), name="stdin")
     except OSError as error:
         raise UserError(f"{target}: cannot be read: {error.strerror or error}") from error
-
-
-def _scan_stdin() -> list[Finding]:
-    """Findings of standard input, kept on disk meanwhile: it may be larger than the memory."""
-    with tempfile.NamedTemporaryFile(prefix="diagnose-") as copy:
-        shutil.copyfileobj(sys.stdin.buffer, copy)
-        copy.flush()
-        return scan_file(Path(copy.name), name="stdin")
 
 
 def run_folder(target: str, runs_dir: Path) -> Path:
@@ -109,14 +96,6 @@ def newest_job(folder: Path) -> JobInfo | None:
     submission = evidence.submission or {}
     cluster = submission.get("cluster") or evidence.record.get("cluster")
     job_id = str(submission.get("job_id") or "")
-    if cluster != "slurm" or not job_id or not _has_slurm():
+    if cluster != "slurm" or not job_id or shutil.which("squeue") is None:
         return None
     return query_jobs([job_id]).get(job_id)
-
-
-def _has_slurm() -> bool:
-    return any(
-        os.access(Path(folder) / "squeue", os.X_OK)
-        for folder in os.environ.get("PATH", "").split(os.pathsep)
-        if folder
-    )
