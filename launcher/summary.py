@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from submitrain.events import Kind, read_events
+from submitrain.events import Kind, number, read_events
 from submitrain.run_facts import read_evidence
 from submitrain.run_folder import RunDir
 from submitrain.status import RunState, RunStatus, first_failure
@@ -46,14 +46,14 @@ def read_result(folder: Path, status: RunStatus) -> RunResult:
             validations[event["step"]] = event["loss"]
         else:
             others[event["kind"]] = event
-    losses = [_number(steps[step].get("loss")) for step in sorted(steps)]
-    speeds = [value for event in steps.values() if (value := _number(event.get("tokens_per_s")))]
-    evaluated = [_number(validations[step]) for step in sorted(validations)]
+    losses = [number(steps[step].get("loss")) for step in sorted(steps)]
+    speeds = [value for event in steps.values() if (value := number(event.get("tokens_per_s")))]
+    evaluated = [number(validations[step]) for step in sorted(validations)]
     sample, export = others.get(Kind.SAMPLE, {}), RunDir(folder).export
     return RunResult(
         status=status,
         steps=max([status.step or 0, *steps]),
-        tokens=int(_number(steps[max(steps)].get("total_tokens")) or 0) if steps else 0,
+        tokens=int(number(steps[max(steps)].get("total_tokens")) or 0) if steps else 0,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,
         first_validation_loss=evaluated[0] if evaluated else None,
@@ -132,10 +132,6 @@ def shown(path: Path) -> Path:
 def arrow(first: float | None, last: float | None) -> str:
     """``5.5012 -> 2.1034``"""
     return " -> ".join(f"{value:.4f}" for value in (first, last) if value is not None)
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _text(value: object) -> str | None:

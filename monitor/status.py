@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from submitrain.monitor.accounting.goodput import Goodput, category_rows, headli
 from submitrain.run_folder import find_run, list_runs
 from submitrain.slurm.client import Ask, ask
 from submitrain.status import RunState, RunStatus, see
+from submitrain.text import bytes_text, duration
 
 _SEPARATOR = "\x1f"
 _FIELDS = ("JobIDRaw", "State", "ElapsedRaw", "NCPUS", "TotalCPU", "MaxRSS", "NTasks", "AllocTRES")
@@ -110,7 +110,7 @@ def runs_table(found: Sequence[RunStatus]) -> Table:
             _number(one.loss, "{:.4f}"),
             _number(one.validation_loss, "{:.4f}"),
             _number(one.tokens_per_s, "{:,.0f}"),
-            _duration(one.eta_s),
+            duration(one.eta_s),
             one.cluster,
             one.job_ids[-1] if one.job_ids else "",
         )
@@ -124,7 +124,7 @@ def status_rows(found: RunStatus) -> list[tuple[str, str]]:
     causes = ", ".join(f"{count} x {cause}" for cause, count in found.restarts.items())
     skipped = f"{found.skipped_steps} skipped steps, {found.rollbacks} rollbacks"
     # The automatic interval between checkpoints, where there is one and it is known.
-    interval = "" if found.state.ended else _duration(found.ckpt_interval_s)
+    interval = "" if found.state.ended else duration(found.ckpt_interval_s)
     rows = [
         ("run", found.run_id),
         ("state", f"{found.state}" + (f": {found.why}" if found.why else "")),
@@ -139,8 +139,8 @@ def status_rows(found: RunStatus) -> list[tuple[str, str]]:
         ("learning rate", _number(found.lr, "{:.3e}")),
         ("tokens/s", _number(found.tokens_per_s, "{:,.0f}")),
         ("memory", memory and f"{memory} at most, rank 0"),
-        ("ETA", _duration(found.eta_s)),
-        ("last update", f"{_duration(time.time() - activity)} ago" if activity else ""),
+        ("ETA", duration(found.eta_s)),
+        ("last update", f"{duration(round(time.time() - activity))} ago" if activity else ""),
         ("checkpoints", ", ".join(str(step) for step in found.checkpoints)),
         ("newest checkpoint", _newest_checkpoint(found)),
         ("saves", interval and f"automatically, every {interval}"),
@@ -163,23 +163,12 @@ def efficiency_rows(found: Efficiency | None) -> list[tuple[str, str]]:
     return [("CPU used", cpu), ("memory used", memory)]
 
 
-def bytes_text(value: float | None) -> str:
-    """``1.5 GB``"""
-    if value is None:
-        return ""
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.3g} TB"
-
-
 def _newest_checkpoint(found: RunStatus) -> str:
     if not found.checkpoints:
         return ""
     parts = [f"step {found.checkpoints[-1]} of {len(found.checkpoints)} kept"]
     if found.checkpoint_at is not None:
-        parts.append(f"{_duration(time.time() - found.checkpoint_at)} ago")
+        parts.append(f"{duration(round(time.time() - found.checkpoint_at))} ago")
     if found.checkpoint_bytes is not None:
         parts.append(bytes_text(found.checkpoint_bytes))
     if found.checkpoint_save_s is not None:
@@ -196,10 +185,6 @@ def time_rows(goodput: Goodput, *, whole: bool) -> list[tuple[str, str]]:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
-
-
-def _duration(seconds: float | None) -> str:
-    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def main(options: argparse.Namespace) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from submitrain.attempts import Attempt
-from submitrain.events import Event
+from submitrain.events import Event, mapping, number
+from submitrain.text import counted
 
 MOST_NAMED = 3
 _WHAT = {
@@ -53,11 +54,11 @@ class PreflightRow:
 
 def in_words(record: Mapping[str, Any]) -> str:
     """One sentence of a preflight's record, or of its short form in attempts.jsonl."""
-    counts = _mapping(record.get("nodes"))
+    counts = mapping(record.get("nodes"))
     total = sum(count for count in counts.values() if isinstance(count, int))
-    nodes = f"{total} node{'s' if total != 1 else ''}"
-    unfit = _mapping(record.get("unfit"))
-    took = f"{_number(record.get('took_s')):.1f} s"
+    nodes = counted(total, "node")
+    unfit = mapping(record.get("unfit"))
+    took = f"{number(record.get('took_s')) or 0.0:.1f} s"
     if unfit:
         named = "; ".join(f"{node} is unfit ({unfit[node]})" for node in list(unfit)[:MOST_NAMED])
         more = f"; and {len(unfit) - MOST_NAMED} more" if len(unfit) > MOST_NAMED else ""
@@ -98,28 +99,20 @@ def read_preflights(folder: Path) -> list[PreflightRow]:
 def _row(attempt: int, record: Event) -> PreflightRow:
     remarks = [
         Remark(str(node), *(str(one.get(name, "")) for name in ("id", "level", *_TEXTS)))
-        for node, found in _mapping(record.get("findings")).items()
+        for node, found in mapping(record.get("findings")).items()
         for one in (found if isinstance(found, list) else ())
         if isinstance(one, dict) and one.get("level") != "ok"
     ]
     return PreflightRow(
         attempt=attempt,
         mode=str(record.get("mode", "")),
-        began_at=_number(record.get("began_at")),
-        took_s=_number(record.get("took_s")),
+        began_at=number(record.get("began_at")) or 0.0,
+        took_s=number(record.get("took_s")) or 0.0,
         words=in_words(record),
-        unfit=tuple(map(str, _mapping(record.get("unfit")))),
+        unfit=tuple(map(str, mapping(record.get("unfit")))),
         remarks=tuple(sorted(remarks, key=lambda one: (_RANK.get(one.level, 3), one.node))),
     )
 
 
 _TEXTS = ("evidence", "remedy")
 _RANK = {"fail": 0, "warn": 1, "unknown": 2}
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

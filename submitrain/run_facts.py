@@ -18,6 +18,7 @@ from submitrain.attempts import Attempt, Cause, read_attempts
 from submitrain.events import Event, Kind, number, parse_event, read_events
 from submitrain.rollbacks import read_rollbacks
 from submitrain.run_folder import RunDir
+from submitrain.text import read_end
 
 TAIL_BYTES = 256 * 1024
 _CHECKPOINT_PREFIX = "step-"
@@ -104,17 +105,12 @@ def read_tail(path: Path, *, limit_bytes: int = TAIL_BYTES) -> list[Event]:
 def _last_lines(path: Path, limit_bytes: int, *, where: tuple[bytes, ...] = ()) -> list[bytes]:
     """The last whole lines of a file; only those with one of the words ``where``, if there are."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            start = max(0, size - limit_bytes)
-            file.seek(start)
-            data = file.read()
+        data = read_end(path, limit_bytes)
     except FileNotFoundError:
         return []
     if where and not any(word in data for word in where):
         return []
-    lines = data.splitlines(keepends=True)
-    whole = [line for line in (lines[1:] if start else lines) if line.endswith(b"\n")]
+    whole = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
     return [line for line in whole if not where or any(word in line for word in where)]
 
 

@@ -30,6 +30,7 @@ from submitrain.launcher.supervisor.requeue import SignalNotes
 from submitrain.preflight_results import in_words
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import ask, show_job
+from submitrain.text import last_lines
 
 LIMIT_MIN = 20
 """Time limit of the job: about twice what the slowest preflight may take."""
@@ -141,7 +142,7 @@ def wait_for_record(run_dir: RunDir, job_id: str, say: Callable[[str], None]) ->
             lines = [
                 line
                 for path in sorted(run_dir.submitit.glob("*_log.out"))
-                for line in path.read_text(errors="replace").strip().splitlines()[-3:]
+                for line in last_lines(path, 3)
             ]
             said = f"{' | '.join(lines) or 'it said nothing'} ({run_dir.submitit})"
             raise RunError(f"job {job_id} ended without a result: {said}")

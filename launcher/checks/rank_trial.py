@@ -17,6 +17,7 @@ import structlog
 from submitrain.launcher.checks.finding import Finding, fail, ok, unknown, warn
 from submitrain.launcher.supervisor.processes import LocalSpawner, Spawner
 from submitrain.launcher.supervisor.srun import SrunSpawner
+from submitrain.text import last_lines
 
 SLOW = {"cpu": (1.5, 2.0), "cuda": (1.15, 1.5)}
 """From which multiple of its peers' time a multiplication is worth a warning, and a failure."""
@@ -295,11 +296,8 @@ def _read(folder: Path, rank: int, host: str, code: int | None) -> RankSeen:
 
 def _last_words(folder: Path, rank: int) -> str:
     """The last line that a rank wrote to its standard error."""
-    try:
-        lines = (folder / f"rank{rank:05d}.err").read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1][:300] if lines else "it ended without a word"
+    lines = last_lines(folder / f"rank{rank:05d}.err", 1)
+    return lines[0] if lines else "it ended without a word"
 
 
 def trouble(seen: Sequence[RankSeen]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -19,11 +18,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from submitrain.events import Kind
+from submitrain.events import Kind, number
 from submitrain.launcher.run import Run
 from submitrain.launcher.summary import failure_line, next_steps, read_result, summary_rows
 from submitrain.launcher.supervisor.rank_events import EventTail
 from submitrain.status import RunState, RunStatus
+from submitrain.text import duration
 
 REFRESH_S = 0.5
 STATUS_EVERY_S = {"local": 1.0, "slurm": 15.0}
@@ -85,8 +85,10 @@ class Latest:
         if event["kind"] == Kind.STEP:
             self.step = int(event["step"])
             names = ("loss", "lr", "tokens_per_s", "mfu", "grad_norm")
-            self.values |= {name: event[name] for name in names if _is_number(event.get(name))}
-        elif event["kind"] == Kind.VALIDATION and _is_number(event.get("loss")):
+            self.values |= {
+                name: event[name] for name in names if number(event.get(name)) is not None
+            }
+        elif event["kind"] == Kind.VALIDATION and number(event.get("loss")) is not None:
             self.values["validation_loss"], self.validated = event["loss"], event.get("step")
 
     def text(self) -> str:
@@ -202,19 +204,15 @@ def show_summary(run: Run, status: RunStatus, console: Console) -> None:
     failure = failure_line(run.folder) if status.state is RunState.FAILED else None
     if failure:
         table.add_row("first failure", Text(failure))
-    for number, command in enumerate(next_steps(result)):
-        table.add_row("" if number else "next", Text(command))
+    for place, command in enumerate(next_steps(result)):
+        table.add_row("" if place else "next", Text(command))
     style = _STATE_STYLE.get(status.state, "")
     console.print(Panel(table, title=escape(run.run_id), border_style=style, expand=False))
 
 
 def time_left(eta_s: float | None) -> str:
-    """``0:12:30 left``"""
-    return "" if eta_s is None else f"{timedelta(seconds=round(eta_s))} left"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+    """``12 min 30 s left``"""
+    return "" if eta_s is None else f"{duration(eta_s)} left"
 
 
 def _shown(value: object, form: str = "{:.4f}") -> str:

@@ -15,12 +15,13 @@ from rich.text import Text
 
 from submitrain.html.charts import Bar, Series, line_chart, stacked_bars
 from submitrain.html.table import Cell, Row, Table
-from submitrain.html.templates import page, utc
+from submitrain.html.templates import page
 from submitrain.launcher.drill.compare import PARTS, Recovery
 from submitrain.launcher.drill.plan import DrillPlan
 from submitrain.launcher.drill.result import CONTROL, INTERRUPTED, UNDISTURBED, Outcome
 from submitrain.launcher.drill.scenarios import Place, Scenario
 from submitrain.run_folder import write_text_atomically
+from submitrain.text import utc
 
 JSON_NAME, HTML_NAME = "drill.json", "drill.html"
 

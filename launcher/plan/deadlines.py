@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from submitrain.config import RunConfig
 from submitrain.config.types import format_duration
+from submitrain.text import counted, duration
 from submitrain.train.callbacks.autosave import (
     FIRST_S,
     FIRST_STEPS,
@@ -190,7 +191,6 @@ def _arithmetic(checkpoint_bytes: int, nodes: int, rate: float) -> str:
 
 COPY_BYTES_PER_S = 1e9
 """Assumed of each rank's copy out of the way of training, before anybody has measured it."""
-_DAY_S = 86400.0
 
 
 def saves_text(config: RunConfig, checkpoint_bytes: int | None) -> str:
@@ -212,9 +212,9 @@ def saves_text(config: RunConfig, checkpoint_bytes: int | None) -> str:
     rate = FailureRate(config.resilience.mttf, nodes)
     interval = interval_of(save, rate.mttf_s)
     return (
-        f"{first}; then about every {_minutes(interval.seconds)}, if a save takes "
-        f"{_seconds(save.save_s)} and costs training {_seconds(save.cost_s)}, with a failure of "
-        f"{nodes} node{'s' if nodes > 1 else ''} in {_days(rate.mttf_s)} "
+        f"{first}; then about every {duration(interval.seconds)}, if a save takes "
+        f"{duration(save.save_s)} and costs training {duration(save.cost_s)}, with a failure of "
+        f"{counted(nodes, 'node')} in {duration(rate.mttf_s)} "
         f"({_REASONS[interval.bound]})"
     )
 
@@ -236,15 +236,3 @@ def assumed_cost(config: RunConfig, checkpoint_bytes: int) -> SaveCost:
     if not config.checkpoint.async_save:
         return SaveCost(written_s, written_s)
     return SaveCost(copied_s, copied_s + written_s)
-
-
-def _days(seconds: float) -> str:
-    return f"{seconds / _DAY_S:.1f} days" if seconds >= _DAY_S else f"{seconds / 3600:.1f} hours"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -18,7 +18,6 @@ from submitrain.launcher.container import Runtime, choose_runtime
 from submitrain.launcher.plan.config import LoadedConfig
 from submitrain.launcher.plan.deadlines import saves_text
 from submitrain.launcher.plan.memory import (
-    GB,
     Machine,
     MemoryEstimate,
     ModelSize,
@@ -31,6 +30,7 @@ from submitrain.launcher.plan.memory import (
 from submitrain.launcher.plan.sbatch import gpus_per_node, sbatch_parameters, script_text
 from submitrain.launcher.plan.warnings import Situation, config_warnings
 from submitrain.launcher.plan.watcher import watched_by, watcher_sbatch, watcher_text
+from submitrain.text import bytes_text, count_text, counted
 
 if TYPE_CHECKING:
     pass
@@ -182,7 +182,7 @@ def count_steps(config: RunConfig, samples: int | None) -> Steps:
     if scheduler.max_steps and epochs is None:
         return Steps(scheduler.max_steps, f"{scheduler.max_steps} steps")
     assert epochs is not None
-    passes = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+    passes = counted(epochs, "epoch")
     if per_epoch is None:
         most = f", at most {scheduler.max_steps} steps" if scheduler.max_steps else ""
         return Steps(None, f"{passes}{most}; steps per epoch are known once the data is tokenized")
@@ -265,7 +265,7 @@ def render(plan: Plan) -> str:
 def _nodes(plan: Plan) -> str:
     if plan.min_nodes < plan.nodes:
         return f"{plan.min_nodes} to {plan.nodes} nodes"
-    return f"{plan.nodes} node{'s' if plan.nodes > 1 else ''}"
+    return counted(plan.nodes, "node")
 
 
 def _world(plan: Plan) -> str:
@@ -294,7 +294,7 @@ def _spares(plan: Plan) -> list[tuple[str, str]]:
     return [
         (
             "spare",
-            f"{spares} node{'s' if spares > 1 else ''}, {idle} until another one fails: {charged} "
+            f"{counted(spares, 'node')}, {idle} until another one fails: {charged} "
             f"nodes are charged, {100 * spares / plan.nodes:.0f}% more",
         )
     ]
@@ -307,7 +307,7 @@ def _sizes(plan: Plan) -> list[tuple[str, str]]:
         return []
     trained = ""
     if estimates.trained_parameters not in (None, estimates.parameters):
-        trained = f", {_count(estimates.trained_parameters or 0)} trained"
+        trained = f", {count_text(estimates.trained_parameters or 0)} trained"
     parts = (
         ("weights", memory.parameters + memory.gathered),
         ("gradients", memory.gradients),
@@ -316,25 +316,11 @@ def _sizes(plan: Plan) -> list[tuple[str, str]]:
         ("logits", memory.logits),
     )
     return [
-        ("model", f"{_count(estimates.parameters)} parameters{trained}"),
+        ("model", f"{count_text(estimates.parameters)} parameters{trained}"),
         (
             "rank memory",
-            f"about {_bytes(memory.total)}: "
-            + ", ".join(f"{name} {_bytes(size)}" for name, size in parts),
+            f"about {bytes_text(memory.total)}: "
+            + ", ".join(f"{name} {bytes_text(size)}" for name, size in parts),
         ),
-        ("checkpoint", f"about {_bytes(estimates.checkpoint_bytes)}"),
+        ("checkpoint", f"about {bytes_text(estimates.checkpoint_bytes)}"),
     ]
-
-
-def _count(number: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return str(number)
-
-
-def _bytes(number: int) -> str:
-    for unit, size in (("TB", 1000 * GB), ("GB", GB), ("MB", 10**6)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number / 1000:.0f} kB"

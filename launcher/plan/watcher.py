@@ -10,6 +10,7 @@ from submitrain.config.alerts import LATE, WatcherJobConfig
 from submitrain.config.placeholders import PlaceholderError, expand
 from submitrain.config.types import format_duration
 from submitrain.launcher.plan.sbatch import SETUP
+from submitrain.text import counted
 
 _CHANNELS = ("slack_webhook", "email_to", "pagerduty_key", "webhook_url", "apprise_url")
 
@@ -47,7 +48,7 @@ def watcher_text(config: RunConfig, cluster: str) -> str:
         limit = format_duration(job.time or config.slurm.time)
         place = f", partition {where}" if where else ""
         return (
-            f"a Slurm job of its own: {job.cpus} CPU{'s' if job.cpus > 1 else ''}, {job.mem}"
+            f"a Slurm job of its own: {counted(job.cpus, 'CPU')}, {job.mem}"
             f"{place}, {limit}, requeued until the run has ended"
         )
     if kind == "beside":

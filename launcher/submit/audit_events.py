@@ -19,6 +19,7 @@ import yaml
 
 from submitrain.attempts import Decision
 from submitrain.errors import SubmitrainError
+from submitrain.events import mapping
 from submitrain.launcher.submit.claims import SUPERVISOR, read_submissions, recorded_parameters
 from submitrain.launcher.submit.record import Redactor, via
 from submitrain.monitor.audit.chain import ASKED, DONE, Act, canonical
@@ -102,10 +103,10 @@ def _audited(ledger: AuditLedger, act: Act, job_id: str, **more: str) -> Iterato
 def submission_facts(run_dir: RunDir) -> dict[str, Any]:
     """With what a run is submitted, without secrets; None where it is not known."""
     try:
-        record = _mapping(json.loads(run_dir.record.read_text()))
+        record = mapping(json.loads(run_dir.record.read_text()))
         text = run_dir.config.read_bytes()
         parameters = recorded_parameters(read_submissions(run_dir)) or {}
-        facts = facts_of(record, _mapping(yaml.safe_load(text)), parameters)
+        facts = facts_of(record, mapping(yaml.safe_load(text)), parameters)
     except Exception as error:  # an odd file must not stop what the user asked for
         log.error("audit_facts_unknown", why=f"{type(error).__name__}: {error}")
         return {}
@@ -116,8 +117,8 @@ def facts_of(
     record: Mapping[str, Any], config: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The same of the content of ``record.json``, ``config.yaml`` and the sbatch parameters."""
-    git, packages = _mapping(record.get("git")), record.get("packages")
-    slurm, model, dataset = (_mapping(config.get(key)) for key in ("slurm", "model", "dataset"))
+    git, packages = mapping(record.get("git")), record.get("packages")
+    slurm, model, dataset = (mapping(config.get(key)) for key in ("slurm", "model", "dataset"))
     image = slurm.get("container_image")
     facts = {
         "cluster": record.get("cluster"),
@@ -136,10 +137,6 @@ def facts_of(
         "packages_sha256": hashlib.sha256(canonical(packages)).hexdigest() if packages else None,
     }
     return {key: _clean(value) if isinstance(value, str) else value for key, value in facts.items()}
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _clean(text: str) -> str:

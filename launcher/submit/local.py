@@ -26,6 +26,7 @@ from typing import Any
 from submitrain.errors import RunError
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import RunDir, write_json_atomically
+from submitrain.text import last_lines
 
 START_TIMEOUT_S = 60.0
 POLL_S = 0.05
@@ -84,7 +85,8 @@ def _await_announcement(path: Path, host: subprocess.Popen[bytes], log: Path) ->
     deadline = time.monotonic() + START_TIMEOUT_S
     while not path.exists():
         if host.poll() is not None and not path.exists():
-            raise RunError(f"the local job did not start: {_last_line(log)} ({log})")
+            said = (last_lines(log, 1) or ["it said nothing"])[0]
+            raise RunError(f"the local job did not start: {said} ({log})")
         if time.monotonic() > deadline:
             host.kill()
             raise RunError(f"the local job did not start in {START_TIMEOUT_S:.0f} s: see {log}")
@@ -99,11 +101,6 @@ def _read_announcement(path: Path) -> LocalJob:
     )
     assert controller is not None and host is not None
     return LocalJob(value["job_id"], controller, host)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
 
 
 def host_main(root: Path) -> int:

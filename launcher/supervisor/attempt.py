@@ -7,7 +7,6 @@ The last lines that a rank wrote: for people, and as evidence.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -31,26 +30,17 @@ from submitrain.launcher.supervisor.requeue import SignalNotes
 from submitrain.launcher.supervisor.srun import step_ended_for
 from submitrain.monitor.diagnose import Diagnosis, diagnose_run
 from submitrain.run_folder import RunDir, write_json_atomically
+from submitrain.text import last_lines
 
 LINES = 20
-TAIL_BYTES = 64 * 1024
-LINE_LENGTH = 500
 
 
 def log_tail(
     run_dir: RunDir, attempt: int, rank: int, streams: Sequence[str] = ("err", "out")
 ) -> list[str]:
     """The last lines of the first of a rank's streams that has any; read from the end."""
-    for stream in streams:
-        try:
-            with run_dir.log(attempt, rank, stream).open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            continue
-        if lines := [line.rstrip()[:LINE_LENGTH] for line in lines if line.strip()]:
-            return lines[-LINES:]
-    return []
+    found = (last_lines(run_dir.log(attempt, rank, stream), LINES) for stream in streams)
+    return next((lines for lines in found if lines), [])
 
 
 POLL_S = 0.1

@@ -31,6 +31,7 @@ from submitrain.launcher.supervisor.placement import (
     describe_placement,
     place,
 )
+from submitrain.text import counted
 
 GOES_BACK = frozenset(ANOMALIES.values())
 """Causes after which the run goes back to before the trouble and leaves data out."""
@@ -136,7 +137,7 @@ def _no_more_rollbacks(
     decision: Decision, evidence: AttemptEvidence, spent: int, limits: ResilienceConfig
 ) -> Decision:
     text = decision.explanation.partition("; going back to before step")[0]
-    times = f"the run has gone back {spent} time{'s' if spent > 1 else ''} already"
+    times = f"the run has gone back {counted(spent, 'time')} already"
     samples = ""
     if (rollback := evidence.rollback) is not None and rollback.samples:
         shown = ", ".join(map(str, rollback.samples[:8]))

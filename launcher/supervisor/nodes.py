@@ -28,6 +28,7 @@ from submitrain.launcher.supervisor.placement import (
 )
 from submitrain.run_folder import RunDir
 from submitrain.slurm.parse import expand_nodes
+from submitrain.text import counted
 
 
 class NodeSelector:
@@ -140,7 +141,7 @@ class NodeSelector:
             strikes, now=now, limit=limits.max_strikes, expiry_s=limits.strike_expiry
         )
         words = {
-            node: f"has {len(found)} strike{'s' if len(found) > 1 else ''} ({found[-1].why})"
+            node: f"has {counted(len(found), 'strike')} ({found[-1].why})"
             for node, found in struck.items()
         }
         bad = tuple(dict.fromkeys([*struck, *self.unfit, *self._returned]))

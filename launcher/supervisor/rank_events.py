@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from submitrain.config.job import HangConfig
-from submitrain.events import Kind, Phase, parse_event, read_events
+from submitrain.events import Kind, Phase, number, parse_event, read_events
 from submitrain.launcher.supervisor.evidence import RankFailure
 from submitrain.rollbacks import Rollback
 from submitrain.run_folder import RunDir
+from submitrain.text import read_end
 
 PATIENCE = 5.0
 """A phase may take so many times what was the slowest so far (a step: the 99th percentile)."""
@@ -63,7 +64,7 @@ class Pace:
     def _take(self, event: dict[str, Any]) -> None:
         if event.get("attempt") != self._attempt:
             self._attempt, self._phase, self._step = event.get("attempt"), None, None
-        kind, t = event["kind"], _seconds(event.get("t")) or 0.0
+        kind, t = event["kind"], number(event.get("t")) or 0.0
         if kind == Kind.PHASE:
             if self._phase is not None:
                 self._saw(self._phase[0], t - self._phase[1])
@@ -71,9 +72,9 @@ class Pace:
         elif kind == Kind.STEP:
             self._take_step(event, t)
         elif kind == Kind.CHECKPOINT:
-            self._saw(Phase.SAVE, _seconds(event.get("save_s")) or 0.0)
+            self._saw(Phase.SAVE, number(event.get("save_s")) or 0.0)
         elif kind == Kind.VALIDATION:
-            self._saw(Phase.VALIDATE, _seconds(event.get("val_s")) or 0.0)
+            self._saw(Phase.VALIDATE, number(event.get("val_s")) or 0.0)
 
     def _take_step(self, event: dict[str, Any], t: float) -> None:
         """A step lasts from its predecessor's record to its own: waiting for slow peers counts."""
@@ -83,7 +84,7 @@ class Pace:
         self._step = (step, t)
         if self._phase is not None and self._phase[0] == Phase.FIRST_STEP:
             return
-        took = _seconds(event.get("step_s")) or 0.0
+        took = number(event.get("step_s")) or 0.0
         if before is not None and step > before[0]:
             took = max(took, (t - before[1]) / (step - before[0]))
         if took > 0:
@@ -93,16 +94,10 @@ class Pace:
         self.slowest_s[phase] = max(self.slowest_s.get(phase, 0.0), seconds)
 
 
-def _seconds(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
 def read_pace(path: Path) -> Pace:
     """The pace of a run so far, from the end of rank 0's event file; a missing file has none."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - READ_BYTES))
-            lines = file.readlines()
+        lines = read_end(path, READ_BYTES).splitlines(keepends=True)
     except OSError:
         return Pace()
     events = (parse_event(line) for line in lines)

@@ -31,6 +31,7 @@ from submitrain.launcher.sweeps.folder import LOG_NAME, PointState, SweepFolder,
 from submitrain.launcher.sweeps.request import Point
 from submitrain.run_folder import RunDir
 from submitrain.status import RunState
+from submitrain.text import last_lines
 
 BACKGROUND_START_S = 60.0
 _POLL_S = 0.1
@@ -197,8 +198,8 @@ def start_in_background(sweep: SweepFolder) -> None:
     deadline = time.monotonic() + BACKGROUND_START_S
     while len(read_claims(RunDir(sweep.root))) == before:
         if process.poll() is not None:
-            said = log.read_text(errors="replace").strip().splitlines()
-            raise RunError(f"sweep: it did not start: {said[-1] if said else 'no word'} ({log})")
+            said = (last_lines(log, 1) or ["no word"])[0]
+            raise RunError(f"sweep: it did not start: {said} ({log})")
         if time.monotonic() > deadline:
             process.kill()
             raise RunError(f"sweep: it did not start in {BACKGROUND_START_S:.0f} s: see {log}")

@@ -24,6 +24,7 @@ from submitrain.launcher.sweeps.scaling import (
     Estimate,
     NodeCount,
 )
+from submitrain.text import counted, duration
 
 NOT_MEASURED = "–"
 TEMPLATE = "launcher/sweeps/report.html.j2"
@@ -166,14 +167,14 @@ def _scaling_table(report: SweepReport, series: Series) -> Table:
                 "marginal gain": amount(one.marginal, 2),
                 **({_price_unit(report): amount(one.price_per_million_tokens)} if priced else {}),
                 **(
-                    {"time to result": duration(result_s.value if result_s else None)}
+                    {"time to result": _duration(result_s.value if result_s else None)}
                     if goal
                     else {}
                 ),
-                "startup": duration(one.startup_s),
-                "queue": duration(one.wait_s),
-                _LONGEST: duration(one.longest_wait_s),
-                "a save costs": duration(one.save_cost_s),
+                "startup": _duration(one.startup_s),
+                "queue": _duration(one.wait_s),
+                _LONGEST: _duration(one.longest_wait_s),
+                "a save costs": _duration(one.save_cost_s),
                 "of the time": _number(one.save_share, "{:.1%}"),
                 "trouble": _trouble(series, one),
             }
@@ -216,8 +217,8 @@ def _runs_table(report: SweepReport) -> Table:
                 "state": one.state.word,
                 "tokens/s": _number(one.tokens_per_s, "{:,.0f}"),
                 "timed": str(found.timing.steps) if found else "",
-                "startup": duration(found.timing.startup_s if found else None),
-                "queue": duration(found.wait_s if found else None),
+                "startup": _duration(found.timing.startup_s if found else None),
+                "queue": _duration(found.wait_s if found else None),
                 "restarts": str(found.restarts) if found else "",
                 "note": "; ".join(text for text in (why, unused) if text),
             }
@@ -275,18 +276,8 @@ def amount(estimate: Estimate | None, digits: int | None = None) -> str:
     return f"{text} ± {above:,.{digits}f}"
 
 
-def duration(seconds: float | None) -> str:
-    """``3 d 4 h``, ``2 h 05 min``, ``4 min 07 s``, ``12.3 s``"""
-    if seconds is None:
-        return NOT_MEASURED
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+def _duration(seconds: float | None) -> str:
+    return duration(seconds, unknown=NOT_MEASURED)
 
 
 def _number(value: float | None, form: str) -> str:
@@ -296,7 +287,7 @@ def _number(value: float | None, form: str) -> str:
 def _trouble(series: Series, one: NodeCount) -> str:
     """``no trouble``, ``1 restart, 1 failed run``"""
     found = ((one.restarts, "restart"), (series.failures(one.nodes), "failed run"))
-    return ", ".join(f"{n} {word}{'s' if n > 1 else ''}" for n, word in found if n) or "no trouble"
+    return ", ".join(counted(n, word) for n, word in found if n) or "no trouble"
 
 
 def _recommendation(report: SweepReport, series: Series) -> str:
@@ -305,7 +296,7 @@ def _recommendation(report: SweepReport, series: Series) -> str:
         text = f"no recommendation: {found.why[0]}"
     else:
         text = (
-            f"take {found.nodes} node{'s' if found.nodes > 1 else ''}, the largest measured one "
+            f"take {counted(found.nodes, 'node')}, the largest measured one "
             f"whose efficiency is at least {LEAST_EFFICIENCY:.2f} and whose marginal gain is at "
             f"least {LEAST_MARGINAL:.2f}, both by the lower end of their 95% intervals"
         )
@@ -331,7 +322,7 @@ def _headline(report: SweepReport) -> str:
         parts.append(f"{record['mode']} scaling ({what})")
         parts.append(f"{record['warmup_steps']} warm-up and {record['timed_steps']} timed steps")
     repeats = record["repeats"]
-    parts.append(f"{repeats} repeat{'s' if repeats > 1 else ''} in random order")
+    parts.append(f"{counted(repeats, 'repeat')} in random order")
     return ", ".join(parts)
 
 

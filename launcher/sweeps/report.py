@@ -18,6 +18,7 @@ from submitrain.launcher.sweeps.scaling import Curve, Goal, Repeat, Terms, curve
 from submitrain.launcher.sweeps.timing import RunMeasurement, Wanted, read_measurement, read_waits
 from submitrain.run_facts import read_evidence
 from submitrain.status import RunState
+from submitrain.text import counted
 
 EMULATED = "emulated, not performance"
 LEAST_SHARE = 0.5
@@ -123,7 +124,7 @@ class SweepReport:
         )
         if worst is None:
             return ""
-        machines = f"{worst.machines} machine{'s' if worst.machines != 1 else ''}"
+        machines = counted(worst.machines or 0, "machine")
         return f"{worst.nodes} nodes were {machines}, and shared its cores"
 
     @property

@@ -22,8 +22,7 @@ from submitrain.monitor.accounting.records import (
 from submitrain.monitor.accounting.timeline import Category, book, queued_us
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import Ask, ask
-
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+from submitrain.text import duration
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,11 @@ def headline(goodput: Goodput) -> str:
     """``effective 91.3 % of 3 h 12 min allocated``; empty before the first allocation."""
     if goodput.effective is None:
         return ""
-    queued = f", {duration(goodput.queued_us)} queued" if goodput.queued_us >= 1_000_000 else ""
+    queued = (
+        f", {duration(goodput.queued_us / 1e6)} queued" if goodput.queued_us >= 1_000_000 else ""
+    )
     share = f"{100 * goodput.effective:.1f} %"
-    return f"effective {share} of {duration(goodput.allocated_us)} allocated{queued}"
+    return f"effective {share} of {duration(goodput.allocated_us / 1e6)} allocated{queued}"
 
 
 def category_rows(goodput: Goodput) -> list[tuple[str, str]]:
@@ -128,20 +129,10 @@ def category_rows(goodput: Goodput) -> list[tuple[str, str]]:
     return [
         (
             str(name).replace("_", " "),
-            f"{100 * goodput.rank_us[name] / total:5.1f} %  {duration(goodput.wall_us[name])}, "
+            f"{100 * goodput.rank_us[name] / total:5.1f} %  "
+            f"{duration(goodput.wall_us[name] / 1e6)}, "
             f"{goodput.rank_us[name] / 3.6e9:.2f} {unit} hours",
         )
         for name in ordered
         if goodput.rank_us[name]
     ]
-
-
-def duration(microseconds: int) -> str:
-    """A duration by its two largest units: ``3 h 12 min``, ``41 s``, ``0.20 s``."""
-    seconds = microseconds / 1e6
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2f} s"
-    place = next(place for place, (size, _) in enumerate(_UNITS) if seconds >= size)
-    (size, unit), (lower_size, lower_unit) = _UNITS[place : place + 2]
-    whole, rest = divmod(int(seconds), size)
-    return f"{whole} {unit} {rest // lower_size} {lower_unit}"

@@ -18,6 +18,7 @@ from submitrain.monitor.alerts.loss_spike import MIN_LOSSES, find_spike
 from submitrain.monitor.watch.observe import RankPoint, Snapshot
 from submitrain.slurm.parse import explained, in_words
 from submitrain.status import JobState, RunState
+from submitrain.text import bytes_text, duration
 
 DAY_S = 86400.0
 P99_FACTOR = 5.0
@@ -132,8 +133,8 @@ def hang(snapshot: Snapshot, limits: Limits) -> RuleResult:
     if snapshot.job is JobState.UNKNOWN and snapshot.now - alive_at > budget_s:
         return Unknown("the scheduler does not answer, and the ranks are silent")
     text = (
-        f"no progress for {hours(idle_s)} in phase {slowest.phase} at step {slowest.step} "
-        f"(allowed: {hours(budget_s)}); {_suspects(snapshot.ranks)}"
+        f"no progress for {duration(idle_s)} in phase {slowest.phase} at step {slowest.step} "
+        f"(allowed: {duration(budget_s)}); {_suspects(snapshot.ranks)}"
     )
     todo = (
         f"python -m launcher logs {snapshot.run_id} --rank {slowest.rank}; restart it if it stays"
@@ -148,7 +149,7 @@ def _not_started(snapshot: Snapshot, limits: Limits) -> RuleResult:
     waited_s = snapshot.now - began
     if waited_s <= limits.hang_start_s:
         return []
-    text = f"attempt {snapshot.attempt} began {hours(waited_s)} ago and no rank has spoken"
+    text = f"attempt {snapshot.attempt} began {duration(waited_s)} ago and no rank has spoken"
     todo = "look at the job's log in the run folder's submitit/ and at the nodes (sinfo -R)"
     return [Finding(Rule.HANG, "run", Severity.CRITICAL, text, todo)]
 
@@ -219,7 +220,7 @@ def throughput(snapshot: Snapshot, limits: Limits) -> RuleResult:
     if max(recent) >= limits.throughput_ratio * usual:
         return []
     text = (
-        f"{recent[-1]:,.0f} tokens/s for {hours(limits.throughput_s)}, usual are {usual:,.0f} "
+        f"{recent[-1]:,.0f} tokens/s for {duration(limits.throughput_s)}, usual are {usual:,.0f} "
         f"({recent[-1] / usual:.0%})"
     )
     todo = "look at data_wait_s (storage), stragglers and other work on the nodes"
@@ -306,15 +307,15 @@ def disk(snapshot: Snapshot, limits: Limits) -> RuleResult:
     size = snapshot.checkpoints.committed_bytes
     if size and facts.free_bytes < limits.disk_checkpoints * size:
         text = (
-            f"{gib(facts.free_bytes)} free at {facts.path}, a checkpoint takes {gib(size)}: less "
-            f"than {limits.disk_checkpoints:g}"
+            f"{bytes_text(facts.free_bytes)} free at {facts.path}, a checkpoint takes "
+            f"{bytes_text(size)}: less than {limits.disk_checkpoints:g}"
         )
         return [Finding(Rule.DISK, "space", Severity.CRITICAL, text, todo)]
     full_s = full_in_s(snapshot.samples.free)
     if full_s is None or full_s > limits.disk_full_h * 3600:
         return []
-    left = gib(facts.free_bytes)
-    text = f"{facts.path} is full in {hours(full_s)} at the present pace ({left} free)"
+    left = bytes_text(facts.free_bytes)
+    text = f"{facts.path} is full in {duration(full_s)} at the present pace ({left} free)"
     return [Finding(Rule.DISK, "trend", Severity.WARNING, text, todo)]
 
 
@@ -395,7 +396,7 @@ def queue(snapshot: Snapshot, limits: Limits) -> RuleResult:
         return []
     _, todo = explained(snapshot.why)
     reason = in_words(snapshot.why) or "no reason given"
-    text = f"in the queue for {hours(waited_s)}: {reason}"
+    text = f"in the queue for {duration(waited_s)}: {reason}"
     return [Finding(Rule.QUEUE, "run", Severity.WARNING, text, todo)]
 
 
@@ -426,22 +427,6 @@ def finished(snapshot: Snapshot, limits: Limits) -> RuleResult:
     attempts = f", {count} attempts" if count > 1 else ""
     text = f"finished after {snapshot.step} steps{loss}{attempts}"
     return [Finding(Rule.FINISHED, "run", Severity.INFO, text)]
-
-
-def hours(seconds: float) -> str:
-    """``90 s``, ``12 min``, ``3.5 h``"""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def gib(count: float) -> str:
-    """``1.5 GiB``"""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"
 
 
 RULES = {

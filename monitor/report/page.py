@@ -11,13 +11,14 @@ from markupsafe import Markup
 from submitrain.attempts import Action, Attempt, Cause
 from submitrain.html.charts import Bar, Series, Stretch, line_chart, stacked_bars, timeline
 from submitrain.html.table import Cell, Row, Table
-from submitrain.html.templates import page, utc
-from submitrain.monitor.accounting.goodput import category_rows, duration, headline
+from submitrain.html.templates import page
+from submitrain.monitor.accounting.goodput import category_rows, headline
 from submitrain.monitor.accounting.timeline import Category
 from submitrain.monitor.diagnose.cli import render as render_diagnosis
 from submitrain.monitor.report.read import Report
 from submitrain.preflight_results import PreflightRow
 from submitrain.status import RunState
+from submitrain.text import duration, utc
 
 _MOST_ROWS = 200
 """Rows of a table; of more, the newest."""
@@ -116,7 +117,7 @@ def _lasted(one: Attempt) -> str:
     """How long an attempt took; empty while no end is recorded."""
     if one.ended_at is None:
         return ""
-    return duration(round(max(0, one.ended_at - one.started_at) * 1e6))
+    return duration(one.ended_at - one.started_at)
 
 
 def _loss_chart(report: Report) -> str:

@@ -19,10 +19,11 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from submitrain.monitor.status import bytes_text, status_rows
+from submitrain.monitor.status import status_rows
 from submitrain.monitor.watch.fleet import FleetView, RunView
 from submitrain.run_folder import RunDir
 from submitrain.status import RunState, RunStatus
+from submitrain.text import count_text, read_end, short_duration
 
 
 class Key(StrEnum):
@@ -83,7 +84,6 @@ def read_keys(descriptor: int, timeout_s: float) -> list[Key]:
     return keys_of(data) if data else [Key.QUIT]
 
 
-TAIL_BYTES = 64 * 1024
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -100,10 +100,7 @@ def log_files(folder: Path) -> list[Path]:
 def newest_lines(path: Path, count: int) -> list[str]:
     """The last lines; of a progress bar its last state, without escapes and control characters."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            text = file.read(TAIL_BYTES).decode(errors="replace")
+        text = read_end(path).decode(errors="replace")
     except OSError as error:
         return [f"cannot be read: {error.strerror}"]
     lines = [_clean(line) for line in text.split("\n")]
@@ -214,9 +211,9 @@ def runs_table(
             Text(str(s.state), style=STYLES[s.state]),
             Text(_steps(s)),
             Text("" if s.loss is None else f"{s.loss:.4f}"),
-            Text(_short(s.tokens_per_s)),
-            Text(_span(s.eta_s)),
-            Text("" if s.last_activity_at is None else _span(now - s.last_activity_at)),
+            Text(count_text(s.tokens_per_s)),
+            Text(short_duration(s.eta_s)),
+            Text("" if s.last_activity_at is None else short_duration(now - s.last_activity_at)),
             Text(str(s.attempt) if s.attempt else ""),
             Text(str(len(view.alerts)) if view.alerts else "", style="bold red"),
             style="reverse" if place == chosen else "",
@@ -277,26 +274,3 @@ def _details(view: RunView) -> list[RenderableType]:
 
 def _steps(status: RunStatus) -> str:
     return f"{status.step}/{status.total_steps}" if status.total_steps else str(status.step)
-
-
-def _short(value: float | None) -> str:
-    """``950``, ``12.3k``, ``1.2M``"""
-    if value is None:
-        return ""
-    return (
-        f"{value:,.0f}" if value < 100_000 else bytes_text(value).removesuffix("B").replace(" ", "")
-    )
-
-
-def _span(seconds: float | None) -> str:
-    """``42s``, ``12m``, ``3h05``, ``2d04h``"""
-    if seconds is None:
-        return ""
-    value = max(0, round(seconds))
-    if value < 60:
-        return f"{value}s"
-    if value < 3600:
-        return f"{value // 60}m"
-    if value < 86400:
-        return f"{value // 3600}h{value % 3600 // 60:02d}"
-    return f"{value // 86400}d{value % 86400 // 3600:02d}h"

@@ -6,7 +6,6 @@ A template lies beside the module that fills it and is named from the package's 
 
 from __future__ import annotations
 
-import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from submitrain.html.table import SIGNS
+from submitrain.text import utc
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -97,11 +97,6 @@ def svg_document(svg: str) -> str:
     rules += "\nsvg text { font-size: 14px; }"
     paper = f'<rect width="{width}" height="{height}" fill="var(--paper)"/>'
     return f"{head}{closed}<style>{colors}{rules}</style>{paper}{rest}"
-
-
-def utc(t: float | None) -> str:
-    """``2026-01-31 23:59:59``; empty for None."""
-    return "" if t is None else time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(t))
 
 
 @cache

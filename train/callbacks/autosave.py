@@ -23,6 +23,7 @@ from submitrain.attempts import Attempt, read_attempts
 from submitrain.config import RunConfig
 from submitrain.events import Kind, parse_event
 from submitrain.run_folder import RunDir
+from submitrain.text import read_end
 from submitrain.train.context import RankContext
 
 FIRST_STEPS = 10
@@ -310,9 +311,7 @@ def lost_work(attempt: Attempt) -> bool:
 def read_save_cost(path: Path, *, limit_bytes: int = TAIL_BYTES) -> SaveCost | None:
     """What saves cost by the end of rank 0's event file: as last announced, else the last save."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - limit_bytes))
-            lines = file.read().splitlines(keepends=True)
+        lines = read_end(path, limit_bytes).splitlines(keepends=True)
     except OSError:
         return None
     newest: dict[str, SaveCost] = {}

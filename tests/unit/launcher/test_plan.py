@@ -183,12 +183,12 @@ def test_packing_makes_the_number_of_steps_an_upper_bound() -> None:
         (
             "auto",
             {"slurm": {"nodes": 50}},
-            ["first after 10 steps or 60 s", "of 50 nodes in 3.0 days"],
+            ["first after 10 steps or 60 s", "of 50 nodes in 3 d"],
         ),
         (
             "AUTO",
             {"resilience": {"mttf": "2h"}},
-            ["of 1 node in 2.0 hours (sqrt(2 x cost x MTTF))"],
+            ["of 1 node in 2 h (sqrt(2 x cost x MTTF))"],
         ),
         ("auto", {"resilience": {"mttf": "30m"}}, ["saves neither overlap nor take over 10 %"]),
         ("auto", {"resilience": {"mttf": "400d"}}, ["at most 30 minutes of work at risk"]),

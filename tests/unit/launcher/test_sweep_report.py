@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from submitrain.launcher.sweeps.folder import PointState, SweepState
-from submitrain.launcher.sweeps.render import amount, duration, report_parts, sweep_page
+from submitrain.launcher.sweeps.render import amount, report_parts, sweep_page
 from submitrain.launcher.sweeps.report import PointReport, Series, SweepReport
 from submitrain.launcher.sweeps.request import Combination, Point
 from submitrain.launcher.sweeps.scaling import Estimate, Goal, Repeat, Terms, curve_of
@@ -126,6 +126,3 @@ def test_numbers_are_written_for_people() -> None:
     assert [amount(None), amount(Estimate(1234.4, 1222.4, 1246.4))] == ["–", "1,234 ± 12"]
     assert amount(Estimate(1.86, 0.94, 13.0), 2) == "1.86 (0.94 to 13.00)"
     assert amount(Estimate(0.001234)) == "0.00123"
-    seconds = [None, 12.34, 247.0, 7500.0, 273_600.0]
-    expected = ["–", "12.3 s", "4 min 07 s", "2 h 05 min", "3 d 4 h"]
-    assert [duration(value) for value in seconds] == expected

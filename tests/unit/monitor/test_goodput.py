@@ -318,4 +318,4 @@ def test_without_accounting_the_supervisors_records_do() -> None:
 def test_the_text_has_the_share_and_the_largest_category_first() -> None:
     found = account(killed_and_restarted())
     assert headline(found) == "effective 21.4 % of 21 s allocated"
-    assert category_rows(found)[0] == ("startup", " 28.6 %  6.00 s, 0.00 rank hours")
+    assert category_rows(found)[0] == ("startup", " 28.6 %  6 s, 0.00 rank hours")

@@ -101,7 +101,7 @@ QUEUED = {"state": RunState.QUEUED, "job": JobState.PENDING, "why": "Priority", 
 FILLING = tuple((NOW - 3600 + 60 * n, (100 - n) * float(1 << 30)) for n in range(61))
 
 FIRES: list[tuple[Rule, str, Severity, dict[str, Any], str]] = [
-    (Rule.HANG, "run", Severity.CRITICAL, {"ranks": silent_ranks(61)}, "no progress for 61 s"),
+    (Rule.HANG, "run", Severity.CRITICAL, {"ranks": silent_ranks(61)}, "no progress for 1 min 1 s"),
     (
         Rule.HANG,
         "run",
@@ -173,7 +173,7 @@ FIRES: list[tuple[Rule, str, Severity, dict[str, Any], str]] = [
         "space",
         Severity.CRITICAL,
         {"disk": DiskFacts("/runs", free_bytes=(2 << 30) - 1)},
-        "a checkpoint takes 1.0 GiB",
+        "a checkpoint takes 1.07 GB",
     ),
     (
         Rule.DISK,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import statistics
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from submitrain.launcher.cli.main import main as launcher
 from submitrain.monitor.alerts.loss_spike import MAD_TO_SIGMA, UsualLosses
 from submitrain.monitor.cli import main as monitor
 from submitrain.monitor.status import (
-    bytes_text,
     cpu_seconds,
     efficiency_of,
     efficiency_rows,
@@ -66,7 +66,7 @@ def test_a_living_run_is_told_with_nodes_memory_checkpoint_and_restarts(tmp_path
     assert rows["nodes"] == "n1, n2"
     assert rows["attempt"] == "2; before it: 1 x hung"
     assert rows["memory"] == "70 GB at most, rank 0"
-    assert rows["newest checkpoint"].startswith("step 20 of 1 kept, 0:00:0")
+    assert re.match(r"step 20 of 1 kept, \d+ s ago", rows["newest checkpoint"])
     assert rows["newest checkpoint"].endswith("ago, 1 MB, saved in 2.5 s")
 
 
@@ -155,7 +155,6 @@ def test_times_and_sizes_of_sacct() -> None:
     assert cpu_seconds("1-02:03:04") == 93784
     assert (cpu_seconds("01:02.5"), cpu_seconds("")) == (62.5, 0)
     assert [size_bytes(text) for text in ("", "12", "1.5K", "2G", "x")] == [0, 12, 1536, 2**31, 0]
-    assert [bytes_text(value) for value in (None, 999, 1.5e9)] == ["", "999 B", "1.5 GB"]
 
 
 @given(some.integers(20, 200), some.integers(0, 2**32), some.sampled_from([0.5, 3.0, 6.0]))

@@ -125,7 +125,7 @@ def runs(tmp_path: Path) -> Iterator[Path]:
 
 def test_keys_choose_a_run_and_show_its_logs_in_80_columns_and_after_a_resize(runs: Path) -> None:
     with terminal(runs) as top:
-        first = top.shows("2 runs", "20/100", "12,345", "disk: 2 GB are free", "done 20%")
+        first = top.shows("2 runs", "20/100", "12.3k", "disk: 2 GB are free", "done 20%")
         assert max(len(line.rstrip()) for line in first.splitlines()) <= 80
         assert len(first.splitlines()) <= 24
         top.type("\x1b[B")
