@@ -153,14 +153,15 @@ def chained(plan: Plan, config: RunConfig) -> Plan:
 
 def _with_environment(plan: Plan, config: RunConfig) -> Plan:
     """The plan with what variables of the ranks cost; refuses those that break the run."""
-    from submitrain.launcher.checks.environment import lint
-    from submitrain.launcher.checks.environment_rules import Setting
+    from submitrain.launcher.checks.environment import Setting, lint
+    from submitrain.launcher.checks.finding import Level
     from submitrain.launcher.submit.submit import job_environment
 
     found = lint(config.slurm.env, job_environment(os.environ, ""), Setting.of(plan, config))
-    if problems := [one.text for one in found if one.verdict == "error"]:
-        raise UserError("\n".join(problems))
-    return replace(plan, warnings=(*plan.warnings, *(one.text for one in found)))
+    told = [f"{one.id}: {one.evidence}" for one in found]
+    if broken := sum(one.level is Level.FAIL for one in found):
+        raise UserError("\n".join(told[:broken]))
+    return replace(plan, warnings=(*plan.warnings, *told))
 
 
 def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:

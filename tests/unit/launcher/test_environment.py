@@ -11,14 +11,17 @@ import pytest
 from submitrain.config import RunConfig
 from submitrain.errors import UserError
 from submitrain.launcher.checks.environment import (
+    CONDITIONS,
     SHELL,
     Origin,
+    Setting,
     in_short,
     lint,
     listing,
     ranks_environment,
+    rules,
 )
-from submitrain.launcher.checks.environment_rules import CONFIGURED_RULES, RULES, Setting
+from submitrain.launcher.checks.finding import Level
 from submitrain.launcher.plan.prepare import prepare
 from submitrain.launcher.plan.sbatch import module_lines
 
@@ -89,13 +92,20 @@ HARMLESS = {
 @pytest.mark.parametrize("name", HARMFUL)
 def test_a_harmful_variable_is_named_with_reason_and_source(name: str) -> None:
     (found, *_) = lint({name: HARMFUL[name]}, {}, GPUS)
-    assert (found.name, found.origin) == (name, "slurm.env")
-    assert found.text.startswith(f"slurm.env.{name}: {HARMFUL[name]}: ")
-    assert found.reason and found.source
+    assert (found.id, found.where) == (f"slurm.env.{name}", "slurm.env")
+    assert found.evidence.startswith(f"{HARMFUL[name]}: ") and found.evidence.endswith("]")
+    assert all(rule.why and rule.source for rule in rules())
 
 
 def test_every_rule_has_a_value_that_it_complains_of() -> None:
-    assert {rule.variable for rule in RULES} == set(HARMFUL)
+    ours = {name for rule in rules() if "configured" in rule.conditions for name in rule.variables}
+    assert {name for rule in rules() for name in rule.variables} - ours == set(HARMFUL)
+    assert {"RANK", "PYTHONPATH"} <= ours
+
+
+def test_every_condition_of_a_rule_is_known_and_used() -> None:
+    named = {one for rule in rules() for one in rule.conditions if not one.startswith("=")}
+    assert named == {*CONDITIONS, "configured"}
 
 
 def test_harmless_values_pass() -> None:
@@ -105,7 +115,7 @@ def test_harmless_values_pass() -> None:
 
 def test_on_cpus_nobody_is_told_about_gpus() -> None:
     cpus = Setting(on_gpu=False, nodes=1, ranks_per_node=2, cpus_per_rank=None)
-    told = {one.name for one in lint(HARMFUL, {}, cpus)}
+    told = {one.id for one in lint({}, HARMFUL, cpus)}
     assert not {"NCCL_ALGO", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING"} & told
     assert {"MASTER_PORT", "NCCL_DEBUG"} <= told
 
@@ -113,28 +123,29 @@ def test_on_cpus_nobody_is_told_about_gpus() -> None:
 @pytest.mark.parametrize("name", ["NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"])
 def test_loopback_is_an_error_between_nodes_only(name: str) -> None:
     plain = Setting(nodes=2)
-    assert [one.verdict for one in lint({}, {name: "lo"}, plain)] == ["error"]
+    assert [one.level for one in lint({}, {name: "lo"}, plain)] == [Level.FAIL]
     assert lint({}, {name: "lo"}, Setting(nodes=1)) == []
 
 
 def test_variables_that_number_ranks_are_refused_in_the_configuration() -> None:
-    configured = {rule.variable: "0" for rule in CONFIGURED_RULES} | {"SLURM_NTASKS": "3"}
+    names = [name for rule in rules() if "configured" in rule.conditions for name in rule.variables]
+    configured = dict.fromkeys([*names, "SLURM_NTASKS"], "3")
     found = lint(configured, configured, GPUS)
-    assert {one.name for one in found} == set(configured)
-    assert {one.verdict for one in found} == {"error"}
+    assert {one.id for one in found} == {f"slurm.env.{name}" for name in configured}
+    assert {one.level for one in found} == {Level.FAIL}
     assert lint({}, configured, GPUS) == []
 
 
 def test_the_configuration_hides_what_the_shell_has() -> None:
     assert lint({"NCCL_DEBUG": "WARN"}, {"NCCL_DEBUG": "TRACE"}, GPUS) == []
     (found,) = lint({}, {"NCCL_DEBUG": "TRACE"}, GPUS)
-    assert found.origin == SHELL
-    assert found.text.startswith(f"NCCL_DEBUG: TRACE ({SHELL}): ")
+    assert (found.id, found.where) == ("NCCL_DEBUG", SHELL)
+    assert found.evidence.startswith(f"TRACE ({SHELL}): ")
 
 
 def test_errors_come_first_and_placeholders_are_not_judged() -> None:
     found = lint({"NCCL_DEBUG": "TRACE", "RANK": "0", "NCCL_ALGO": "${ALGO}"}, {}, GPUS)
-    assert [one.name for one in found] == ["RANK", "NCCL_DEBUG"]
+    assert [one.id for one in found] == ["slurm.env.RANK", "slurm.env.NCCL_DEBUG"]
 
 
 MODEL: dict[str, Any] = {
