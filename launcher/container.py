@@ -1,13 +1,9 @@
-"""The part of the ranks' command line that starts their container, and its environment. Pure.
-
-Sources: github.com/NVIDIA/pyxis ("Usage"), apptainer-exec(1), the user guides of Apptainer and
-SingularityCE ("Environment and Metadata").
-
-Which program runs the ranks' container: asked for, or by the image and by what is installed.
-
-Containers for the ranks: which runtime, which command line, and what exists inside.
+"""The container of the ranks: its image, the runtime that starts it, and what is mounted in it.
 
 The supervisor stays outside, so the host needs no training environment and the image no scheduler.
+Sources: github.com/NVIDIA/pyxis ("Usage"), github.com/NVIDIA/enroot (doc/cmd/import.md),
+apptainer-exec(1), the user guides of Apptainer and SingularityCE ("Supported URIs", "Environment
+and Metadata").
 """
 
 from __future__ import annotations
@@ -15,20 +11,65 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from submitrain.config import RunConfig
 from submitrain.config.job import SlurmConfig
-from submitrain.launcher.container_paths import (
-    ImageForm,
-    Mount,
-    container_mounts,
-    form_of,
-    normalise_image,
-)
+from submitrain.launcher.supervisor.processes import package_root
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import ask
+
+_APPTAINER_SCHEMES = ("library://", "oras://", "shub://", "docker-archive:", "oci:", "oci-archive:")
+_DOCKER = "docker://"
+
+
+class ImageForm(StrEnum):
+    """What kind of thing a name of an image names."""
+
+    SQUASHFS = "squashfs"
+    """A file that enroot made: ``.sqsh``."""
+    SIF = "sif"
+    """A file or folder that Apptainer made, or a name that only Apptainer resolves."""
+    REGISTRY = "registry"
+    """A name in a registry."""
+
+
+def form_of(image: str) -> ImageForm:
+    """The form by the name alone; a path without a known suffix is a folder (a sandbox)."""
+    if image.endswith((".sqsh", ".squashfs")):
+        return ImageForm.SQUASHFS
+    if image.endswith(".sif") or image.startswith(_APPTAINER_SCHEMES) or is_path(image):
+        return ImageForm.SIF
+    return ImageForm.REGISTRY
+
+
+def is_path(image: str) -> bool:
+    """Whether it names a file or folder of this machine."""
+    return image.startswith(("/", "./", "../", "~/")) or (
+        image.endswith((".sqsh", ".squashfs", ".sif")) and "://" not in image
+    )
+
+
+def normalise_image(image: str, *, pyxis: bool) -> str:
+    """An image in the spelling of pyxis (``nvcr.io#nvidia/nemo:25.07``) or of Apptainer
+    (``docker://nvcr.io/nvidia/nemo:25.07``); paths and other schemes stay as they are.
+
+    enroot sets the registry off with ``#``; a relative path needs its ``./``.
+    """
+    if is_path(image):
+        path = str(Path(image).expanduser()) if image.startswith("~") else image
+        return path if path.startswith(("/", "./", "../")) else f"./{path}"
+    if image.startswith(_APPTAINER_SCHEMES) or ("://" in image and not image.startswith(_DOCKER)):
+        return image
+    image = image.removeprefix(_DOCKER)
+    if not pyxis:
+        return _DOCKER + image.replace("#", "/", 1)
+    first, slash, rest = image.partition("/")
+    is_registry = "." in first or ":" in first or first == "localhost"
+    return f"{first}#{rest}" if slash and is_registry and "#" not in image else image
 
 
 class Runtime(StrEnum):
@@ -74,10 +115,95 @@ def installed_runtimes() -> frozenset[Runtime]:
     return frozenset(found)
 
 
+@dataclass(frozen=True)
+class Mount:
+    """A folder or file of the host under a path inside."""
+
+    source: Path
+    target: Path
+    flags: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Mount:
+        """``src:dst[:ro]``, as ``submitrain.config.slurm_checks`` has checked it."""
+        source, target, flags = [*text.split(":"), ""][:3]
+        return cls(Path(source), Path(target), tuple(flag for flag in flags.split("+") if flag))
+
+    @property
+    def read_only(self) -> bool:
+        """Whether ranks cannot write there."""
+        return "ro" in self.flags
+
+    def __str__(self) -> str:
+        flags = f":{'+'.join(self.flags)}" if self.flags else ""
+        return f"{self.source}:{self.target}{flags}"
+
+    def outside_of(self, inside: Path) -> Path:
+        """The host's path of a path inside this mount."""
+        return self.source / inside.relative_to(self.target)
+
+
+def users_mounts(config: RunConfig) -> tuple[Mount, ...]:
+    """``slurm.extra_mounts``."""
+    return tuple(Mount.parse(text) for text in config.slurm.extra_mounts)
+
+
+def mount_of(inside: Path, mounts: tuple[Mount, ...]) -> Mount | None:
+    """The mount in which a path inside lies: the deepest one, of equals the last."""
+    found = [mount for mount in mounts if inside.is_relative_to(mount.target)]
+    return max(reversed(found), key=lambda mount: len(mount.target.parts), default=None)
+
+
+def container_mounts(config: RunConfig, run_dir: RunDir) -> tuple[Mount, ...]:
+    """The user's mounts, then what ranks write and no mount of the user covers, then our packages.
+
+    Data and models are only read: mounting those is the user's to say (``launcher.container_paths``
+    asks for it).
+    """
+    mounts = users_mounts(config)
+    for folder in (run_dir.root, run_dir.checkpoints.resolve()):
+        if not _covered(folder, mounts):
+            mounts += (Mount(folder, folder),)
+    for folder in caches(config, run_dir):
+        if mount_of(folder, mounts) is None:
+            mounts += (Mount(folder, folder),)
+    root = package_root()
+    if root is not None and not _covered(root, mounts, writable=False):
+        mounts += (Mount(root, root, ("ro",)),)
+    return mounts
+
+
+def caches(config: RunConfig, run_dir: RunDir) -> tuple[Path, ...]:
+    """Absolute folders of the hub cache and of tokenized data, as they are called inside."""
+    data = [one for one in (config.dataset, config.validation_dataset) if one is not None]
+    named = [config.slurm.hf_home, *(one.cache_dir for one in data)]
+    found = [Path(name).expanduser() for name in named if name]
+    if any(one.cache_dir is None for one in data):
+        found.append(run_dir.data_cache)
+    return tuple(dict.fromkeys(path for path in found if path.is_absolute()))
+
+
+def _covered(folder: Path, mounts: tuple[Mount, ...], *, writable: bool = True) -> bool:
+    """Whether a mount shows ``folder`` inside under the same path."""
+    mount = mount_of(folder, mounts)
+    if mount is None or (writable and mount.read_only):
+        return False
+    return mount.outside_of(folder) == folder
+
+
+def make_caches(config: RunConfig, run_dir: RunDir) -> None:
+    """Make the caches that are about to be mounted: no runtime mounts what is not there.
+
+    One that cannot be made is left to the runtime, whose words name it.
+    """
+    for folder in caches(config, run_dir):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
 _ENV_PREFIX = {Runtime.APPTAINER: "APPTAINERENV_", Runtime.SINGULARITY: "SINGULARITYENV_"}
 _OF_THE_HOST = ("LD_PRELOAD", "PYTHONHOME")
 """Variables that would have the image's programs load the host's files."""
-_ROCM_TYPE = re.compile(r"\bmi\d{2,3}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -125,15 +251,11 @@ def container_step(
         return ContainerStep(runtime, srun_flags=tuple(flags), mounts=mounts)
     words = [runtime.value, "exec"]
     if has_gpus:
-        words.append(_gpu_flag(config))
+        kind = f"{config.slurm.gpu_type} {config.slurm.gres}"
+        words.append("--rocm" if re.search(r"\bmi\d{2,3}", kind, re.IGNORECASE) else "--nv")
     words.append("--no-home")  # packages in ~/.local would shadow the image's
     for mount in mounts:
         words += ["--bind", str(mount)]
     # The working folder of the job need not exist inside; the run folder does.
     words += ["--pwd", workdir or str(run_dir.root), image]
     return ContainerStep(runtime, prefix=tuple(words), mounts=mounts)
-
-
-def _gpu_flag(config: RunConfig) -> str:
-    slurm = config.slurm
-    return "--rocm" if _ROCM_TYPE.search(f"{slurm.gpu_type} {slurm.gres}") else "--nv"

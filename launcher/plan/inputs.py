@@ -11,7 +11,7 @@ from pathlib import Path
 
 from submitrain.config import RunConfig
 from submitrain.errors import DataError, UserError
-from submitrain.launcher.container_paths import is_path as is_image_path
+from submitrain.launcher.container import is_path as is_image_path
 from submitrain.launcher.container_paths import outside_path
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet")

@@ -8,8 +8,13 @@ from difflib import get_close_matches
 
 from submitrain.config import RunConfig
 from submitrain.config.types import UNLIMITED_S, format_duration
-from submitrain.launcher.container import Runtime, choose_runtime
-from submitrain.launcher.container_paths import ImageForm, form_of, normalise_image
+from submitrain.launcher.container import (
+    ImageForm,
+    Runtime,
+    choose_runtime,
+    form_of,
+    normalise_image,
+)
 from submitrain.launcher.container_paths import must_be_path as is_path
 from submitrain.launcher.plan.memory import GB, Machine, MemoryEstimate, gpu_memory_bytes
 from submitrain.launcher.plan.sbatch import option_warnings

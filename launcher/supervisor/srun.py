@@ -18,8 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from submitrain.config import RunConfig
-from submitrain.launcher.container import ContainerStep, Runtime, container_step
-from submitrain.launcher.container_paths import caches, make_sources
+from submitrain.launcher.container import (
+    ContainerStep,
+    Runtime,
+    container_step,
+    make_caches,
+)
 from submitrain.launcher.supervisor.evidence import RankExit
 from submitrain.launcher.supervisor.processes import RANK_COMMAND, package_root, rank_environment
 from submitrain.run_folder import RunDir
@@ -187,7 +191,7 @@ class SrunSpawner:
         )
         if container is not None:
             environment = container.environment(environment, names)
-            make_sources(caches(self.config, self.run_dir))
+            make_caches(self.config, self.run_dir)
         line = srun_command(
             self.shape,
             self.config,

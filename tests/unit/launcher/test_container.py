@@ -9,15 +9,15 @@ import pytest
 
 from submitrain.config import RunConfig
 from submitrain.errors import ConfigError, UserError
-from submitrain.launcher.container import Runtime, choose_runtime
-from submitrain.launcher.container_paths import (
+from submitrain.launcher.container import (
     ImageForm,
+    Runtime,
+    choose_runtime,
     container_mounts,
     form_of,
     normalise_image,
-    outside_path,
-    path_problems,
 )
+from submitrain.launcher.container_paths import outside_path, path_problems
 from submitrain.launcher.plan.inputs import check_inputs
 from submitrain.launcher.plan.step_text import srun_text
 from submitrain.launcher.supervisor.processes import package_root
