@@ -169,11 +169,11 @@ def lint(
         for rule in rules():
             for name in rule.variables:
                 hidden = where == SHELL and name in configured
-                value = values.get(name)
-                if value is None or hidden or "${" in value:
+                if name not in values or hidden or "${" in values[name]:
                     continue
-                if rule.applies(value, setting, configured=where != SHELL):
-                    found.append(_issue(name, value, where, rule.level, rule.why, rule.source))
+                if rule.applies(values[name], setting, configured=where != SHELL):
+                    issue = _issue(name, values[name], where, rule.level, rule.why, rule.source)
+                    found.append(issue)
     return sorted(found, key=lambda one: one.level is not Level.FAIL)
 
 
@@ -236,14 +236,14 @@ def ranks_environment(
         why = "Slurm: the node's GPUs of this job; a rank takes that of its local rank"
         found[name] = Variable(name, None, Origin.JOB, why)
     slurm = config.slurm
-    for name, value, key in (
+    for name, given, key in (
         *((name, value, f"slurm.env.{name}") for name, value in slurm.env.items()),
         ("HF_HOME", slurm.hf_home, "slurm.hf_home"),
         ("HF_TOKEN", slurm.hf_token, "slurm.hf_token"),
         ("WANDB_API_KEY", slurm.wandb_key, "slurm.wandb_key"),
     ):
-        if value or key.startswith("slurm.env."):
-            found[name] = Variable(name, value, Origin.CONFIGURATION, key)
+        if given or key.startswith("slurm.env."):
+            found[name] = Variable(name, given, Origin.CONFIGURATION, key)
     order = list(Origin)
     return sorted(found.values(), key=lambda one: (order.index(one.origin), one.name))
 
