@@ -191,10 +191,8 @@ def _grid_table(report: SweepReport) -> Table:
             "repeat": str(one.point.repeat),
             "state": one.state.word,
             "loss": _number(one.loss, "{:.4f}"),
-            "validation loss": _number(
-                one.measurement.validation_loss if one.measurement else None, "{:.4f}"
-            ),
-            "tokens/s": _number(None if one.unused else one.tokens_per_s, "{:,.0f}"),
+            "validation loss": _number(one.measured.validation_loss, "{:.4f}"),
+            "tokens/s": _number(None if one.unused else one.measured.tokens_per_s, "{:,.0f}"),
         }
         for series in report.series
         for one in series.points
@@ -207,7 +205,7 @@ def _runs_table(report: SweepReport) -> Table:
     order = {point["id"]: number for number, point in enumerate(report.record["points"], start=1)}
     rows: list[Row] = []
     for one in sorted(report.points, key=lambda one: order[one.point.id]):
-        found = one.measurement
+        found, started = one.measured, one.state.folder is not None
         why = one.state.status.why if one.state.status and not one.state.finished else ""
         unused = one.unused if one.state.finished else ""
         rows.append(
@@ -215,11 +213,11 @@ def _runs_table(report: SweepReport) -> Table:
                 "#": str(order[one.point.id]),
                 "run": Cell(one.point.id, "code"),
                 "state": one.state.word,
-                "tokens/s": _number(one.tokens_per_s, "{:,.0f}"),
-                "timed": str(found.timing.steps) if found else "",
-                "startup": _duration(found.timing.startup_s if found else None),
-                "queue": _duration(found.wait_s if found else None),
-                "restarts": str(found.restarts) if found else "",
+                "tokens/s": _number(found.tokens_per_s, "{:,.0f}"),
+                "timed": str(found.steps) if started else "",
+                "startup": _duration(found.startup_s),
+                "queue": _duration(found.wait_s),
+                "restarts": str(found.restarts) if started else "",
                 "note": "; ".join(text for text in (why, unused) if text),
             }
         )
@@ -231,9 +229,9 @@ def _loss_chart(report: SweepReport) -> str:
     """The first run of each combination; more than ten would say nothing."""
     lines = []
     for index, series in enumerate(report.series[:_MOST_LOSS_CURVES]):
-        first = next((one for one in series.points if one.measurement), None)
-        if first is not None and first.measurement is not None:
-            points = [(float(step), loss) for step, loss in first.measurement.losses]
+        first = next((one for one in series.points if one.state.folder), None)
+        if first is not None:
+            points = [(float(step), loss) for step, loss in first.measured.losses]
             lines.append(Line(series.label or first.point.id, points, index, dash=index))
     return line_chart(
         lines, x_label="step", y_label="loss (nats per label token)", title="Training loss by step"

@@ -1,8 +1,8 @@
-"""What a sweep measured: reads its runs, and judges them by ``launcher.sweeps.scaling``."""
+"""What a sweep measured: its runs, read and judged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,9 @@ from submitrain.launcher.sweeps.folder import (
     point_states,
     sweep_state,
 )
+from submitrain.launcher.sweeps.measure import Measurement, Wanted, read_measurement, read_waits
 from submitrain.launcher.sweeps.request import Combination, Point, label
-from submitrain.launcher.sweeps.scaling import Curve, Goal, Repeat, Terms, curve_of
-from submitrain.launcher.sweeps.timing import RunMeasurement, Wanted, read_measurement, read_waits
+from submitrain.launcher.sweeps.scaling import Curve, Terms, curve_of
 from submitrain.run_facts import read_evidence
 from submitrain.status import RunState
 from submitrain.text import counted
@@ -27,10 +27,10 @@ LEAST_SHARE = 0.5
 
 @dataclass(frozen=True)
 class PointReport:
-    """One point and what its newest run measured; None as long as it has not started."""
+    """One point and what its newest run measured; nothing as long as it has not started."""
 
     state: PointState
-    measurement: RunMeasurement | None
+    measured: Measurement = field(default_factory=Measurement)
     unused: str = ""
     """Why its speed is not counted."""
     failures: int = 0
@@ -42,39 +42,29 @@ class PointReport:
         return self.state.point
 
     @property
-    def tokens_per_s(self) -> float | None:
-        """Over all ranks; None when no step was counted."""
-        return self.measurement.timing.tokens_per_s if self.measurement else None
-
-    @property
     def loss(self) -> float | None:
         """Training loss of the last step, when it has finished."""
-        known = self.measurement is not None and self.measurement.losses and self.state.finished
-        return self.measurement.losses[-1][1] if self.measurement and known else None
+        losses = self.measured.losses
+        return losses[-1][1] if losses and self.state.finished else None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; times in seconds."""
-        found, status = self.measurement, self.state.status
-        timing = found.timing if found else None
+        found, status = self.measured, self.state.status
+        same = (*("tokens_per_s", "step_s", "startup_s", "wait_s", "restarts", "validation_loss"),)
         return {
             **self.point.as_json(),
             "state": self.state.word,
             "why": status.why if status else "",
             "folder": str(self.state.folder) if self.state.folder else None,
             "job_ids": list(status.job_ids) if status else [],
-            "tokens_per_s": self.tokens_per_s,
-            "step_s": timing.step_s if timing else None,
-            "timed_steps": timing.steps if timing else 0,
-            "left_out_steps": timing.left_out if timing else 0,
+            **{name: getattr(found, name) for name in same},
+            "timed_steps": found.steps,
+            "left_out_steps": found.left_out,
             "unused": self.unused,
-            "startup_s": timing.startup_s if timing else None,
-            "wait_s": found.wait_s if found else None,
-            "restarts": found.restarts if found else 0,
             "failures": self.failures,
-            "machines": found.sharing.machines if found else None,
+            "machines": found.sharing.machines,
             "loss": self.loss,
-            "validation_loss": found.validation_loss if found else None,
-            "saves": vars(timing.saves) if timing and timing.saves else None,
+            "saves": vars(found.saves) if found.saves else None,
         }
 
 
@@ -118,10 +108,9 @@ class SweepReport:
     @property
     def emulated(self) -> str:
         """Why these numbers are no performance; empty when each node was a machine of its own."""
-        sharing = [one.measurement.sharing for one in self.points if one.measurement]
-        worst = max(
-            (one for one in sharing if one.emulated), key=lambda one: one.nodes, default=None
-        )
+        sharing = [one.measured.sharing for one in self.points]
+        emulated = [one for one in sharing if one.emulated]
+        worst = max(emulated, key=lambda one: one.nodes, default=None)
         if worst is None:
             return ""
         machines = counted(worst.machines or 0, "machine")
@@ -166,7 +155,8 @@ def read_sweep(sweep: SweepFolder) -> SweepReport:
     states = point_states(sweep)
     waits = read_waits(one.folder for one in states if one.folder)
     found = [_point_report(sweep.record, one, waits) for one in states]
-    combinations = dict.fromkeys(one.point.combination for one in sorted(found, key=_by_id))
+    in_order = sorted(found, key=lambda one: (one.point.repeat, one.point.id))
+    combinations = dict.fromkeys(one.point.combination for one in in_order)
     return SweepReport(
         folder=str(sweep.root),
         record=sweep.record,
@@ -175,86 +165,46 @@ def read_sweep(sweep: SweepFolder) -> SweepReport:
     )
 
 
-def _by_id(one: PointReport) -> tuple[int, str]:
-    return (one.point.repeat, one.point.id)
-
-
 def _point_report(
     record: Mapping[str, Any], state: PointState, waits: Mapping[str, float]
 ) -> PointReport:
     if state.folder is None:
-        return PointReport(state, None)
-    point = state.point
-    timed = record["timed_steps"]
+        return PointReport(state)
+    timed, ranks = record["timed_steps"], record["ranks_per_node"]
     wanted = Wanted(
-        world_size=point.nodes * record["ranks_per_node"] if timed else None,
+        world_size=state.point.nodes * ranks if timed else None,
         warmup=record["warmup_steps"],
         until_step=record["warmup_steps"] + timed if timed else None,
     )
-    ranks = record["ranks_per_node"]
     found = read_measurement(state.folder, wanted, ranks_per_node=ranks, waits=waits)
-    return PointReport(state, found, _unused(state, found, timed), _failures(state))
-
-
-def _failures(state: PointState) -> int:
-    """By what each run's own supervisor concluded; of the newest by what the scheduler adds."""
+    unused = ""
+    if not state.finished:
+        unused = "has not finished"
+    elif found.tokens_per_s is None:
+        unused = "no warm step: shorter than its warm-up, or no tokens recorded"
+    elif timed and found.steps < LEAST_SHARE * timed:
+        unused = f"{found.steps} of {timed} timed steps were warm and undisturbed"
+    # By what each run's own supervisor concluded; of the newest by what the scheduler adds.
     earlier = [read_evidence(folder).summary or {} for folder in state.folders[:-1]]
-    words = [str(summary.get("state")) for summary in earlier]
-    return [*words, state.word].count(RunState.FAILED)
-
-
-def _unused(state: PointState, found: RunMeasurement, timed: int | None) -> str:
-    """Why the speed of a point is not counted; empty when it is."""
-    status = state.status
-    if status is None or status.state is not RunState.FINISHED:
-        return "has not finished"
-    if found.timing.tokens_per_s is None:
-        return "no warm step: shorter than its warm-up, or no tokens recorded"
-    if timed and found.timing.steps < LEAST_SHARE * timed:
-        return f"{found.timing.steps} of {timed} timed steps were warm and undisturbed"
-    return ""
+    words = [*(str(summary.get("state")) for summary in earlier), state.word]
+    return PointReport(state, found, unused, words.count(RunState.FAILED))
 
 
 def _series(
     record: Mapping[str, Any], combination: Combination, found: Sequence[PointReport]
 ) -> Series:
-    points = tuple(sorted((p for p in found if p.point.combination == combination), key=_by_nodes))
-    repeats: dict[int, list[Repeat]] = {}
-    for nodes, repeat in _repeats(points):
-        repeats.setdefault(nodes, []).append(repeat)
-    return Series(combination, points, curve_of(repeats, _terms(record, points)))
-
-
-def _by_nodes(one: PointReport) -> tuple[int, int]:
-    return (one.point.nodes, one.point.repeat)
-
-
-def _repeats(points: Sequence[PointReport]) -> Iterator[tuple[int, Repeat]]:
+    ours = [one for one in found if one.point.combination == combination]
+    points = sorted(ours, key=lambda one: (one.point.nodes, one.point.repeat))
+    repeats: dict[int, list[Measurement]] = {}
     for one in points:
-        if one.unused or one.measurement is None:
-            continue
-        timing = one.measurement.timing
-        assert timing.tokens_per_s and timing.step_s and timing.tokens_per_step
-        yield (
-            one.point.nodes,
-            Repeat(
-                tokens_per_s=timing.tokens_per_s,
-                step_s=timing.step_s,
-                tokens_per_step=timing.tokens_per_step,
-                startup_s=timing.startup_s,
-                wait_s=one.measurement.wait_s,
-                restarts=one.measurement.restarts,
-                saves=timing.saves,
-            ),
-        )
-
-
-def _terms(record: Mapping[str, Any], points: Sequence[PointReport]) -> Terms:
+        if not one.unused and one.state.folder is not None:
+            repeats.setdefault(one.point.nodes, []).append(one.measured)
     batches = record["global_batches"]
-    return Terms(
+    terms = Terms(
         mode=record["mode"] or "strong",
         global_batches={one.point.nodes: batches[one.point.id] for one in points},
-        goal=Goal(**record["goal"]),
+        **record["goal"],
         price=record["price"],
         units_per_node=record["gpus_per_node"] or record["ranks_per_node"],
     )
+    return Series(combination, tuple(points), curve_of(repeats, terms))

@@ -1,104 +1,25 @@
-"""One scaling curve: all node counts of one configuration, and the node count to take. Pure.
-
-The formulas of scaling, each with its source. Pure; plain numbers.
+"""How training scales over nodes: efficiency, price, and the node count to take. Pure.
 
 N nodes do T(N) tokens per second; N0 is the smallest N that was measured.
 
-Means of repeats with 95% confidence intervals, and of numbers computed from them. Pure.
-
-A mean of R repeats has Student's interval with R - 1 degrees of freedom; a function of several
+A mean of R repeats has Student's 95% interval with R - 1 degrees of freedom; a function of several
 means has the first-order (delta) variance, with Welch-Satterthwaite degrees of freedom
 (doi:10.1093/biomet/34.1-2.28). One repeat has no interval, and nothing that needs it has one.
-
-How training scales over nodes: measured from run folders, judged by arithmetic that is pure.
-
-timing (events to seconds and tokens) and read (its only reading half) measure one run; estimate
-(means with intervals), arithmetic (the formulas) and curve (all node counts together, and which one
-to take) judge many.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from submitrain.launcher.sweeps.timing import SaveCosts
+from submitrain.launcher.sweeps.measure import Measurement
 
-PER_HOUR_S = 3600.0
-MILLION = 1e6
-
-
-def weak_efficiency(
-    base_nodes: int, base_tokens_per_s: float, nodes: int, tokens_per_s: float
-) -> float:
-    """``(T(N)/N) / (T(N0)/N0)``: the local batch is fixed, so the work grows with the nodes.
-
-    Source: Gustafson, Reevaluating Amdahl's Law, doi:10.1145/42411.42415.
-    """
-    return (tokens_per_s / nodes) / (base_tokens_per_s / base_nodes)
-
-
-def strong_efficiency(base_nodes: int, base_s: float, nodes: int, seconds: float) -> float:
-    """``N0 t(N0) / (N t(N))``: the same work in t seconds on more nodes.
-
-    24 h on one node and 6 h on four are 1.00. Source: Amdahl, doi:10.1145/1465482.1465560.
-    """
-    return base_nodes * base_s / (nodes * seconds)
-
-
-def marginal_gain(
-    base: tuple[int, float], before: tuple[int, float], after: tuple[int, float]
-) -> float:
-    """``(T2 - T1) / ((N2 - N1) T(N0)/N0)``: what the nodes added last bring, as a share of what as
-    many nodes bring at N0. Each argument is (nodes, tokens per second)."""
-    (n0, t0), (n1, t1), (n2, t2) = base, before, after
-    return (t2 - t1) / ((n2 - n1) * t0 / n0)
-
-
-def price_per_million_tokens(
-    *, nodes: int, units_per_node: int, per_unit_hour: float, tokens_per_s: float
-) -> float:
-    """``N g price 1e6 / (3600 T)``, g units (GPUs, or ranks where there are none) in each node."""
-    return nodes * units_per_node * per_unit_hour * MILLION / (PER_HOUR_S * tokens_per_s)
-
-
-def time_to_result_s(
-    *,
-    tokens: float,
-    tokens_per_s: float,
-    startup_s: float = 0.0,
-    saves: float = 0.0,
-    save_s: float = 0.0,
-) -> float:
-    """Seconds from the start of the job until ``tokens`` are trained; the queue is not in it."""
-    return startup_s + tokens / tokens_per_s + saves * save_s
-
-
-def fit_step_time(points: list[tuple[int, float]]) -> tuple[float, float] | None:
-    """``(c, f)`` of ``step_s = c / N + f`` by least squares of relative errors; of a strong curve.
-
-    ``c`` shrinks with the nodes, ``f`` does not. None below three node counts (two leave no rest by
-    which the fit could be doubted), or where it comes out negative.
-    """
-    if len({nodes for nodes, _ in points}) < 3:
-        return None
-    weights = [1.0 / seconds**2 for _, seconds in points]
-    total = sum(weights)
-    x_mean = sum(w / n for w, (n, _) in zip(weights, points, strict=True)) / total
-    y_mean = sum(w * s for w, (_, s) in zip(weights, points, strict=True)) / total
-    spread = sum(w * (1 / n - x_mean) ** 2 for w, (n, _) in zip(weights, points, strict=True))
-    joint = sum(
-        w * (1 / n - x_mean) * (s - y_mean) for w, (n, s) in zip(weights, points, strict=True)
-    )
-    compute = joint / spread
-    fixed = y_mean - compute * x_mean
-    return (compute, fixed) if compute >= 0 and fixed >= 0 else None
-
-
-CONFIDENCE = 0.95
+Mode = Literal["strong", "weak"]
+LEAST_EFFICIENCY = 0.90
+LEAST_MARGINAL = 0.70
 # fmt: off
 _T_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -118,10 +39,6 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
-    def as_json(self) -> dict[str, float | None]:
-        """Plain values."""
-        return {"value": self.value, "low": self.low, "high": self.high}
-
     def at_least(self, bound: float) -> bool:
         """Whether the lower bound is not below ``bound``; without an interval it is not known."""
         return self.low is not None and self.low >= bound
@@ -134,12 +51,8 @@ class Estimate:
 
     def plus(self, constant: float) -> Estimate:
         """Shifted by something that is taken as known."""
-        low, high = self.low, self.high
-        return Estimate(
-            self.value + constant,
-            None if low is None else low + constant,
-            None if high is None else high + constant,
-        )
+        bounds = (None if one is None else one + constant for one in (self.low, self.high))
+        return Estimate(self.value + constant, *bounds)
 
 
 @dataclass(frozen=True)
@@ -150,7 +63,6 @@ class Mean:
     variance: float | None
     """None with a single repeat."""
     freedom: float
-    repeats: int
 
     @property
     def estimate(self) -> Estimate:
@@ -158,11 +70,11 @@ class Mean:
         return propagated(self.value, [(1.0, self)], least=0.0)
 
 
-def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of at least one value."""
-    repeats = len(values)
-    variance = statistics.variance(values) / repeats if repeats > 1 else None
-    return Mean(statistics.fmean(values), variance, repeats - 1, repeats)
+def mean_of(values: Iterable[float | None]) -> Mean:
+    """The mean of at least one value that was measured."""
+    known = [one for one in values if one is not None]
+    variance = statistics.variance(known) / len(known) if len(known) > 1 else None
+    return Mean(statistics.fmean(known), variance, len(known) - 1)
 
 
 def propagated(
@@ -195,49 +107,19 @@ def t_quantile(freedom: float) -> float:
     return _NORMAL_975 + (_NORMAL_975**3 + _NORMAL_975) / (4 * whole)
 
 
-def json_of(estimate: Estimate | None) -> dict[str, Any] | None:
-    """For ``as_json`` of what may not have been measured."""
-    return None if estimate is None else estimate.as_json()
-
-
-Mode = Literal["strong", "weak"]
-LEAST_EFFICIENCY = 0.90
-LEAST_MARGINAL = 0.70
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """One measured run; times in seconds."""
-
-    tokens_per_s: float
-    step_s: float
-    tokens_per_step: float
-    startup_s: float | None = None
-    wait_s: float | None = None
-    restarts: int = 0
-    saves: SaveCosts | None = None
-
-
-@dataclass(frozen=True)
-class Goal:
-    """The training that a curve is to tell the duration of; see ``docs/sweeps.md``."""
-
-    tokens: float | None = None
-    """So many, or what ``steps`` make."""
-    steps: int | None = None
-    global_batch: int = 1
-    """Sequences of one of these steps."""
-    save_every_steps: int | None = None
-
-
 @dataclass(frozen=True)
 class Terms:
-    """What a curve is judged by, besides what was measured."""
+    """What a curve is judged by, besides what was measured; see ``docs/sweeps.md``."""
 
     mode: Mode
     global_batches: Mapping[int, int] = field(default_factory=dict)
     """Sequences of a step, by nodes."""
-    goal: Goal = Goal()
+    tokens: float | None = None
+    """Length of the training whose duration is to be told: so many, or what ``steps`` make."""
+    steps: int | None = None
+    global_batch: int = 1
+    """Sequences of one of these steps."""
+    save_every_steps: int | None = None
     price: float | None = None
     """Of a unit (GPU, or rank where there are none) for an hour."""
     units_per_node: int = 1
@@ -271,7 +153,8 @@ class NodeCount:
             *("price_per_million_tokens", "time_to_result_s"),
         )
         plain = {name: value for name, value in vars(self).items() if name not in estimates}
-        return {**plain, **{name: json_of(getattr(self, name)) for name in estimates}}
+        found = {name: getattr(self, name) for name in estimates}
+        return {**plain, **{name: one and vars(one) for name, one in found.items()}}
 
 
 @dataclass(frozen=True)
@@ -305,13 +188,11 @@ class Curve:
         }
 
 
-def curve_of(repeats: Mapping[int, Sequence[Repeat]], terms: Terms) -> Curve:
+def curve_of(repeats: Mapping[int, Sequence[Measurement]], terms: Terms) -> Curve:
     """Judge all repeats, by nodes; node counts without a repeat are left out."""
     measured = {nodes: runs for nodes, runs in sorted(repeats.items()) if runs}
-    speeds = {
-        nodes: mean_of([one.tokens_per_s for one in runs]) for nodes, runs in measured.items()
-    }
-    counts = tuple(_count(nodes, measured[nodes], speeds, terms) for nodes in measured)
+    speeds = {nodes: mean_of(one.tokens_per_s for one in runs) for nodes, runs in measured.items()}
+    counts = tuple(_count(nodes, runs, speeds, terms) for nodes, runs in measured.items())
     points = [(one.nodes, one.step_s.value) for one in counts]
     return Curve(
         mode=terms.mode,
@@ -322,58 +203,106 @@ def curve_of(repeats: Mapping[int, Sequence[Repeat]], terms: Terms) -> Curve:
 
 
 def _count(
-    nodes: int, runs: Sequence[Repeat], speeds: Mapping[int, Mean], terms: Terms
+    nodes: int, runs: Sequence[Measurement], speeds: Mapping[int, Mean], terms: Terms
 ) -> NodeCount:
     speed = speeds[nodes].estimate
-    smaller = [count for count in speeds if count < nodes]
     waits = [one.wait_s for one in runs if one.wait_s is not None]
-    save_s = _median([one.saves.cost_s for one in runs if one.saves is not None])
-    startup_s = _median([one.startup_s for one in runs if one.startup_s is not None])
-    step_s = mean_of([one.step_s for one in runs]).estimate
+    save_s = _median(one.saves.cost_s if one.saves else None for one in runs)
+    startup_s = _median(one.startup_s for one in runs)
+    step_s = mean_of(one.step_s for one in runs).estimate
+    price, share, every = None, None, terms.save_every_steps
+    if terms.price is not None:
+        # N g price 1e6 / (3600 T), g units in each node.
+        price = speed.inverse(nodes * terms.units_per_node * terms.price * 1e6 / 3600)
+    if save_s is not None and every is not None:
+        share = save_s / (every * step_s.value + save_s)
     return NodeCount(
         nodes=nodes,
         repeats=len(runs),
         tokens_per_s=speed,
         step_s=step_s,
-        efficiency=efficiency(nodes, speeds, terms.mode),
-        marginal=marginal(nodes, speeds) if smaller else None,
-        price_per_million_tokens=_price(nodes, speed, terms),
-        time_to_result_s=_time_to_result(nodes, runs, speed, startup_s, terms),
+        efficiency=efficiency(nodes, speeds),
+        marginal=marginal(nodes, speeds),
+        price_per_million_tokens=price,
+        time_to_result_s=_time_to_result(nodes, runs, speed, terms),
         startup_s=startup_s,
         wait_s=_median(waits),
         longest_wait_s=max(waits, default=None),
         restarts=sum(one.restarts for one in runs),
         save_cost_s=save_s,
-        save_share=_save_share(save_s, step_s.value, terms.goal.save_every_steps),
+        save_share=share,
     )
 
 
-def efficiency(nodes: int, speeds: Mapping[int, Mean], mode: Mode) -> Estimate:
-    """Efficiency against the smallest node count, which is 1 by definition."""
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [one for one in values if one is not None]
+    return statistics.median(known) if known else None
+
+
+def efficiency(nodes: int, speeds: Mapping[int, Mean]) -> Estimate:
+    """``(T(N)/N) / (T(N0)/N0)``; 1 at the smallest node count by definition.
+
+    With a fixed local batch this is Gustafson's (doi:10.1145/42411.42415); with a fixed global
+    batch it equals Amdahl's ``N0 t(N0) / (N t(N))`` (doi:10.1145/1465482.1465560), since t is the
+    time of as many tokens: 24 h on one node and 6 h on four are 1.00.
+    """
     base = min(speeds)
     if nodes == base:
         return Estimate(1.0, 1.0, 1.0)
-    base_speed, speed = speeds[base], speeds[nodes]
-    if mode == "strong":
-        # The same tokens at both: the seconds that one million of them take.
-        value = strong_efficiency(base, 1e6 / base_speed.value, nodes, 1e6 / speed.value)
-    else:
-        value = weak_efficiency(base, base_speed.value, nodes, speed.value)
-    parts = [(value / speed.value, speed), (-value / base_speed.value, base_speed)]
-    return propagated(value, parts, least=0.0)
+    value = (speeds[nodes].value / nodes) / (speeds[base].value / base)
+    parts = [(value / speeds[nodes].value, speeds[nodes])]
+    return propagated(value, [*parts, (-value / speeds[base].value, speeds[base])], least=0.0)
 
 
-def marginal(nodes: int, speeds: Mapping[int, Mean]) -> Estimate:
-    """Marginal gain over the next smaller node count that was measured."""
-    base, before = min(speeds), max(count for count in speeds if count < nodes)
-    ends = [(count, speeds[count].value) for count in (base, before, nodes)]
-    value = marginal_gain(*ends)
+def marginal(nodes: int, speeds: Mapping[int, Mean]) -> Estimate | None:
+    """``(T2 - T1) / ((N2 - N1) T(N0)/N0)``: what the nodes added last bring, as a share of what as
+    many nodes bring at N0. None at the smallest node count."""
+    base, before = min(speeds), max((count for count in speeds if count < nodes), default=None)
+    if before is None:
+        return None
     unit = (nodes - before) * speeds[base].value / base
+    value = (speeds[nodes].value - speeds[before].value) / unit
     by_base = -value / speeds[base].value
     if before == base:
         return propagated(value, [(1 / unit, speeds[nodes]), (by_base - 1 / unit, speeds[base])])
     parts = [(1 / unit, speeds[nodes]), (-1 / unit, speeds[before]), (by_base, speeds[base])]
     return propagated(value, parts)
+
+
+def _time_to_result(
+    nodes: int, runs: Sequence[Measurement], speed: Estimate, terms: Terms
+) -> Estimate | None:
+    """Seconds from the start of the job: startup, tokens at this speed, and saves at the configured
+    interval; the queue is not in it."""
+    per_step = mean_of(one.tokens_per_step for one in runs).value
+    tokens, batch = terms.tokens, terms.global_batches.get(nodes)
+    if tokens is None and terms.steps is not None and batch:
+        tokens = terms.steps * per_step * terms.global_batch / batch
+    if tokens is None:
+        return None
+    startup_s = _median(one.startup_s for one in runs) or 0.0
+    save_s = _median(one.saves.cost_s if one.saves else None for one in runs) or 0.0
+    saves = tokens / per_step / terms.save_every_steps if terms.save_every_steps else 0.0
+    return speed.inverse(tokens).plus(startup_s + saves * save_s)
+
+
+def fit_step_time(points: list[tuple[int, float]]) -> tuple[float, float] | None:
+    """``(c, f)`` of ``step_s = c / N + f`` by least squares of relative errors; of a strong curve.
+
+    ``c`` shrinks with the nodes, ``f`` does not. None below three node counts (two leave no rest by
+    which the fit could be doubted), or where it comes out negative.
+    """
+    if len({nodes for nodes, _ in points}) < 3:
+        return None
+    weighed = [(1 / n, seconds, seconds**-2) for n, seconds in points]
+    total = sum(w for _, _, w in weighed)
+    x_mean = sum(w * x for x, _, w in weighed) / total
+    y_mean = sum(w * y for _, y, w in weighed) / total
+    spread = sum(w * (x - x_mean) ** 2 for x, _, w in weighed)
+    joint = sum(w * (x - x_mean) * (y - y_mean) for x, y, w in weighed)
+    compute = joint / spread
+    fixed = y_mean - compute * x_mean
+    return (compute, fixed) if compute >= 0 and fixed >= 0 else None
 
 
 def recommend(counts: Sequence[NodeCount]) -> Recommendation:
@@ -404,10 +333,9 @@ def _reason(one: NodeCount) -> str:
     if one.marginal is None:
         return f"{one.nodes}: the smallest, to which the others are compared"
     refusal = _refusal(one)
-    verdict = "good enough" if refusal is None else f"no: {refusal}"
     return (
         f"{one.nodes}: efficiency {_bounded(one.efficiency)}, marginal gain "
-        f"{_bounded(one.marginal)}: {verdict}"
+        f"{_bounded(one.marginal)}: {'good enough' if refusal is None else f'no: {refusal}'}"
     )
 
 
@@ -415,42 +343,3 @@ def _bounded(estimate: Estimate) -> str:
     """``0.95 (at least 0.92)``"""
     value, low = round(estimate.value, 2) + 0.0, estimate.low  # + 0.0: no minus before a zero
     return f"{value:.2f}" + ("" if low is None else f" (at least {round(low, 2) + 0.0:.2f})")
-
-
-def _price(nodes: int, speed: Estimate, terms: Terms) -> Estimate | None:
-    if terms.price is None:
-        return None
-    for_one = price_per_million_tokens(
-        nodes=nodes,
-        units_per_node=terms.units_per_node,
-        per_unit_hour=terms.price,
-        tokens_per_s=1.0,
-    )
-    return speed.inverse(for_one)
-
-
-def _time_to_result(
-    nodes: int, runs: Sequence[Repeat], speed: Estimate, startup_s: float | None, terms: Terms
-) -> Estimate | None:
-    """Startup, tokens at this speed, and saves at the configured interval."""
-    goal = terms.goal
-    per_step = statistics.fmean(one.tokens_per_step for one in runs)
-    batch = terms.global_batches.get(nodes)
-    tokens = goal.tokens
-    if tokens is None and goal.steps is not None and batch:
-        tokens = goal.steps * per_step * goal.global_batch / batch
-    if tokens is None:
-        return None
-    save_s = _median([one.saves.cost_s for one in runs if one.saves is not None])
-    saves = tokens / per_step / goal.save_every_steps if goal.save_every_steps else 0.0
-    return speed.inverse(tokens).plus((startup_s or 0.0) + saves * (save_s or 0.0))
-
-
-def _save_share(save_s: float | None, step_s: float, every: int | None) -> float | None:
-    if save_s is None or every is None:
-        return None
-    return save_s / (every * step_s + save_s)
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None

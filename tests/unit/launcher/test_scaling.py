@@ -12,22 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from submitrain.launcher.sweeps.measure import (
+    Measurement,
+    SaveCosts,
+    Wanted,
+    measure,
+    read_sharing,
+    read_waits,
+)
 from submitrain.launcher.sweeps.scaling import (
     Curve,
-    Goal,
-    Repeat,
+    NodeCount,
     Terms,
     curve_of,
     fit_step_time,
-    marginal_gain,
     mean_of,
-    price_per_million_tokens,
-    strong_efficiency,
     t_quantile,
-    time_to_result_s,
-    weak_efficiency,
 )
-from submitrain.launcher.sweeps.timing import Timing, Wanted, read_sharing, read_waits, timing_of
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import Answer
 
@@ -35,19 +36,32 @@ TOKENS = 8192
 HOUR_S = 3600.0
 
 
+def counts_of(speeds: dict[int, float], terms: Terms | None = None) -> list[NodeCount]:
+    """One repeat at each node count."""
+    runs = {nodes: [repeat_at(speed)] for nodes, speed in speeds.items()}
+    return list(curve_of(runs, terms or Terms("strong")).counts)
+
+
 def test_24_hours_on_one_node_and_6_on_four_are_perfect() -> None:
     """A widely copied table calls this 0.92."""
-    assert strong_efficiency(1, 24 * HOUR_S, 4, 6 * HOUR_S) == 1.0
-    assert strong_efficiency(1, 24 * HOUR_S, 8, 3.5 * HOUR_S) == pytest.approx(0.857, abs=1e-3)
+    found = counts_of({1: 1 / (24 * HOUR_S), 4: 1 / (6 * HOUR_S), 8: 1 / (3.5 * HOUR_S)})
+    assert found[1].efficiency.value == pytest.approx(1.0, abs=1e-12)
+    assert found[2].efficiency.value == pytest.approx(0.857, abs=1e-3)
 
 
 def test_the_formulas_are_those_of_the_textbook() -> None:
-    assert weak_efficiency(2, 200.0, 8, 600.0) == 0.75
-    assert marginal_gain((1, 100.0), (2, 190.0), (4, 350.0)) == pytest.approx(0.8)
-    price = price_per_million_tokens(nodes=4, units_per_node=8, per_unit_hour=2.0, tokens_per_s=1e4)
-    assert price == pytest.approx(4 * 8 * 2.0 * 1e6 / (3600 * 1e4))
-    seconds = time_to_result_s(tokens=1e6, tokens_per_s=1e3, startup_s=20, saves=10, save_s=3)
-    assert seconds == 1050
+    assert counts_of({2: 200.0, 8: 600.0}, Terms("weak"))[1].efficiency.value == 0.75
+    last = counts_of({1: 100.0, 2: 190.0, 4: 350.0})[2]
+    assert last.marginal is not None and last.marginal.value == pytest.approx(0.8)
+    terms = Terms("weak", tokens=1e6, save_every_steps=10, price=2.0, units_per_node=8)
+    saves = SaveCosts(1, 3.0, 1.0, 2.0, 10)
+    run = Measurement(1, 1.0, 10_000, startup_s=20.0, saves=saves)
+    [one] = curve_of({4: [run]}, terms).counts
+    assert one.price_per_million_tokens is not None and one.time_to_result_s is not None
+    price = pytest.approx(4 * 8 * 2.0 * 1e6 / (3600 * 1e4))
+    assert one.price_per_million_tokens.value == price
+    assert one.time_to_result_s.value == pytest.approx(20 + 1e6 / 1e4 + 10 * 3)
+    assert one.save_share == pytest.approx(3 / (10 * 1 + 3))
 
 
 def run_events(
@@ -83,18 +97,17 @@ def test_a_strong_curve_gives_the_parameters_of_its_model_back(
     noise = random.Random(seed)
     comm_s = share * compute_s
 
-    def repeat(nodes: int) -> Repeat:
+    def repeat(nodes: int) -> Measurement:
         mean_s = (compute_s / nodes + comm_s) * noise.gauss(1, 0.002)
         steps = [9 * mean_s] * 20 + [mean_s * noise.gauss(1, 0.03) for _ in range(50)]
         steps += [mean_s] * 10
         wanted = Wanted(world_size=1, warmup=20, until_step=70)
         events = run_events(steps, save_after=70, save_s=3 * mean_s)
-        timing = timing_of(events, wanted, started_at=990.0)
+        timing = measure(events, wanted, started_at=990.0)
         assert timing.steps == 50
         assert timing.saves is not None
         assert timing.saves.cost_s == pytest.approx(3 * mean_s, rel=0.1)
-        assert timing.tokens_per_s and timing.step_s and timing.tokens_per_step
-        return Repeat(timing.tokens_per_s, timing.step_s, timing.tokens_per_step)
+        return timing
 
     curve = curve_of({n: [repeat(n) for _ in range(3)] for n in (1, 2, 4, 8)}, Terms("strong"))
     assert curve.fit is not None
@@ -120,8 +133,8 @@ def test_nine_of_ten_intervals_and_more_hold_the_true_efficiency() -> None:
     assert 0.91 <= hits / 400 <= 0.99
 
 
-def repeat_at(tokens_per_s: float, **more: Any) -> Repeat:
-    return Repeat(tokens_per_s, TOKENS / tokens_per_s, TOKENS, **more)
+def repeat_at(tokens_per_s: float, **more: Any) -> Measurement:
+    return Measurement(1, TOKENS / tokens_per_s, TOKENS, **more)
 
 
 def interval(curve: Curve, nodes: int) -> tuple[float, float]:
@@ -130,7 +143,7 @@ def interval(curve: Curve, nodes: int) -> tuple[float, float]:
     return one.efficiency.low, one.efficiency.high
 
 
-def around(value: float, spread: float = 0.002) -> list[Repeat]:
+def around(value: float, spread: float = 0.002) -> list[Measurement]:
     """Three repeats close to a speed."""
     return [repeat_at(value * (1 + spread * off)) for off in (-1, 0, 1)]
 
@@ -167,7 +180,7 @@ def test_little_marginal_gain_rules_a_node_count_out_whose_efficiency_is_fine() 
     ],
 )
 def test_without_enough_measurements_nothing_is_recommended(
-    repeats: dict[int, list[Repeat]], why: str
+    repeats: dict[int, list[Measurement]], why: str
 ) -> None:
     found = curve_of(repeats, Terms("weak")).recommendation
     assert found.nodes is None
@@ -181,8 +194,7 @@ def test_one_repeat_has_no_interval() -> None:
 
 def test_price_and_time_to_result_follow_from_what_was_measured() -> None:
     runs = {2: [repeat_at(v, startup_s=30.0) for v in (990.0, 1000.0, 1010.0)]}
-    goal = Goal(steps=1000, global_batch=64)
-    terms = Terms("weak", {2: 128}, goal, price=2.0, units_per_node=8)
+    terms = Terms("weak", {2: 128}, steps=1000, global_batch=64, price=2.0, units_per_node=8)
     [one] = curve_of(runs, terms).counts
     assert one.price_per_million_tokens is not None and one.time_to_result_s is not None
     assert one.price_per_million_tokens.value == pytest.approx(2 * 8 * 2.0 * 1e6 / (3600 * 1000))
@@ -205,12 +217,12 @@ def test_a_fit_needs_three_node_counts_and_a_curve_that_falls() -> None:
     assert fit_step_time([(1, 1.0), (2, 1.5), (4, 2.0)]) is None
 
 
-def steps_of(timing: Timing) -> tuple[int, int]:
+def steps_of(timing: Measurement) -> tuple[int, int]:
     return timing.steps, timing.left_out
 
 
 def test_a_save_and_the_steps_beside_it_are_counted_apart() -> None:
-    timing = timing_of(run_events([1.0] * 20, save_after=10, save_s=4.0), Wanted(warmup=5))
+    timing = measure(run_events([1.0] * 20, save_after=10, save_s=4.0), Wanted(warmup=5))
     assert steps_of(timing) == (14, 1)
     assert timing.step_s == pytest.approx(1.0)
     assert timing.saves is not None
@@ -224,8 +236,8 @@ def test_each_attempt_warms_up_anew_and_another_number_of_ranks_does_not_count()
     small = [{**event, "world_size": 2} if event["kind"] == "start" else event for event in moved]
     again = [{**event, "world_size": 4} if event["kind"] == "start" else event for event in moved]
     wanted = Wanted(world_size=4, warmup=10)
-    assert steps_of(timing_of([*first, *again], wanted)) == (4, 0)
-    shrunk = timing_of([*first, *small], wanted)
+    assert steps_of(measure([*first, *again], wanted)) == (4, 0)
+    shrunk = measure([*first, *small], wanted)
     assert steps_of(shrunk) == (2, 2)
     assert shrunk.step_s == pytest.approx(1.0)
 
@@ -235,20 +247,20 @@ def test_a_validation_between_two_steps_is_no_step_time() -> None:
     at = next(i for i, event in enumerate(events) if event.get("step") == 8)
     late = [{**event, "t": event["t"] + 30} for event in events[at + 1 :]]
     phase = {"kind": "phase", "attempt": 1, "phase": "validate", "t": events[at]["t"]}
-    timing = timing_of([*events[: at + 1], phase, *late], Wanted(warmup=2))
+    timing = measure([*events[: at + 1], phase, *late], Wanted(warmup=2))
     assert steps_of(timing) == (9, 1)
     assert timing.step_s == pytest.approx(1.0)
 
 
 def test_a_run_that_logs_every_fifth_step_is_measured_by_its_total_of_tokens() -> None:
     events = [e for e in run_events([0.5] * 40) if e["kind"] != "step" or e["step"] % 5 == 0]
-    timing = timing_of(events, Wanted(warmup=10))
+    timing = measure(events, Wanted(warmup=10))
     assert timing.tokens_per_s == pytest.approx(TOKENS / 0.5)
     assert timing.step_s == pytest.approx(0.5)
 
 
 def test_a_run_without_a_warm_step_has_no_speed() -> None:
-    timing = timing_of(run_events([1.0] * 5), Wanted(warmup=10), started_at=990.0)
+    timing = measure(run_events([1.0] * 5), Wanted(warmup=10), started_at=990.0)
     assert (timing.tokens_per_s, timing.step_s, timing.saves) == (None, None, None)
     assert timing.startup_s == pytest.approx(16.0), "from the job's start to the first step's end"
 

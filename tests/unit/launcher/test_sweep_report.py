@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from submitrain.launcher.sweeps.folder import PointState, SweepState
+from submitrain.launcher.sweeps.measure import Measurement, SaveCosts, Sharing
 from submitrain.launcher.sweeps.render import amount, report_parts, sweep_page
 from submitrain.launcher.sweeps.report import PointReport, Series, SweepReport
 from submitrain.launcher.sweeps.request import Combination, Point
-from submitrain.launcher.sweeps.scaling import Estimate, Goal, Repeat, Terms, curve_of
-from submitrain.launcher.sweeps.timing import RunMeasurement, SaveCosts, Sharing, Timing
+from submitrain.launcher.sweeps.scaling import Estimate, Terms, curve_of
 from submitrain.status import RunState, RunStatus
 from tests.unit.monitor.test_report import check_page
 
@@ -29,9 +29,11 @@ def point_report(combination: Combination, nodes: int, repeat: int, speed: float
         *("id", "/r", state, "a<b", "slurm", ("17",), 1, 80, 80, 1.0, 1.0, 1e-4, 1.0, None),
         *(1.0, 1.0, (), False),
     )
-    timing = Timing(50, 50 * 8192 / speed, 50 * 8192, 1, 20.5, SaveCosts(1, 2.5, 1.0, 3.0, 10))
     losses = tuple((step, 6 / step) for step in range(1, 9))
-    found = RunMeasurement(timing, 12.0, int(nodes == 4), Sharing(nodes, 1), losses, 1.5)
+    found = Measurement(
+        *(50, 50 * 8192 / speed, 50 * 8192, 1, 20.5, SaveCosts(1, 2.5, 1.0, 3.0, 10)),
+        *(losses, 1.5, 12.0, int(nodes == 4), Sharing(nodes, 1)),
+    )
     newest = PointState(point, (Path("/r"),), status)
     return PointReport(newest, found, "has not finished" if failed else "", int(failed))
 
@@ -47,15 +49,15 @@ def report_of(**changes: Any) -> SweepReport:
             for repeat in (1, 2, 3)
             if (speed := 1000 * nodes * (1 - 0.03 * nodes))
         )
-        repeats: dict[int, list[Repeat]] = {}
+        repeats: dict[int, list[Measurement]] = {}
         for one in points:
-            timing = one.measurement.timing if one.measurement else Timing()
             if not one.unused:
-                speed, step_s = 50 * 8192 / timing.seconds, timing.seconds / 50
-                made = Repeat(speed, step_s, 8192, 20.5, 12.0, 0, timing.saves)
-                repeats.setdefault(one.point.nodes, []).append(made)
-        goal = Goal(steps=10_000, global_batch=64, save_every_steps=100)
-        terms = Terms("strong", dict.fromkeys(NODES, 64), goal, price=2.1, units_per_node=8)
+                repeats.setdefault(one.point.nodes, []).append(one.measured)
+        terms = Terms(
+            *("strong", dict.fromkeys(NODES, 64), None, 10_000, 64, 100),
+            price=2.1,
+            units_per_node=8,
+        )
         series.append(Series(combination, points, curve_of(repeats, terms)))
     goal_record = {"tokens": None, "steps": 10_000, "global_batch": 64, "save_every_steps": 100}
     record = {

@@ -1,28 +1,25 @@
-"""How fast a run was, from rank 0's events: which of its steps may be counted. Pure.
+"""How fast a run was: which of its steps may be counted, and what else happened to it.
 
 Counted is the wall-clock time from one step's event to the next one's: all that a step takes, the
 wait for slower ranks included. A step counts when it is warm (``warmup`` steps of its own attempt
 came before it, so that a restart warms up anew), ran on as many ranks as were wanted, and nothing
 else went on: no save, in the background neither, no validation.
-
-Reads one run's folder for ``sweeps.scaling``, and asks Slurm how long its first job waited.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from submitrain.attempts import read_attempts
-from submitrain.events import Kind, Phase, number, read_events
+from submitrain.events import Event, Kind, Phase, number, read_events
 from submitrain.monitor.accounting.records import rank_events
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import Ask, ask, epoch_s
 
-Event = dict[str, Any]
+_SEPARATOR = "\x1f"
 _STEPPING = frozenset({Phase.STEP, Phase.FIRST_STEP})
 
 
@@ -50,8 +47,21 @@ class SaveCosts:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """What was measured of one run."""
+class Sharing:
+    """On how many machines a run's nodes really were; None where ranks did not say."""
+
+    nodes: int
+    machines: int | None
+
+    @property
+    def emulated(self) -> bool:
+        """Whether several nodes were one machine, and so shared its cores."""
+        return self.machines is not None and self.machines < self.nodes
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one run says of speed, waiting and trouble."""
 
     steps: int = 0
     """Steps that were counted."""
@@ -63,6 +73,14 @@ class Timing:
     startup_s: float | None = None
     """From the start of the first attempt to the end of its first step."""
     saves: SaveCosts | None = None
+    losses: tuple[tuple[int, float], ...] = ()
+    """(step, loss); of a step computed twice the later one."""
+    validation_loss: float | None = None
+    wait_s: float | None = None
+    """In the queue until its first start; None where there was none, or nobody knows."""
+    restarts: int = 0
+    """Attempts after the first."""
+    sharing: Sharing = Sharing(0, None)
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -80,9 +98,9 @@ class Timing:
         return self.tokens / self.steps if self.steps else None
 
 
-def timing_of(
+def measure(
     events: Iterable[Event], wanted: Wanted, *, started_at: float | None = None
-) -> Timing:
+) -> Measurement:
     """Measure a run by the events of its rank 0; ``started_at``: UTC seconds of its first start."""
     walk = _Walk(wanted)
     for event in events:
@@ -90,13 +108,15 @@ def timing_of(
     startup_s = None
     if started_at is not None and walk.first_step_at is not None:
         startup_s = max(0.0, walk.first_step_at - started_at)
-    return Timing(
+    return Measurement(
         steps=walk.steps,
         seconds=sum(walk.spans),
         tokens=walk.tokens,
         left_out=walk.left_out,
         startup_s=startup_s,
         saves=walk.save_costs(),
+        losses=tuple(sorted(walk.losses.items())),
+        validation_loss=walk.validation_loss,
     )
 
 
@@ -110,6 +130,8 @@ class _Walk:
     left_out: int = 0
     spans: list[float] = field(default_factory=list)
     first_step_at: float | None = None
+    losses: dict[int, float] = field(default_factory=dict)
+    validation_loss: float | None = None
     _right_size: bool = True
     _attempt: object = None
     _before: Event | None = None
@@ -125,36 +147,34 @@ class _Walk:
     _followed: set[int] = field(default_factory=set)
     """Which saves had steps beside them; the last one of a run has none."""
     _beside: list[tuple[float, int]] = field(default_factory=list)
+    """(seconds, steps) that passed beside a save."""
     _saves: list[Event] = field(default_factory=list)
 
     def take(self, event: Event) -> None:
-        kind = event["kind"]
+        kind, phase = event["kind"], event.get("phase")
         if event.get("attempt") != self._attempt or kind == Kind.START:
-            self._begin(event)
-        if kind == Kind.PHASE:
-            self._phase(str(event.get("phase")))
+            self._attempt, self._before, self._done = event.get("attempt"), None, 0
+            self._saving = self._saved = self._other = False
+            size = event.get("world_size") if kind == Kind.START else None
+            self._right_size = self.wanted.world_size in (None, size)
+        if kind == Kind.PHASE and phase == Phase.SAVE:
+            self._saving = self._saved = True
+            self._begun += 1
+        elif kind == Kind.PHASE and phase not in _STEPPING:
+            self._other = True
         elif kind in (Kind.CHECKPOINT, Kind.CHECKPOINT_FAILED):
             self._saving, self._saved = False, True
             if kind == Kind.CHECKPOINT and self._right_size:
                 self._saves.append(event)
         elif kind == Kind.STEP:
             self._step(event)
-
-    def _begin(self, event: Event) -> None:
-        self._attempt, self._before, self._done = event.get("attempt"), None, 0
-        self._saving = self._saved = self._other = False
-        size = event.get("world_size") if event["kind"] == Kind.START else None
-        self._right_size = self.wanted.world_size in (None, size)
-
-    def _phase(self, phase: str) -> None:
-        if phase == Phase.SAVE:
-            self._saving = self._saved = True
-            self._begun += 1
-        elif phase not in _STEPPING:
-            self._other = True
+        elif kind == Kind.VALIDATION:
+            self.validation_loss = number(event.get("loss"))
 
     def _step(self, event: Event) -> None:
         before, self._before = self._before, event
+        if (loss := number(event.get("loss"))) is not None:
+            self.losses[event["step"]] = loss
         if self.first_step_at is None:
             self.first_step_at = number(event.get("t"))
         steps = 1 if before is None else event["step"] - before["step"]
@@ -174,8 +194,13 @@ class _Walk:
             self._beside.append((seconds, steps))
             self._followed.add(self._begun)
         elif not late:
+            # By the run's total of tokens where it is recorded: a log may leave steps out.
+            totals = [number(one.get("total_tokens")) for one in (before, event)]
+            if totals[0] is not None and totals[1] is not None:
+                self.tokens += int(totals[1] - totals[0])
+            else:
+                self.tokens += int(number(event.get("tokens")) or 0) * steps
             self.steps += steps
-            self.tokens += _tokens(before, event, steps)
             self.spans.append(seconds)
 
     def save_costs(self) -> SaveCosts | None:
@@ -194,86 +219,31 @@ class _Walk:
         )
 
 
-def _tokens(before: Event, event: Event, steps: int) -> int:
-    """Tokens between two step events, by the run's total where it is recorded."""
-    totals = [number(one.get("total_tokens")) for one in (before, event)]
-    if totals[0] is not None and totals[1] is not None:
-        return int(totals[1] - totals[0])
-    return int(number(event.get("tokens")) or 0) * steps
-
-
-_SEPARATOR = "\x1f"
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """On how many machines a run's nodes really were; None where ranks did not say."""
-
-    nodes: int
-    machines: int | None
-
-    @property
-    def emulated(self) -> bool:
-        """Whether several nodes were one machine, and so shared its cores."""
-        return self.machines is not None and self.machines < self.nodes
-
-
-@dataclass(frozen=True)
-class RunMeasurement:
-    """What one run folder says of speed, waiting and trouble."""
-
-    timing: Timing
-    wait_s: float | None
-    """In the queue until its first start; None where there was none, or nobody knows."""
-    restarts: int
-    """Attempts after the first."""
-    sharing: Sharing
-    losses: tuple[tuple[int, float], ...]
-    """(step, loss); of a step computed twice the later one."""
-    validation_loss: float | None
-
-
 def read_measurement(
     folder: Path, wanted: Wanted, *, ranks_per_node: int, waits: Mapping[str, float]
-) -> RunMeasurement:
+) -> Measurement:
     """Measure the run in a folder, as far as it has come; ``waits`` are those of ``read_waits``."""
     run_dir = RunDir(folder)
     first = next(iter(read_attempts(run_dir)), None)
     started_at = number(first.start.get("job_started_at")) or first.started_at if first else None
-    losses: dict[int, float] = {}
-    validation: float | None = None
-    events = list(rank_events(run_dir.events(0)))
-    for event in events:
-        if event["kind"] == Kind.STEP and (loss := number(event.get("loss"))) is not None:
-            losses[event["step"]] = loss
-        elif event["kind"] == Kind.VALIDATION:
-            validation = number(event.get("loss"))
-    return RunMeasurement(
-        timing=timing_of(events, wanted, started_at=started_at),
+    return replace(
+        measure(rank_events(run_dir.events(0)), wanted, started_at=started_at),
         wait_s=_wait_s(run_dir, started_at, waits),
         restarts=max(0, run_dir.newest_attempt() - 1),
         sharing=read_sharing(run_dir, ranks_per_node=ranks_per_node),
-        losses=tuple(sorted(losses.items())),
-        validation_loss=validation,
     )
 
 
 def read_sharing(run_dir: RunDir, *, ranks_per_node: int) -> Sharing:
     """Nodes of the newest attempt, and machines (kernels, by their boot ids) under its ranks."""
-    starts = [start for path in run_dir.events_dir.glob("rank*.jsonl") if (start := _start(path))]
+    starts = []
+    for path in run_dir.events_dir.glob("rank*.jsonl"):
+        starts += list(read_events(path, kinds=frozenset({Kind.START})))[-1:]
     newest = max((start["attempt"] for start in starts), default=0)
     ours = [start for start in starts if start["attempt"] == newest]
     machines = {start.get("machine") for start in ours}
     nodes = max((int(start["world_size"]) for start in ours), default=0) // ranks_per_node
     return Sharing(nodes, len(machines) if machines and all(machines) else None)
-
-
-def _start(path: Path) -> dict[str, Any] | None:
-    """The newest start of one rank."""
-    newest = None
-    for event in read_events(path, kinds=frozenset({Kind.START})):
-        newest = event
-    return newest
 
 
 def _wait_s(run_dir: RunDir, started_at: float | None, waits: Mapping[str, float]) -> float | None:
