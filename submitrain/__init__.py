@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from submitrain.launcher.api import launch, sweep
     from submitrain.launcher.run import Run
     from submitrain.launcher.sweeps.handle import Sweep
-    from submitrain.train.user_function.context import Checkpoint, DataOrder, RunContext
+    from submitrain.train.checkpoint.manifest import Checkpoint
+    from submitrain.train.user_function.context import DataOrder, RunContext
 
 __all__ = ["Checkpoint", "DataOrder", "Run", "RunContext", "Sweep", "launch", "sweep"]
 
@@ -23,7 +24,7 @@ _HOMES = {
     "sweep": "submitrain.launcher.api",
     "Run": "submitrain.launcher.run",
     "Sweep": "submitrain.launcher.sweeps.handle",
-    "Checkpoint": "submitrain.train.user_function.context",
+    "Checkpoint": "submitrain.train.checkpoint.manifest",
     "DataOrder": "submitrain.train.user_function.context",
     "RunContext": "submitrain.train.user_function.context",
 }

@@ -22,7 +22,7 @@ from submitrain.events import Fence
 from submitrain.run_folder import fsync_dir
 from submitrain.train.checkpoint.folders import fsync_file
 from submitrain.train.checkpoint.hf_weights import Layout, Pretrained
-from submitrain.train.checkpoint.storage import AgreedError, Agreement
+from submitrain.train.checkpoint.storage import RankError, RankGroup
 from submitrain.train.checkpoint.tensors import model_tensors
 
 
@@ -45,16 +45,16 @@ def export_pretrained(
         FencedError: a newer attempt owns the run folder.
         CheckpointError: it could not be written; ``folder`` is as it was.
     """
-    agreement = Agreement(dist.group.WORLD if dist.is_initialized() else None)
+    ranks = RankGroup(dist.group.WORLD if dist.is_initialized() else None)
     layout = Pretrained(tokenizer, dtype).layout(model)
     fence = fence or Fence()
     temporary = _scratch(folder, "tmp", fence)
     try:
-        agreement.on_rank0(lambda: _begin(folder, fence))
-        agreement.together(lambda: _gather_and_write(model, layout, temporary, agreement.rank))
-        return agreement.on_rank0(lambda: _publish(folder, fence))
-    except AgreedError as error:
-        if agreement.rank == 0:
+        ranks.on_rank0(lambda: _begin(folder, fence))
+        ranks.together(lambda: _gather_and_write(model, layout, temporary, ranks.rank))
+        return ranks.on_rank0(lambda: _publish(folder, fence))
+    except RankError as error:
+        if ranks.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         fence.check(f"export to {folder}")
         raise CheckpointError(f"{folder}: the model was not exported: {error}") from error

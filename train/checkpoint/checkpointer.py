@@ -1,14 +1,8 @@
 """Checkpointer: save in the background, publish when complete, load only what is verified.
 
-A save is: copy the tensors (training waits for this), then in one thread: every rank writes,
-flushes and hashes its files into a temporary folder; all agree that everyone succeeded; rank 0
-seals it with the manifest, renames it into place, moves ``latest`` and prunes. Dying at any moment
-leaves the previous checkpoints as they were.
-
-Staging: copies of this rank's tensors that training cannot change while they are written.
-
-The copy is the only thing training waits for. The buffers are kept for the next save, so the price
-is once this rank's share of model and optimizer in host memory.
+Training waits for a copy of this rank's tensors only; ``write_checkpoint`` does the rest in a
+thread. The copy's buffers are kept for the next save, so the price is once this rank's share of
+model and optimizer in host memory.
 """
 
 from __future__ import annotations
@@ -16,9 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import structlog
 import torch
@@ -28,14 +21,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from submitrain.config.sections import CheckpointConfig
-from submitrain.errors import CheckpointError, FencedError
+from submitrain.errors import CheckpointError
 from submitrain.events import Kind
 from submitrain.train.callbacks.autosave import SaveCost
 from submitrain.train.checkpoint.folders import CheckpointFolders
 from submitrain.train.checkpoint.hf_weights import Pretrained
-from submitrain.train.checkpoint.loading import load_newest, undone_checkpoints
+from submitrain.train.checkpoint.loading import CheckpointSearch, load_newest
 from submitrain.train.checkpoint.manifest import TrainState
-from submitrain.train.checkpoint.storage import Agreement
+from submitrain.train.checkpoint.storage import RankGroup
 from submitrain.train.checkpoint.tensors import (
     Scalars,
     adapter_only,
@@ -45,6 +38,8 @@ from submitrain.train.checkpoint.tensors import (
 )
 from submitrain.train.checkpoint.writing import Published, SaveTask, Snapshot, write_checkpoint
 from submitrain.train.context import RankContext
+
+log = structlog.get_logger()
 
 
 class Stager:
@@ -59,56 +54,54 @@ class Stager:
     @torch.no_grad()
     def stage(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copy every tensor; a DTensor stays one, with its shard in host memory."""
-        local = {name: _local(tensor) for name, tensor in tensors.items()}
-        self._buffers = {name: self._fitting_buffer(name, tensor) for name, tensor in local.items()}
-        devices = {tensor.device for tensor in local.values() if tensor.device.type != "cpu"}
-        for name, tensor in local.items():
-            self._buffers[name].copy_(tensor, non_blocking=bool(devices))
+        staged: dict[str, torch.Tensor] = {}
+        devices: set[torch.device] = set()
+        old, self._buffers = self._buffers, {}
+        for name, tensor in tensors.items():
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            on_host = local.device.type == "cpu"
+            buffer = old.pop(name, None)
+            if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
+                pin = local.device.type == "cuda"
+                buffer = torch.empty(local.shape, dtype=local.dtype, device="cpu", pin_memory=pin)
+            self._buffers[name] = buffer.copy_(local.detach(), non_blocking=not on_host)
+            staged[name] = buffer
+            if not on_host:
+                devices.add(local.device)
+            if isinstance(tensor, DTensor):
+                # DTensor.from_local would move it back to the mesh's device, so the shard of a
+                # detached DTensor is replaced, as torch.distributed._state_dict_utils does.
+                wrapped: Any = tensor.detach()
+                wrapped._local_tensor = buffer
+                staged[name] = wrapped
         for device in devices:
             torch.accelerator.synchronize(device)
-        return {name: _rewrap(tensor, self._buffers[name]) for name, tensor in tensors.items()}
-
-    def _fitting_buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        buffer = self._buffers.get(name)
-        if buffer is not None and buffer.shape == tensor.shape and buffer.dtype == tensor.dtype:
-            return buffer
-        pin = tensor.device.type == "cuda"
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pin)
+        return staged
 
 
-def on_host(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether all tensors are in host memory."""
-    return all(tensor.device.type == "cpu" for tensor in tensors.values())
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def _rewrap(tensor: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-    """The buffer in the shape of the global tensor.
-
-    ``DTensor.from_local`` would move it back to the mesh's device, so the shard of a detached
-    DTensor is replaced, as torch.distributed._state_dict_utils does.
-    """
-    if not isinstance(tensor, DTensor):
-        return buffer
-    staged: Any = tensor.detach()
-    staged._local_tensor = buffer
-    return cast(torch.Tensor, staged)
-
-
-log = structlog.get_logger()
-
-
-@dataclass
-class _Flight:
+class PendingSave(threading.Thread):
     """A save on its way; ``published`` or ``problem`` is set when its thread has ended."""
 
-    task: SaveTask
-    thread: threading.Thread | None = None
-    published: Published | None = None
-    problem: str = ""
+    def __init__(self, task: SaveTask, snapshot: Snapshot, ranks: RankGroup) -> None:
+        super().__init__(name="checkpoint", daemon=True)
+        self.task, self.snapshot, self.ranks = task, snapshot, ranks
+        self.published: Published | None = None
+        self.problem = ""
+        self.cost: SaveCost | None = None
+        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def run(self) -> None:
+        """Write and publish; an error must reach the main thread as a text and not be lost."""
+        try:
+            if self._device is not None:
+                torch.cuda.set_device(self._device)  # a thread's own, and it begins at 0
+            self.published = write_checkpoint(self.task, self.snapshot, self.ranks)
+        except (Exception, CheckpointException) as error:
+            self.problem = f"{type(error).__name__}: {error}"
+            self.task.record_failure(self.problem)
+        save_s = time.monotonic() - self.task.started
+        blocked_s = save_s if self.task.blocked_s is None else self.task.blocked_s
+        self.cost = SaveCost(blocked_s, save_s)
 
 
 class Checkpointer:
@@ -130,17 +123,17 @@ class Checkpointer:
         pretrained: Pretrained | None = None,
     ) -> None:
         self._folders = CheckpointFolders(folder, context.fence)
+        self._search = CheckpointSearch(self._folders, context)
         self._context = context
         self._settings = settings
         self._config_hash = config_hash
-        self._agreement = Agreement(group)
+        self._ranks = RankGroup(group)
         self._pretrained = pretrained or Pretrained()
         self._stager = Stager()
-        self._flight: _Flight | None = None
+        self._pending: PendingSave | None = None
         self._newest_step: int | None = None
         self._newest_cost: SaveCost | None = None
         self._configured: list[Scalars] | None = None
-        self._rejected: set[Path] = set()
 
     def load_latest(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState | None:
         """Load the newest checkpoint that verifies, in place; None if there is none at all.
@@ -153,34 +146,22 @@ class Checkpointer:
         """
         self.wait()
         started = time.monotonic()
-        self._revoke_older()  # before anything is listed
-        undone = undone_checkpoints(self._folders, self._context.run_dir, self._agreement)
-        for path, reason in undone.items():
-            self._reject(path, reason)
         if self._configured is None:
             self._configured = group_values(optimizer)
-        loaded = load_newest(
-            self._folders.root,
-            model,
-            optimizer,
-            configured=self._configured,
-            agreement=self._agreement,
-            reject=self._reject,
-            undone=undone,
-        )
+        loaded = load_newest(self._search, self._ranks, model, optimizer, self._configured)
         if loaded is None:
             return None
-        if loaded.manifest.config_hash != self._config_hash:
-            self._log("checkpoint_of_another_config", path=str(loaded.path))
-        self._newest_step = loaded.manifest.step
+        path, manifest = loaded
+        self._newest_step = manifest.step
         if self._context.rank == 0:
+            if manifest.config_hash != self._config_hash:
+                attempt = self._context.attempt
+                log.warning("checkpoint_of_another_config", attempt=attempt, path=str(path))
+            load_s = round(time.monotonic() - started, 3)
             self._context.events.write(
-                Kind.RESUME,
-                step=loaded.manifest.step,
-                path=str(loaded.path),
-                load_s=round(time.monotonic() - started, 3),
+                Kind.RESUME, step=manifest.step, path=str(path), load_s=load_s
             )
-        return loaded.manifest.state
+        return manifest.state
 
     def save(
         self,
@@ -211,28 +192,30 @@ class Checkpointer:
             config_hash=self._config_hash,
             state=state,
             started=started,
+            rejected=frozenset(self._search.rejected),
+            model_format=self._settings.model_save_format,
+            adapter_only=adapter_only(model),
             blocked_s=time.monotonic() - started if background else None,
-            rejected=frozenset(self._rejected),
         )
-        self._start(task, snapshot)
+        self._pending = PendingSave(task, snapshot, self._ranks)
+        self._pending.start()
         if not background:
             problem = self._join_save()
             if wait and problem:
                 raise CheckpointError(
-                    f"{self._folders.published(state.step)}: not saved: {problem}; see that the "
+                    f"{task.target}: not saved: {problem}; see that the "
                     "disk has room and is writable, then resume from the previous checkpoint"
                 )
         return time.monotonic() - started
 
     def ready(self) -> bool:
         """Whether a new save would start at once, because none is in flight."""
-        flight = self._flight
-        return flight is None or flight.thread is None or not flight.thread.is_alive()
+        return self._pending is None or not self._pending.is_alive()
 
     @property
     def newest_cost(self) -> SaveCost | None:
         """What the newest save of this attempt took that has ended, well or not."""
-        return self._newest_cost
+        return (self._pending and self._pending.cost) or self._newest_cost
 
     def wait(self) -> None:
         """Wait until no save is in flight.
@@ -247,16 +230,6 @@ class Checkpointer:
         self.wait()
         self._stager = Stager()
 
-    def _revoke_older(self) -> None:
-        """Rank 0, before the checkpoints are listed: older attempts can publish no more."""
-        if self._context.rank != 0 or not self._folders.root.exists():
-            return
-        try:
-            self._folders.revoke()
-        except OSError as error:
-            # On a folder that cannot be written nobody publishes; reading may go on.
-            self._log("older_attempts_not_revoked", path=str(self._folders.root), why=str(error))
-
     def _snapshot(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, copy: bool
     ) -> Snapshot:
@@ -265,70 +238,25 @@ class Checkpointer:
             **{f"model:{name}": tensor for name, tensor in model_tensors(model).items()},
             **{f"optim:{name}": tensor for name, tensor in optim.tensors.items()},
         }
-        if copy or not on_host(tensors):
+        if copy or any(tensor.device.type != "cpu" for tensor in tensors.values()):
             tensors = self._stager.stage(tensors)
+        every = self._settings.save_consolidated == "every"
         return Snapshot(
             model={n[6:]: t for n, t in tensors.items() if n.startswith("model:")},
             optimizer={n[6:]: t for n, t in tensors.items() if n.startswith("optim:")},
             scalars=optim.scalars,
-            adapter_only=adapter_only(model),
-            layout=self._pretrained.layout(model)
-            if self._settings.save_consolidated == "every"
-            else None,
+            layout=self._pretrained.layout(model) if every else None,
         )
-
-    def _start(self, task: SaveTask, snapshot: Snapshot) -> None:
-        flight = _Flight(task)
-        device = torch.cuda.current_device() if torch.cuda.is_available() else None
-
-        def run() -> None:
-            # Whatever happens in here must reach the main thread as a text and not be lost.
-            try:
-                if device is not None:
-                    torch.cuda.set_device(device)  # a thread's own, and it begins at 0
-                flight.published = write_checkpoint(task, snapshot, self._agreement)
-            except (Exception, CheckpointException) as error:
-                flight.problem = f"{type(error).__name__}: {error}"
-                self._record_failure(task, flight.problem)
-            save_s = time.monotonic() - task.started
-            blocked_s = save_s if task.blocked_s is None else task.blocked_s
-            self._newest_cost = SaveCost(blocked_s, save_s)
-
-        flight.thread = threading.Thread(target=run, name="checkpoint", daemon=True)
-        self._flight = flight
-        flight.thread.start()
 
     def _join_save(self) -> str:
         """Wait for the save in flight and take note of its result; returns why it failed."""
-        flight, self._flight = self._flight, None
-        if flight is None or flight.thread is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return ""
-        flight.thread.join()
-        if flight.published is Published.FENCED:
-            raise FencedError(
-                f"attempt {self._context.attempt} may not publish {flight.task.target}: attempt "
-                f"{self._context.run_dir.newest_attempt()} owns the run folder now; this one ends"
-            )
-        if flight.published is not None:
-            self._newest_step = flight.task.state.step
-        return flight.problem
-
-    def _record_failure(self, task: SaveTask, problem: str) -> None:
-        if self._context.rank == 0:
-            self._context.events.write(
-                Kind.CHECKPOINT_FAILED,
-                step=task.state.step,
-                path=str(task.target),
-                reason=problem,
-            )
-            self._log("checkpoint_failed", path=str(task.target), reason=problem)
-
-    def _reject(self, path: Path, reason: str) -> None:
-        self._rejected.add(path)
-        if self._context.rank == 0:
-            self._context.events.write(Kind.CHECKPOINT_REJECTED, path=str(path), reason=reason)
-            self._log("checkpoint_rejected", path=str(path), reason=reason)
-
-    def _log(self, event: str, **values: str) -> None:
-        if self._context.rank == 0:
-            log.warning(event, attempt=self._context.attempt, **values)
+        pending.join()
+        self._newest_cost = pending.cost
+        if pending.published is Published.FENCED:
+            raise pending.task.fenced_error()
+        if pending.published is not None:
+            self._newest_step = pending.task.state.step
+        return pending.problem

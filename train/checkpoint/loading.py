@@ -1,20 +1,23 @@
-"""Loading: newest checkpoint first, verified by all ranks together, older ones as a fallback.
+"""Loading: the newest checkpoint first, verified by all ranks together, older ones as a fallback.
 
-Checkpoints that a rollback undid: made by an earlier attempt after the trouble had begun.
+A checkpoint that a rollback undid (made by an earlier attempt after the trouble had begun) is as if
+it were not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Iterator, MutableSet, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import structlog
 import torch
 from torch import nn
 
 from submitrain.errors import CheckpointError
+from submitrain.events import Kind
 from submitrain.rollbacks import read_rollbacks
 from submitrain.run_folder import RunDir
 from submitrain.train.checkpoint.folders import CheckpointFolders
@@ -29,10 +32,10 @@ from submitrain.train.checkpoint.manifest import (
 from submitrain.train.checkpoint.storage import (
     MODEL,
     OPTIMIZER,
-    AgreedError,
-    Agreement,
+    SCALARS,
+    RankError,
+    RankGroup,
     StoredTensors,
-    read_scalars,
 )
 from submitrain.train.checkpoint.tensors import (
     Scalars,
@@ -40,23 +43,78 @@ from submitrain.train.checkpoint.tensors import (
     model_tensors,
     prepare_optimizer,
 )
+from submitrain.train.context import RankContext
+
+log = structlog.get_logger()
 
 
-def undone_checkpoints(
-    folders: CheckpointFolders, run_dir: RunDir, agreement: Agreement
-) -> dict[Path, str]:
-    """Checkpoints that may not be used any more, and why; the same on every rank.
+class CheckpointSearch:
+    """Finds the newest checkpoint of a run that is whole; all ranks make the same calls."""
 
-    Rank 0 also moves them aside, so that people and ``latest`` see only sound ones; one that cannot
-    be moved (read-only folder) is not used all the same.
+    def __init__(self, folders: CheckpointFolders, context: RankContext) -> None:
+        self.folders, self.context = folders, context
+        self.rejected: MutableSet[Path] = set()
+        """Checkpoints that were found unusable, on every rank alike."""
 
-    Raises:
-        AgreedError: rank 0 could not read the run folder.
+    def newest_first(self, ranks: RankGroup) -> Iterator[tuple[Path, Manifest]]:
+        """Whole checkpoints; the others are rejected, with an event and a warning for each.
+
+        Raises:
+            CheckpointError: there are checkpoints, and the caller took none of them.
+        """
+        root = self.folders.root
+        names = ranks.on_rank0(self._revoke_and_list)
+        undone = ranks.on_rank0(lambda: move_undone(self.folders, self.context.run_dir))
+        for path, reason in undone.items():
+            self.reject(path, reason)
+        names = [name for name in names if root / name not in undone]
+        for name in reversed(names):
+            manifest, problems = verify_together(root / name, ranks)
+            if manifest is None or problems:
+                self.reject(root / name, "; ".join(problems))
+            else:
+                yield root / name, manifest
+        if names:
+            raise CheckpointError(
+                f"{root}: {len(names)} checkpoints, none of them whole: {', '.join(names)}; "
+                "the reasons are in the checkpoint_rejected events. Restore one of them from a "
+                "copy, or move them away to start from step 0"
+            )
+
+    def reject(self, path: Path, reason: str) -> None:
+        """Record that a checkpoint is not used."""
+        self.rejected.add(path)
+        if self.context.rank == 0:
+            self.context.events.write(Kind.CHECKPOINT_REJECTED, path=str(path), reason=reason)
+            log.warning(
+                "checkpoint_rejected",
+                attempt=self.context.attempt,
+                path=str(path),
+                reason=reason,
+            )
+
+    def _revoke_and_list(self) -> list[str]:
+        """Published checkpoints; before they are listed, older attempts can publish no more."""
+        root = self.folders.root
+        try:
+            if root.exists():
+                self.folders.revoke()
+        except OSError as error:
+            # On a folder that cannot be written nobody publishes; reading may go on.
+            log.warning(
+                "older_attempts_not_revoked",
+                attempt=self.context.attempt,
+                path=str(root),
+                why=str(error),
+            )
+        return [path.name for path in list_checkpoints(root)]
+
+
+def move_undone(folders: CheckpointFolders, run_dir: RunDir) -> dict[Path, str]:
+    """Take checkpoints out of use that a rollback undid; returns them, and why. Rank 0 does this.
+
+    One that cannot be moved (read-only folder) is not used all the same.
     """
-    return agreement.on_rank0(lambda: _move_aside(folders, run_dir))
-
-
-def _move_aside(folders: CheckpointFolders, run_dir: RunDir) -> dict[Path, str]:
     undone = find_undone(folders.root, run_dir)
     for path in undone:
         with suppress(OSError):
@@ -75,9 +133,12 @@ def find_undone(root: Path, run_dir: RunDir) -> dict[Path, str]:
     undone = {}
     rollbacks = read_rollbacks(run_dir)
     for path in list_checkpoints(root) if rollbacks else []:
-        attempt, step = _made_by(path), step_of(path) or 0
+        try:
+            attempt, step = Manifest.read(path).attempt, step_of(path) or 0
+        except (OSError, ValueError, KeyError):
+            continue  # it does not say who made it, so it does not verify either
         for rollback in rollbacks:
-            if attempt is not None and rollback.rejects(step=step, attempt=attempt):
+            if rollback.rejects(step=step, attempt=attempt):
                 undone[path] = (
                     f"undone: attempt {rollback.attempt} went back to before step "
                     f"{rollback.first_step} ({rollback.what})"
@@ -85,93 +146,50 @@ def find_undone(root: Path, run_dir: RunDir) -> dict[Path, str]:
     return undone
 
 
-def _made_by(path: Path) -> int | None:
-    """Attempt that made a checkpoint; None when it does not say (then it does not verify)."""
-    try:
-        return Manifest.read(path).attempt
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-Reject = Callable[[Path, str], None]
-"""Called with a checkpoint's path and the reason why it is not used; on every rank alike."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The checkpoint that was loaded."""
-
-    path: Path
-    manifest: Manifest
-
-
-def load_newest(
-    root: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    configured: Sequence[Scalars],
-    agreement: Agreement,
-    reject: Reject,
-    undone: Collection[Path] = (),
-) -> Loaded | None:
-    """Load the newest checkpoint in ``root`` that verifies; None if there is no checkpoint at all.
-
-    ``undone`` ones are as if they were not there: a rollback undid what they hold. ``configured``
-    are the optimizer's group values that hold where the checkpoint has none.
-
-    Raises:
-        CheckpointError: none verifies, or the verified one does not fit model or optimizer.
-    """
-    names = agreement.on_rank0(
-        lambda: [path.name for path in list_checkpoints(root) if path not in undone]
-    )
-    for name in reversed(names):
-        path = root / name
-        manifest, problems = verify_together(path, agreement)
-        if manifest is None or problems:
-            reject(path, "; ".join(problems))
-            continue
-        try:
-            fill = partial(restore, path, manifest, model, optimizer, configured)
-            mismatches = agreement.together(fill)
-        except AgreedError as error:
-            reject(path, f"verified, but reading it failed: {error}")
-            continue
-        if any(mismatches):
-            raise CheckpointError(f"{path} does not fit: {next(filter(None, mismatches))}")
-        return Loaded(path, manifest)
-    if names:
-        raise none_is_whole(root, names)
-    return None
-
-
-def none_is_whole(root: Path, names: Sequence[str]) -> CheckpointError:
-    """What to say when there are checkpoints and none verifies."""
-    return CheckpointError(
-        f"{root}: {len(names)} checkpoints, none of them whole: {', '.join(names)}; "
-        "the reasons are in the checkpoint_rejected events. Restore one of them from a copy, "
-        "or move them away to start from step 0"
-    )
-
-
-def verify_together(path: Path, agreement: Agreement) -> tuple[Manifest | None, list[str]]:
+def verify_together(path: Path, ranks: RankGroup) -> tuple[Manifest | None, list[str]]:
     """Manifest and problems of a checkpoint; every rank hashes a share of the files."""
     try:
-        manifest = agreement.on_rank0(lambda: Manifest.read(path))
-    except AgreedError as error:
+        manifest = ranks.on_rank0(lambda: Manifest.read(path))
+    except RankError as error:
         return None, [f"{MANIFEST}: {error}"]
     by_size = sorted(manifest.files.items(), key=lambda item: (-item[1].size, item[0]))
-    mine = by_size[agreement.rank :: agreement.world_size]
     problems: list[str] = []
-    for name, record in mine:
+    for name, record in by_size[ranks.rank :: ranks.world_size]:
         problems += verify_file(path, name, record, contents=True)
-    if agreement.rank == 0:
+    if ranks.rank == 0:
         try:
             problems += stray_files(path, manifest)
         except OSError as error:
             problems.append(f"cannot be listed: {error}")
-    return manifest, [problem for share in agreement.gather(problems) for problem in share]
+    return manifest, [problem for share in ranks.gather(problems) for problem in share]
+
+
+def load_newest(
+    search: CheckpointSearch,
+    ranks: RankGroup,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    configured: Sequence[Scalars],
+) -> tuple[Path, Manifest] | None:
+    """Load the newest checkpoint that verifies, in place; None if there is no checkpoint at all.
+
+    ``configured`` are the optimizer's group values that hold where the checkpoint has none.
+
+    Raises:
+        CheckpointError: none verifies, or the verified one does not fit model or optimizer.
+    """
+    for path, manifest in search.newest_first(ranks):
+        try:
+            mismatches = ranks.together(
+                partial(restore, path, manifest, model, optimizer, configured)
+            )
+        except RankError as error:
+            search.reject(path, f"verified, but reading it failed: {error}")
+            continue
+        if any(mismatches):
+            raise CheckpointError(f"{path} does not fit: {next(filter(None, mismatches))}")
+        return path, manifest
+    return None
 
 
 def restore(
@@ -188,14 +206,18 @@ def restore(
     Raises:
         OSError: a file cannot be read.
     """
-    if problem := _kind_mismatch(manifest, model):
-        return problem
+    if manifest.adapter_only != adapter_only(model):
+        kinds = {True: "a LoRA adapter only", False: "the whole model"}
+        return (
+            f"it holds {kinds[manifest.adapter_only]}, this configuration trains "
+            f"{kinds[not manifest.adapter_only]}: was peft switched? start a new run for that"
+        )
     weights = StoredTensors(path / MODEL, safetensors=manifest.model_format == "safetensors")
     targets = model_tensors(model)
     if problem := _name_mismatch(set(targets), weights.names):
         return problem
     moments = StoredTensors(path / OPTIMIZER, safetensors=False)
-    scalars = read_scalars(path / OPTIMIZER)
+    scalars: Scalars = json.loads((path / OPTIMIZER / SCALARS).read_text())
     try:
         moments.read(
             prepare_optimizer(
@@ -206,16 +228,6 @@ def restore(
     except (CheckpointError, ValueError) as error:
         return str(error)
     return ""
-
-
-def _kind_mismatch(manifest: Manifest, model: nn.Module) -> str:
-    if manifest.adapter_only == adapter_only(model):
-        return ""
-    kinds = {True: "a LoRA adapter only", False: "the whole model"}
-    return (
-        f"it holds {kinds[manifest.adapter_only]}, this configuration trains "
-        f"{kinds[not manifest.adapter_only]}: was peft switched? start a new run for that"
-    )
 
 
 def _name_mismatch(here: set[str], there: set[str]) -> str:

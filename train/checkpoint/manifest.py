@@ -1,13 +1,8 @@
-"""The manifest: which files make up a checkpoint, and whether they are all there and whole.
+"""What belongs to a checkpoint, and whether it is all there and whole. Imports no torch.
 
 torch.distributed.checkpoint has no checksums: a flipped bit in one of its files loads silently.
-Here every file's size and digest is recorded, and the manifest has a digest of itself. Imports no
-torch: launcher and monitor ask here what can be resumed.
-
-TrainState: everything of a run's progress that is no tensor. Imports no torch.
-
-Data order, learning rate and random numbers are pure functions of these numbers, so nothing else
-has to be kept for an exact resume.
+Here every file's size and digest is recorded, and the manifest has a digest of itself. Launcher and
+monitor ask here what can be resumed.
 """
 
 from __future__ import annotations
@@ -24,7 +19,11 @@ Json = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class TrainState:
-    """Progress at an optimizer-step boundary; the same on every rank."""
+    """Progress at an optimizer-step boundary, all that is no tensor; the same on every rank.
+
+    Data order, learning rate and random numbers are pure functions of these numbers, so nothing
+    else has to be kept for an exact resume.
+    """
 
     step: int
     """Finished optimizer steps."""
@@ -65,6 +64,17 @@ class TrainState:
             raise ValueError(f"train state without a step: {dict(value)!r:.200}")
         known = {item.name for item in fields(cls)}
         return cls(**{key: item for key, item in value.items() if key in known})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Files that a user's function wrote, whole and verified; never write into ``folder``."""
+
+    folder: Path
+    step: int
+    """Optimizer steps finished when it was made."""
+    extra: Mapping[str, Json]
+    """The plain values that were given to ``publish_checkpoint``."""
 
 
 FORMAT_VERSION = 1

@@ -3,17 +3,13 @@
     model/  shard-00001-model-00001-of-00001.safetensors ...   (or .distcp with torch_save)
     optim/  __0_0.distcp ... .metadata  scalars.json
 
-Reading needs no collective: each rank opens the files and takes what it holds.
-
-What all ranks think: object collectives over the gloo group that only checkpoints use.
-
-Never from two threads at once: the saving thread has the group from the start of a save to its end.
+Reading needs no collective: each rank opens the files and takes what it holds. ``RankGroup`` makes
+an error on one rank an error on all of them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -33,18 +29,25 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from submitrain.errors import CheckpointError
 from submitrain.train.checkpoint.folders import fsync_file
 from submitrain.train.checkpoint.manifest import FileRecord, digest_file
-from submitrain.train.checkpoint.tensors import Scalars
 
 T = TypeVar("T")
 
+MODEL = "model"
+OPTIMIZER = "optim"
+SCALARS = "scalars.json"
+"""The optimizer's numbers as JSON; floats come back exactly."""
 
-class AgreedError(CheckpointError):
+
+class RankError(CheckpointError):
     """Work that failed on some rank; every rank gets this error with the same text."""
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Collectives of one group; None means a single process without torch.distributed."""
+class RankGroup:
+    """Object collectives of a gloo group; None means a single process without torch.distributed.
+
+    Never from two threads at once: the saving thread has the group from a save's start to its end.
+    """
 
     group: dist.ProcessGroup | None
 
@@ -70,38 +73,30 @@ class Agreement:
         """Do ``work`` on every rank and return all results, or fail on every rank.
 
         Raises:
-            AgreedError: it failed somewhere; the text names the ranks and their errors.
+            RankError: it failed somewhere; the text names the ranks and their errors.
         """
-        value, problem = _attempt(work)
+        value, problem = None, ""
+        # Any error at all: a rank that does not come to the gathering would hang the others.
+        try:
+            value = work()
+        except CheckpointException as error:
+            causes = {f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values()}
+            problem = ", ".join(sorted(causes))
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
         results = self.gather((value, problem))
         problems = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(results) if text]
         if problems:
-            raise AgreedError("; ".join(dict.fromkeys(problems)))
+            raise RankError("; ".join(dict.fromkeys(problems)))
         return [result for result, _ in results]  # type: ignore[misc]
 
     def on_rank0(self, work: Callable[[], T]) -> T:
         """Do ``work`` on rank 0 and return its result on every rank, or fail on every rank.
 
         Raises:
-            AgreedError: it failed.
+            RankError: it failed.
         """
         return self.together(lambda: work() if self.rank == 0 else None)[0]  # type: ignore[return-value]
-
-
-def _attempt(work: Callable[[], T]) -> tuple[T | None, str]:
-    # Any error at all: a rank that does not come to the gathering would hang the others.
-    try:
-        return work(), ""
-    except CheckpointException as error:
-        causes = {f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values()}
-        return None, ", ".join(sorted(causes))
-    except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
-
-
-MODEL = "model"
-OPTIMIZER = "optim"
-SCALARS = "scalars.json"
 
 
 def write_tensors(
@@ -124,34 +119,20 @@ def write_tensors(
     save(dict(tensors), storage_writer=writer, process_group=group)
 
 
-def write_scalars(folder: Path, scalars: Scalars) -> None:
-    """Write the optimizer's numbers as JSON; floats come back exactly. One rank calls this."""
-    (folder / SCALARS).write_text(json.dumps(scalars))
-
-
-def read_scalars(folder: Path) -> Scalars:
-    """Inverse of ``write_scalars``."""
-    scalars: Scalars = json.loads((folder / SCALARS).read_text())
-    return scalars
-
-
-def record_own_files(checkpoint: Path, rank: int) -> dict[str, FileRecord]:
-    """Flush and hash the files that this rank wrote; names are relative to ``checkpoint``."""
+def files_of_rank(checkpoint: Path, rank: int) -> list[Path]:
+    """The files of model and optimizer that a rank wrote."""
     prefixes = [f"shard-{rank + 1:05d}-", f"__{rank}_"]
     if rank == 0:
         prefixes += [".metadata", SCALARS]
-    return record_files(
-        checkpoint,
-        [
-            path
-            for part in (MODEL, OPTIMIZER)
-            for path in sorted((checkpoint / part).iterdir())
-            if path.name.startswith(tuple(prefixes))
-        ],
-    )
+    return [
+        path
+        for part in (MODEL, OPTIMIZER)
+        for path in sorted((checkpoint / part).iterdir())
+        if path.name.startswith(tuple(prefixes))
+    ]
 
 
-def record_files(checkpoint: Path, paths: list[Path]) -> dict[str, FileRecord]:
+def record_files(checkpoint: Path, paths: Iterable[Path]) -> dict[str, FileRecord]:
     """Flush and hash ``paths``; names are relative to ``checkpoint``."""
     records = {}
     for path in paths:
@@ -169,24 +150,15 @@ class StoredTensors:
         )
         self._metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        self.names = set(self._metadata.state_dict_metadata)
 
-    @property
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-        return set(self._metadata.state_dict_metadata)
-
-    def shape(self, name: str) -> torch.Size:
-        """Shape of the whole tensor."""
-        return self._tensor(name).size
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Data type as stored."""
-        return self._tensor(name).properties.dtype
-
-    def _tensor(self, name: str) -> TensorStorageMetadata:
+    def read_whole(self, name: str) -> torch.Tensor:
+        """One tensor, gathered from all shards."""
         stored = self._metadata.state_dict_metadata[name]
         assert isinstance(stored, TensorStorageMetadata)
-        return stored
+        tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
+        self.read({name: tensor})
+        return tensor
 
     def read(self, targets: Mapping[str, torch.Tensor]) -> None:
         """Fill ``targets`` in place, whatever world size wrote them; a rank reads what it holds.

@@ -1,7 +1,13 @@
-"""Writing one checkpoint, from tensors that nobody changes to a published folder; one thread."""
+"""Writing one checkpoint, from tensors that nobody changes to a published folder; one thread.
+
+Every rank writes, flushes and hashes its files into a temporary folder; all agree that everyone
+succeeded; rank 0 seals it with the manifest, renames it into place (this commits it), moves
+``latest`` and prunes. Dying at any moment leaves the previous checkpoints as they were.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,12 +30,11 @@ from submitrain.train.checkpoint.manifest import FileRecord, Manifest, TrainStat
 from submitrain.train.checkpoint.storage import (
     MODEL,
     OPTIMIZER,
-    AgreedError,
-    Agreement,
+    SCALARS,
+    RankGroup,
     StoredTensors,
+    files_of_rank,
     record_files,
-    record_own_files,
-    write_scalars,
     write_tensors,
 )
 from submitrain.train.checkpoint.tensors import Scalars
@@ -49,18 +54,6 @@ class Published(Enum):
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """What is written: this rank's share, which nobody changes until the save is over."""
-
-    model: Mapping[str, torch.Tensor]
-    optimizer: Mapping[str, torch.Tensor]
-    scalars: Scalars
-    adapter_only: bool
-    layout: Layout | None
-    """How the folder for ``from_pretrained`` looks, if the checkpoint shall have one."""
-
-
-@dataclass(frozen=True)
 class SaveTask:
     """One save: where it goes and what is recorded about it."""
 
@@ -71,10 +64,12 @@ class SaveTask:
     state: TrainState
     started: float
     """Monotonic seconds."""
-    blocked_s: float | None
-    """How long training was blocked; None: until the save is over."""
     rejected: frozenset[Path]
     """Checkpoints that failed verification."""
+    model_format: str
+    adapter_only: bool = False
+    blocked_s: float | None = None
+    """How long training was blocked; None: until the save is over."""
 
     @property
     def target(self) -> Path:
@@ -82,68 +77,145 @@ class SaveTask:
         return self.folders.published(self.state.step)
 
     @property
-    def safetensors(self) -> bool:
-        """Whether model weights go into safetensors files."""
-        return self.settings.model_save_format == "safetensors"
+    def temporary(self) -> Path:
+        """Where it is written."""
+        return self.folders.temporary(self.state.step)
+
+    def begin(self, *, any_state: bool = False) -> Published | None:
+        """Make the temporary folder, unless there is a reason not to write; rank 0 does this.
+
+        Such as a whole checkpoint of this very state (``any_state``: step) that is there already.
+        """
+        if self.context.fenced():
+            return Published.FENCED
+        is_whole = self.target.exists() and not verify(self.target)
+        if is_whole and (any_state or Manifest.read(self.target).state == self.state):
+            fsync_dir(self.folders.root)  # whoever published it may not have come to that
+            self._point_latest()
+            return Published.EXISTED
+        self.folders.begin(self.state.step)
+        return None
+
+    def publish(self, files: Mapping[str, FileRecord]) -> Published:
+        """Seal the temporary folder and make it the newest checkpoint; rank 0 does this."""
+        manifest = Manifest(
+            state=self.state,
+            attempt=self.context.attempt,
+            world_size=self.context.world_size,
+            config_hash=self.config_hash,
+            model_format=self.model_format,
+            adapter_only=self.adapter_only,
+            created_at=round(time.time(), 3),
+            files=files,
+        )
+        step = self.state.step
+        self.folders.seal(self.temporary, manifest.text())
+        faults.at(faults.Moment.PUBLISH, step=step)
+        try:
+            self.folders.publish(step)
+        except FencedError:
+            self.folders.discard(step)
+            return Published.FENCED
+        faults.at(faults.Moment.LATEST, step=step)
+        self._point_latest()
+        total_s = time.monotonic() - self.started
+        self.context.events.write(
+            Kind.CHECKPOINT,
+            step=step,
+            path=str(self.target),
+            bytes=manifest.total_bytes,
+            blocked_s=round(total_s if self.blocked_s is None else self.blocked_s, 3),
+            save_s=round(total_s, 3),
+        )
+        self._prune()
+        return Published.NEW
+
+    def record_failure(self, problem: str) -> None:
+        """Record, on rank 0, that nothing was published; the temporary folder goes."""
+        if self.context.rank != 0:
+            return
+        self.folders.discard(self.state.step)
+        self.context.events.write(
+            Kind.CHECKPOINT_FAILED, step=self.state.step, path=str(self.target), reason=problem
+        )
+        log.warning(
+            "checkpoint_failed",
+            attempt=self.context.attempt,
+            path=str(self.target),
+            reason=problem,
+        )
+
+    def fenced_error(self) -> FencedError:
+        """Why this attempt has to end."""
+        return FencedError(
+            f"attempt {self.context.attempt} may not publish {self.target}: attempt "
+            f"{self.context.run_dir.newest_attempt()} owns the run folder now; this one ends"
+        )
+
+    def _point_latest(self) -> None:
+        """Move the link for people; one that cannot be moved does not make the save a failure."""
+        try:
+            self.folders.point_latest(self.target)
+        except OSError as error:
+            log.warning("latest_not_moved", path=str(self.target), reason=str(error))
+
+    def _prune(self) -> None:
+        """Delete what is spare; one that cannot be deleted does not make the save a failure."""
+        if problems := verify(self.target, contents=False):
+            log.warning("checkpoint_not_pruned", path=str(self.target), reason="; ".join(problems))
+            return
+        try:
+            self.folders.prune(
+                self.settings.keep_last_n_checkpoints,
+                verified=self.target,
+                rejected=self.rejected,
+                suspect=AnomalyHistory.of(self.state.extra).first_suspect,
+            )
+        except (OSError, FencedError) as error:
+            log.warning("checkpoint_not_pruned", path=str(self.folders.root), reason=str(error))
 
 
-def write_checkpoint(task: SaveTask, snapshot: Snapshot, agreement: Agreement) -> Published:
+@dataclass(frozen=True)
+class Snapshot:
+    """What is written: this rank's share, which nobody changes until the save is over."""
+
+    model: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, torch.Tensor]
+    scalars: Scalars
+    layout: Layout | None
+    """How the folder for ``from_pretrained`` looks, if the checkpoint shall have one."""
+
+
+def write_checkpoint(task: SaveTask, snapshot: Snapshot, ranks: RankGroup) -> Published:
     """Write, agree, seal and publish; every rank of the group calls it.
 
     Raises:
-        AgreedError: some rank failed; the temporary folder is gone, training may go on.
+        RankError: some rank failed; nothing was published, training may go on.
     """
-    refusal = agreement.on_rank0(lambda: _begin(task))
+    refusal = ranks.on_rank0(task.begin)
     task.context.mark_save()
     if refusal is not None:
         return refusal
-    try:
-        shares = agreement.together(lambda: _write_share(task, snapshot, agreement))
-        task.context.mark_save()
-        return agreement.on_rank0(lambda: _finish(task, snapshot, shares))
-    except AgreedError:
-        if agreement.rank == 0:
-            task.folders.discard(task.state.step)
-        raise
+    shares = ranks.together(lambda: _write_share(task, snapshot, ranks))
+    task.context.mark_save()
+    return ranks.on_rank0(lambda: _publish_shares(task, snapshot, shares))
 
 
-def _begin(task: SaveTask) -> Published | None:
-    """Make the temporary folder, unless there is a reason not to write."""
-    if task.context.fenced():
-        return Published.FENCED
-    if _is_there(task):
-        fsync_dir(task.folders.root)  # whoever published it may not have come to that
-        _point_latest(task, task.target)
-        return Published.EXISTED
-    task.folders.begin(task.state.step)
-    return None
-
-
-def _is_there(task: SaveTask) -> bool:
-    """Whether a whole checkpoint of this very state is published already."""
-    return (
-        task.target.exists()
-        and not verify(task.target)
-        and Manifest.read(task.target).state == task.state
-    )
-
-
-def _write_share(task: SaveTask, snapshot: Snapshot, agreement: Agreement) -> dict[str, FileRecord]:
+def _write_share(task: SaveTask, snapshot: Snapshot, ranks: RankGroup) -> dict[str, FileRecord]:
     """Write, flush and hash this rank's files."""
-    assert agreement.group is not None
+    assert ranks.group is not None
     _expect_finite({**snapshot.model, **snapshot.optimizer})
-    folder = task.folders.temporary(task.state.step)
-    write_tensors(
-        folder / MODEL, snapshot.model, safetensors=task.safetensors, group=agreement.group
-    )
+    folder, mark = task.temporary, task.context.mark_save
+    in_safetensors = task.model_format == "safetensors"
+    write_tensors(folder / MODEL, snapshot.model, safetensors=in_safetensors, group=ranks.group)
     faults.at(faults.Moment.SAVE, step=task.state.step)
-    task.context.mark_save()
-    write_tensors(folder / OPTIMIZER, snapshot.optimizer, safetensors=False, group=agreement.group)
-    task.context.mark_save()
-    if agreement.rank == 0:
-        write_scalars(folder / OPTIMIZER, snapshot.scalars)
-    records = record_own_files(folder, agreement.rank)
-    task.context.mark_save()
+    mark()
+    write_tensors(folder / OPTIMIZER, snapshot.optimizer, safetensors=False, group=ranks.group)
+    mark()
+    if ranks.rank == 0:
+        (folder / OPTIMIZER / SCALARS).write_text(json.dumps(snapshot.scalars))
+    records = record_files(folder, files_of_rank(folder, ranks.rank))
+    mark()
     return records
 
 
@@ -164,85 +236,17 @@ def _expect_finite(tensors: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-def _finish(task: SaveTask, snapshot: Snapshot, shares: list[dict[str, FileRecord]]) -> Published:
-    """Seal the folder and publish it, if this attempt still may; rank 0 does this."""
-    folder = task.folders.temporary(task.state.step)
+def _publish_shares(
+    task: SaveTask, snapshot: Snapshot, shares: list[dict[str, FileRecord]]
+) -> Published:
+    """Publish all ranks' files; the folder that ``from_pretrained`` reads is made of them first."""
     files = {name: record for share in shares for name, record in share.items()}
     if snapshot.layout is not None:
-        files |= _write_pretrained(folder, snapshot.layout, safetensors=task.safetensors)
-    manifest = Manifest(
-        state=task.state,
-        attempt=task.context.attempt,
-        world_size=len(shares),
-        config_hash=task.config_hash,
-        model_format=task.settings.model_save_format,
-        adapter_only=snapshot.adapter_only,
-        created_at=round(time.time(), 3),
-        files=files,
-    )
-    return seal_and_publish(task, manifest)
-
-
-def seal_and_publish(task: SaveTask, manifest: Manifest) -> Published:
-    """Make the temporary folder with its written files the newest checkpoint; rank 0 does this."""
-    folder = task.folders.temporary(task.state.step)
-    task.folders.seal(folder, manifest.text())
-    faults.at(faults.Moment.PUBLISH, step=task.state.step)
-    try:
-        path = task.folders.publish(task.state.step)
-    except FencedError:
-        task.folders.discard(task.state.step)
-        return Published.FENCED
-    faults.at(faults.Moment.LATEST, step=task.state.step)
-    _point_latest(task, path)
-    _report(task, manifest)
-    _prune(task, path)
-    return Published.NEW
-
-
-def _point_latest(task: SaveTask, path: Path) -> None:
-    """Move the link for people; one that cannot be moved does not make the save a failure."""
-    try:
-        task.folders.point_latest(path)
-    except OSError as error:
-        log.warning("latest_not_moved", path=str(path), reason=str(error))
-
-
-def _prune(task: SaveTask, verified: Path) -> None:
-    """Delete what is spare; one that cannot be deleted does not make the save a failure."""
-    if problems := verify(verified, contents=False):
-        log.warning("checkpoint_not_pruned", path=str(verified), reason="; ".join(problems))
-        return
-    keep = task.settings.keep_last_n_checkpoints
-    try:
-        suspect = AnomalyHistory.of(task.state.extra).first_suspect
-        task.folders.prune(keep, verified=verified, rejected=task.rejected, suspect=suspect)
-    except (OSError, FencedError) as error:
-        log.warning("checkpoint_not_pruned", path=str(task.folders.root), reason=str(error))
-
-
-def _write_pretrained(folder: Path, layout: Layout, *, safetensors: bool) -> dict[str, FileRecord]:
-    """Add the folder that ``from_pretrained`` reads, tensor by tensor from what was written."""
-    stored = StoredTensors(folder / MODEL, safetensors=safetensors)
-    target = folder / PRETRAINED
-    target.mkdir()
-
-    def fetch(name: str) -> torch.Tensor:
-        tensor = torch.empty(stored.shape(name), dtype=stored.dtype(name))
-        stored.read({name: tensor})
-        return tensor
-
-    layout.write(target, fetch)
-    return record_files(folder, sorted(path for path in target.rglob("*") if path.is_file()))
-
-
-def _report(task: SaveTask, manifest: Manifest) -> None:
-    total_s = time.monotonic() - task.started
-    task.context.events.write(
-        Kind.CHECKPOINT,
-        step=task.state.step,
-        path=str(task.target),
-        bytes=manifest.total_bytes,
-        blocked_s=round(total_s if task.blocked_s is None else task.blocked_s, 3),
-        save_s=round(total_s, 3),
-    )
+        in_safetensors = task.model_format == "safetensors"
+        stored = StoredTensors(task.temporary / MODEL, safetensors=in_safetensors)
+        target = task.temporary / PRETRAINED
+        target.mkdir()
+        snapshot.layout.write(target, stored.read_whole)
+        paths = sorted(path for path in target.rglob("*") if path.is_file())
+        files |= record_files(task.temporary, paths)
+    return task.publish(files)

@@ -1,6 +1,6 @@
-"""RunContext: what a training function of the user's own is given. Imports no torch.
+"""RunContext: what a user's training function is given. Imports no torch.
 
-    from train import RunContext
+    from submitrain import RunContext
 
     def train(ctx: RunContext, steps: int) -> None:
         ctx.init_process_group()
@@ -11,12 +11,6 @@
         ctx.publish_checkpoint(step, write)
 
 See docs/own-training-code.md for the contract.
-
-A published checkpoint as a training function sees it. Imports nothing heavy.
-
-Which samples an optimizer step consumes: nothing about the data has to be saved.
-
-May import ``train.data.order`` only.
 """
 
 from __future__ import annotations
@@ -33,6 +27,7 @@ import structlog
 from submitrain.events import Kind, Phase
 from submitrain.processes import StopReason
 from submitrain.train import faults
+from submitrain.train.checkpoint.manifest import Checkpoint
 from submitrain.train.data.order import UnitOrder
 
 if TYPE_CHECKING:
@@ -42,17 +37,6 @@ if TYPE_CHECKING:
     from submitrain.train.callbacks.trackers import Trackers
     from submitrain.train.context import RankContext
     from submitrain.train.user_function.saving import Saving
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Files that the function wrote, whole and verified; never write into ``folder``."""
-
-    folder: Path
-    step: int
-    """Optimizer steps finished when it was made."""
-    extra: Mapping[str, str | int | float | bool | None]
-    """The plain values that were given to ``publish_checkpoint``."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +234,10 @@ class RunContext:
             if found is not None and not self._resumed:
                 self._resumed = True
                 self._finished = self._logged = self._context.step = found.step
-                self._tell_resume(found, time.monotonic() - began)
+                if self.rank == 0:
+                    path, load_s = str(found.folder), round(time.monotonic() - began, 3)
+                    events = self._context.events
+                    events.write(Kind.RESUME, step=found.step, path=path, load_s=load_s)
         return found
 
     def publish_checkpoint(
@@ -284,8 +271,6 @@ class RunContext:
 
     def data_order(self, samples: int, *, shuffle: bool = True) -> DataOrder:
         """Which of ``samples`` samples each step consumes: a pure function of seed and step."""
-        from submitrain.train.data.order import UnitOrder
-
         return DataOrder(UnitOrder(samples, self.seed, shuffle), self.rank, self.world_size)
 
     def reseed(self, step: int) -> None:
@@ -305,12 +290,6 @@ class RunContext:
         # Not after an error: the phase in which it happened is part of the failure record.
         self._context.enter(before)
         self._since = time.monotonic()
-
-    def _tell_resume(self, found: Checkpoint, load_s: float) -> None:
-        if self.rank == 0:
-            self._context.events.write(
-                Kind.RESUME, step=found.step, path=str(found.folder), load_s=round(load_s, 3)
-            )
 
     def _record(self, step: int, step_s: float, loss: float, metrics: dict[str, float]) -> None:
         from submitrain.train.distributed.hardware import memory_bytes

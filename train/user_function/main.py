@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import structlog
-
 from submitrain.config import RunConfig
 from submitrain.errors import CheckpointError, RunError
 from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
@@ -19,35 +15,34 @@ from submitrain.train.distributed.hardware import describe
 from submitrain.train.user_function.context import RunContext
 from submitrain.train.user_function.saving import Peers, Saving
 
-log = structlog.get_logger(__name__)
-
 
 def main(context: RankContext, config: RunConfig) -> int:
     """Run the function to its end (exit code 0), or to an agreed stop (85).
 
     Raises:
         UserError: the function cannot be imported.
-        RunError: the run failed.
+        RunError: the run failed, or the function left by ``sys.exit`` with an error.
     """
     assert config.entry is not None
     peers = _meet(context, config)
     context.enter(Phase.BUILD)
     faults.at(faults.Moment.BUILD)
     function = load_component(config.entry.target, "entry._target_")
-    tracker = open_trackers(
-        config,
-        rank=context.rank,
-        run_id=context.run_dir.run_id,
-        folder=context.run_dir.root,
+    trackers = open_trackers(
+        config, rank=context.rank, run_id=context.run_dir.run_id, folder=context.run_dir.root
     )
     code = 1
     try:
         saving = Saving(peers, config)
-        run = RunContext(context, config, saving, tracker)
-        _call(lambda: function(run, **_arguments(config)))
+        run = RunContext(context, config, saving, trackers)
+        try:
+            function(run, **config.entry.extra)
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                raise RunError(f"the training function left by sys.exit({error.code!r})") from error
         code = _end(run, context, saving)
     finally:
-        tracker.close(code)
+        trackers.close(code)
     return code
 
 
@@ -64,24 +59,6 @@ def _meet(context: RankContext, config: RunConfig) -> Peers:
     backend = "nccl" if device.type == "cuda" else "gloo"
     context.events.write(Kind.SETUP, device=describe(device), threads=threads, backend=backend)
     return peers
-
-
-def _arguments(config: RunConfig) -> dict[str, object]:
-    assert config.entry is not None
-    return config.entry.extra
-
-
-def _call(function: Callable[[], object]) -> None:
-    """Call it; what it returns is its own business.
-
-    Raises:
-        RunError: it left by ``sys.exit`` with an error.
-    """
-    try:
-        function()
-    except SystemExit as error:
-        if error.code not in (None, 0):
-            raise RunError(f"the training function left by sys.exit({error.code!r})") from error
 
 
 def _end(run: RunContext, context: RankContext, saving: Saving) -> int:

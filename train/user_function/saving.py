@@ -1,14 +1,8 @@
-"""Checkpoints of a training function of the user's own: it writes files, this makes them safe.
+"""Checkpoints of a user's training function: it writes files, this makes them safe.
 
 All ranks write into one temporary folder; all agree that everyone succeeded; each hashes a share of
 the files; rank 0 seals the folder with the manifest and renames it into place, as for the built-in
-recipe (``train.checkpoint``). Every method here is called by all ranks.
-
-The other ranks of an attempt, for a training function of the user's own.
-
-The function may form the process group by ``RunContext.init_process_group``, by torch's own
-``init_process_group()`` or by accelerate's: the variables that torchrun would set are there, and
-name the store that the ranks have met in already. No port is agreed on.
+recipe (``train.checkpoint``). All ranks make the same calls.
 """
 
 from __future__ import annotations
@@ -19,49 +13,54 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-import structlog
 import torch
 import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from submitrain.config import RunConfig
 from submitrain.config.sections import DistributedConfig
-from submitrain.errors import FencedError, RunError
-from submitrain.events import Kind
+from submitrain.errors import RunError
 from submitrain.train import faults
-from submitrain.train.checkpoint.folders import CheckpointFolders, fsync_file
-from submitrain.train.checkpoint.loading import none_is_whole, verify_together
+from submitrain.train.checkpoint.folders import CheckpointFolders
+from submitrain.train.checkpoint.loading import CheckpointSearch
 from submitrain.train.checkpoint.manifest import (
     MANIFEST,
+    Checkpoint,
     FileRecord,
     Json,
     Manifest,
     TrainState,
-    digest_file,
-    list_checkpoints,
-    verify,
 )
-from submitrain.train.checkpoint.storage import AgreedError, Agreement
-from submitrain.train.checkpoint.writing import Published, SaveTask, seal_and_publish
+from submitrain.train.checkpoint.storage import RankError, RankGroup, record_files
+from submitrain.train.checkpoint.writing import Published, SaveTask
 from submitrain.train.context import RankContext
 from submitrain.train.distributed.groups import connect
-from submitrain.train.user_function.context import Checkpoint
+
+FORMAT = "own"
+"""What a manifest says of files that only the user's function can read."""
+
+Source = Callable[[Path], object] | Path
+"""A function that writes files into a folder, or a folder that was written already."""
 
 
 @dataclass
 class Peers:
-    """All ranks of this attempt as one of them sees them."""
+    """All ranks of this attempt as one of them sees them.
+
+    The function may form the process group by ``RunContext.init_process_group``, by torch's own
+    ``init_process_group()`` or by accelerate's: the variables that torchrun would set are there,
+    and name the store that the ranks have met in already. No port is agreed on.
+    """
 
     context: RankContext
     settings: DistributedConfig
     store: Store
     device: torch.device
-    _control: dist.ProcessGroup | None = field(default=None, init=False)
+    _group: RankGroup | None = field(default=None, init=False)
 
     def publish_address(self) -> None:
         """Set the variables by which torch, accelerate and others find the process group.
@@ -86,20 +85,19 @@ class Peers:
             connect(self.context, self.settings, self.store, self.device)
 
     @property
-    def agreement(self) -> Agreement:
+    def group(self) -> RankGroup:
         """Collectives of a gloo group that nothing else uses; all ranks make it together."""
-        if self.context.world_size == 1:
-            return Agreement(None)
-        if self._control is None:
+        if self._group is None and self.context.world_size == 1:
+            self._group = RankGroup(None)
+        elif self._group is None:
             self.connect()
             timeout = timedelta(seconds=self.settings.timeout_s)
-            self._control = dist.new_group(backend="gloo", timeout=timeout)
-        return Agreement(self._control)
+            self._group = RankGroup(dist.new_group(backend="gloo", timeout=timeout))
+        return self._group
 
     def highest(self, *values: int) -> list[int]:
         """The highest of all ranks' values, place by place; the same on every rank."""
-        group = self.agreement.group
-        if group is None:
+        if (group := self.group.group) is None:
             return list(values)
         vote = torch.tensor(values, dtype=torch.int64)
         dist.all_reduce(vote, dist.ReduceOp.MAX, group=group)
@@ -113,19 +111,9 @@ class Peers:
 
     def leave(self) -> None:
         """Say goodbye; rank 0, which holds the store, goes last."""
-        context = self.context
-        self.store.set(f"own/left/{context.rank}", "gone")
-        if context.rank == 0:
+        self.store.set(f"own/left/{self.context.rank}", "gone")
+        if self.context.rank == 0:
             self.wait_for_all("left")
-
-
-log = structlog.get_logger(__name__)
-
-FORMAT = "own"
-"""What a manifest says of files that only the user's function can read."""
-
-Source = Callable[[Path], object] | Path
-"""A function that writes files into a folder, or a folder that was written already."""
 
 
 @dataclass
@@ -138,11 +126,11 @@ class Saving:
     """The newest that this attempt published or went on from."""
     problem: str = ""
     """Why the newest save failed; empty once one has succeeded."""
-    _rejected: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         context = self.peers.context
         self._folders = CheckpointFolders(context.run_dir.checkpoints, context.fence)
+        self._search = CheckpointSearch(self._folders, context)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies; None where there is none at all.
@@ -150,16 +138,9 @@ class Saving:
         Raises:
             CheckpointError: there are checkpoints, and none of them is whole.
         """
-        agreement, root = self.peers.agreement, self._folders.root
-        names = agreement.on_rank0(self._names)
-        for name in reversed(names):
-            manifest, problems = verify_together(root / name, agreement)
-            if manifest is not None and not problems:
-                self.newest = _checkpoint(root / name, manifest)
-                return self.newest
-            self._reject(root / name, "; ".join(problems))
-        if names:
-            raise none_is_whole(root, names)
+        for path, manifest in self._search.newest_first(self.peers.group):
+            self.newest = Checkpoint(path, manifest.step, dict(manifest.state.extra))
+            return self.newest
         return None
 
     def publish(self, step: int, source: Source, extra: Mapping[str, Json]) -> Checkpoint | None:
@@ -169,76 +150,62 @@ class Saving:
             FencedError: a newer attempt owns the run folder.
             RunError: nothing was written, or a file has the manifest's name.
         """
-        task = self._task(step, extra)
-        try:
-            present = self._begin(task)
-            if present is None:
-                self._fill(task, source)
-                files = self._hash_together(task)
-                present = self._finish(task, files)
-        except AgreedError as error:
-            self.problem = str(error)
-            self._failed(task)
-            return None
-        self.problem = ""
-        self.newest = _checkpoint(task.target, present)
-        return self.newest
-
-    def _names(self) -> list[str]:
-        """Published checkpoints; before they are listed, older attempts can publish no more."""
-        if self._folders.root.exists():
-            with suppress(OSError):  # where nobody can write, nobody publishes
-                self._folders.revoke()
-        return [path.name for path in list_checkpoints(self._folders.root)]
-
-    def _task(self, step: int, extra: Mapping[str, Json]) -> SaveTask:
-        return SaveTask(
+        context, ranks = self.peers.context, self.peers.group
+        task = SaveTask(
             folders=self._folders,
-            context=self.peers.context,
+            context=context,
             settings=self.config.checkpoint,
             config_hash=entry_hash(self.config),
             state=TrainState(step=step, extra=dict(extra)),
             started=time.monotonic(),
-            blocked_s=None,
-            rejected=frozenset(self._rejected),
+            rejected=frozenset(self._search.rejected),
+            model_format=FORMAT,
         )
-
-    def _begin(self, task: SaveTask) -> Manifest | None:
-        """Make the temporary folder; or the manifest of that step, if it is published already."""
-
-        def begin() -> Manifest | Published | None:
-            if task.context.fenced():
-                return Published.FENCED
-            if task.target.exists() and not verify(task.target):
-                return Manifest.read(task.target)
-            task.folders.begin(task.state.step)
+        try:
+            published = ranks.on_rank0(lambda: task.begin(any_state=True))
+            context.mark_save()
+            if published is None:
+                self._fill(task, source)
+                files = self._hash_together(task)
+                published = ranks.on_rank0(lambda: task.publish(files))
+            if published is Published.EXISTED:
+                extra = ranks.on_rank0(lambda: Manifest.read(task.target).state.extra)
+        except RankError as error:
+            self.problem = str(error)
+            task.record_failure(self.problem)
             return None
-
-        found = self.peers.agreement.on_rank0(begin)
-        task.context.mark_save()
-        return self._unless_fenced(task, found)
+        if published is Published.FENCED:
+            raise task.fenced_error()
+        self.problem = ""
+        self.newest = Checkpoint(task.target, step, dict(extra))
+        return self.newest
 
     def _fill(self, task: SaveTask, source: Source) -> None:
         """Let the function write; only the disk's refusal is a failed save, a bug stays a bug."""
-        folder, problem = task.folders.temporary(task.state.step), ""
+        rank, ranks, problem = self.peers.context.rank, self.peers.group, ""
         try:
             if isinstance(source, Path):
-                self.peers.agreement.gather(None)  # all ranks have written their part of it
-                if self.peers.context.rank == 0:
-                    _move_into(source, folder)
+                ranks.gather(None)  # all ranks have written their part of it
+                if rank == 0:
+                    _move_into(source, task.temporary)
             else:
-                source(folder)
+                source(task.temporary)
         except OSError as error:
-            problem = f"rank {self.peers.context.rank}: {type(error).__name__}: {error}"
+            problem = f"rank {rank}: {type(error).__name__}: {error}"
         task.context.mark_save()
         faults.at(faults.Moment.SAVE, step=task.state.step)
-        if problems := [one for one in self.peers.agreement.gather(problem) if one]:
-            raise AgreedError("; ".join(problems))
+        if problems := [one for one in ranks.gather(problem) if one]:
+            raise RankError("; ".join(problems))
 
     def _hash_together(self, task: SaveTask) -> dict[str, FileRecord]:
         """Flush and hash the files, each rank a share of them."""
-        agreement, folder = self.peers.agreement, task.folders.temporary(task.state.step)
-        sizes = agreement.on_rank0(lambda: _sizes(folder))
+        ranks, folder = self.peers.group, task.temporary
+
+        def sizes_of_files() -> dict[str, int]:
+            files = (path for path in folder.rglob("*") if path.is_file())
+            return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+        sizes = ranks.on_rank0(sizes_of_files)
         if not sizes or MANIFEST in sizes:
             what = f"a file named {MANIFEST}, which is ours" if sizes else "no file"
             raise RunError(
@@ -246,58 +213,16 @@ class Saving:
                 "write into the folder that the function is given"
             )
         by_size = sorted(sizes, key=lambda name: (-sizes[name], name))
-        mine = by_size[agreement.rank :: agreement.world_size]
-        shares = agreement.together(lambda: {name: _flushed(folder / name) for name in mine})
+        mine = [folder / name for name in by_size[ranks.rank :: ranks.world_size]]
+        shares = ranks.together(lambda: record_files(folder, mine))
         task.context.mark_save()
         return {name: record for share in shares for name, record in share.items()}
 
-    def _finish(self, task: SaveTask, files: Mapping[str, FileRecord]) -> Manifest:
-        manifest = Manifest(
-            state=task.state,
-            attempt=task.context.attempt,
-            world_size=task.context.world_size,
-            config_hash=task.config_hash,
-            model_format=FORMAT,
-            adapter_only=False,
-            created_at=round(time.time(), 3),
-            files=files,
-        )
-        published = self.peers.agreement.on_rank0(lambda: seal_and_publish(task, manifest))
-        self._unless_fenced(task, published)
-        return manifest
-
-    def _unless_fenced(self, task: SaveTask, found: object) -> Manifest | None:
-        if found is Published.FENCED:
-            raise FencedError(
-                f"attempt {task.context.attempt} may not publish {task.target}: a newer attempt "
-                "owns the run folder now; this one ends"
-            )
-        return found if isinstance(found, Manifest) else None
-
-    def _failed(self, task: SaveTask) -> None:
-        if self.peers.context.rank != 0:
-            return
-        task.folders.discard(task.state.step)
-        path, step, reason = str(task.target), task.state.step, self.problem
-        task.context.events.write(Kind.CHECKPOINT_FAILED, step=step, path=path, reason=reason)
-        log.warning("checkpoint_failed", path=path, reason=reason)
-
-    def _reject(self, path: Path, reason: str) -> None:
-        self._rejected.add(path)
-        if self.peers.context.rank == 0:
-            events = self.peers.context.events
-            events.write(Kind.CHECKPOINT_REJECTED, path=str(path), reason=reason)
-            log.warning("checkpoint_rejected", path=str(path), reason=reason)
-
 
 def entry_hash(config: RunConfig) -> str:
-    """Digest of what decides what a function of the user's own trains."""
+    """Digest of what decides what a user's function trains."""
     values = config.model_dump(mode="json", by_alias=True, include={"seed", "entry"})
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _checkpoint(folder: Path, manifest: Manifest) -> Checkpoint:
-    return Checkpoint(folder, manifest.step, dict(manifest.state.extra))
 
 
 def _move_into(source: Path, folder: Path) -> None:
@@ -309,13 +234,3 @@ def _move_into(source: Path, folder: Path) -> None:
     for entry in list(source.iterdir()):
         shutil.move(entry, folder / entry.name)
     source.rmdir()
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
-
-
-def _flushed(path: Path) -> FileRecord:
-    fsync_file(path)
-    return digest_file(path)

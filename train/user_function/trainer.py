@@ -140,13 +140,13 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 "checkpoint.keep_last_n_checkpoints counts"
             )
         self._ctx.announce(total_steps=state.max_steps)
-        self._look(state, control)
+        self._stop_if_asked(state, control)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Save and stop, on all ranks at the same step, where that was asked for."""
-        self._look(state, control)
+        self._stop_if_asked(state, control)
 
     def on_log(
         self,
@@ -175,7 +175,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self._ctx.publish_checkpoint(state.global_step, folder)
 
-    def _look(self, state: TrainerState, control: TrainerControl) -> None:
+    def _stop_if_asked(self, state: TrainerState, control: TrainerControl) -> None:
         finished: int = state.global_step
         if self._ctx.should_stop(finished):
             control.should_save = finished > 0
