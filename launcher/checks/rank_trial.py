@@ -275,7 +275,7 @@ class RankTrials:
                 name=f"preflight-{name}",
                 logs=folder,
             )
-            there = replace(spawner, shape=shape, node_names=nodes, command=(python, *module))
+            there = replace(spawner, shape=shape, nodes=nodes, command=(python, *module))
             return there, [node for node in nodes for _ in range(tasks)]
         assert isinstance(spawner, LocalSpawner)
         here = replace(spawner, logs=folder, command=(sys.executable, *module))

@@ -244,13 +244,7 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan, claim: Claim) -> None:
     """
     record = RecordedLaunch.read(run_dir)
     pin_own_package(run_dir)
-    path = python_path(
-        run_dir,
-        pinned=record.pinned,
-        workdir=record.workdir,
-        inherited=os.environ.get("PYTHONPATH", ""),
-    )
-    environ = {**job_environment(os.environ, path), CLAIM_VARIABLE: str(claim.number)}
+    environ = {**record.environment(run_dir), CLAIM_VARIABLE: str(claim.number)}
     before = run_dir.newest_attempt()
     if cluster.name == "local":
         from submitrain.launcher.submit.local import start_local
@@ -287,6 +281,16 @@ class RecordedLaunch:
     workdir: Path
     pinned: bool
     cluster: str
+
+    def environment(self, run_dir: RunDir) -> dict[str, str]:
+        """Environment of a job that runs the pinned code, as this process's own allows."""
+        path = python_path(
+            run_dir,
+            pinned=self.pinned,
+            workdir=self.workdir,
+            inherited=os.environ.get("PYTHONPATH", ""),
+        )
+        return job_environment(os.environ, path)
 
     @classmethod
     def read(cls, run_dir: RunDir) -> RecordedLaunch:

@@ -1,8 +1,6 @@
 """Watches the ranks of one attempt until all are gone, and asks them to stop when it is time to.
 
-It gathers facts (``AttemptEvidence``); what they mean is ``policy``'s business.
-
-The last lines that a rank wrote: for people, and as evidence.
+It gathers facts (``AttemptEvidence``); what they mean is ``decide``'s business.
 """
 
 from __future__ import annotations
@@ -28,29 +26,25 @@ from submitrain.launcher.supervisor.processes import RankGroup
 from submitrain.launcher.supervisor.rank_events import RankRecords
 from submitrain.launcher.supervisor.requeue import SignalNotes
 from submitrain.launcher.supervisor.srun import step_ended_for
-from submitrain.monitor.diagnose import Diagnosis, diagnose_run
+from submitrain.monitor.diagnose import diagnose_run
 from submitrain.run_folder import RunDir, write_json_atomically
 from submitrain.text import last_lines
 
-LINES = 20
-
-
-def log_tail(
-    run_dir: RunDir, attempt: int, rank: int, streams: Sequence[str] = ("err", "out")
-) -> list[str]:
-    """The last lines of the first of a rank's streams that has any; read from the end."""
-    found = (last_lines(run_dir.log(attempt, rank, stream), LINES) for stream in streams)
-    return next((lines for lines in found if lines), [])
-
-
 POLL_S = 0.1
 READ_EVERY_S = 1.0
-"""Seconds between looks at the run folder: events, cancel request, newer attempts."""
+"""Seconds between reads of the run folder: events, cancel request, newer attempts."""
 PROGRESS_EVERY_S = 60.0
 SETTLE_S = 5.0
 """Seconds to wait for the last events of ranks whose processes ended well (shared file systems)."""
 DIAGNOSED_BYTES = 64 * 2**20
 """How much of the ends of all logs together is read for a diagnosis: less than a second's work."""
+TAIL_LINES = 20
+_STRENGTH = {
+    StopCause.WARNED: 1,
+    StopCause.TIME_LIMIT: 1,
+    StopCause.TERMINATED: 2,
+    StopCause.CANCEL: 3,
+}
 
 log = structlog.get_logger(__name__)
 
@@ -66,39 +60,36 @@ class AttemptWatch:
     attempt: int
 
     def __post_init__(self) -> None:
-        spawner = self.allocation.spawner
-        self.records = RankRecords(self.run_dir, self.attempt, spawner.world_size)
-        self.hangs = HangWatch(
-            self.run_dir, self.config, self.attempt, self.records, self.records.pace
-        )
-        self.nodes = NodeWatch(
-            self.allocation,
-            spawner.nodes,
-            self.records,
-            self.config.logging.heartbeat_s,
-            self.run_dir.logs(self.attempt) / "srun.err",
-        )
+        spawner, run_dir = self.allocation.spawner, self.run_dir
+        self.records = RankRecords(run_dir, self.attempt, spawner.world_size)
+        self.hangs = HangWatch(run_dir, self.config, self.attempt, self.records)
+        words, beat_s = run_dir.logs(self.attempt) / "srun.err", self.config.logging.heartbeat_s
+        self.nodes = NodeWatch(self.allocation, spawner.nodes, self.records, beat_s, words)
         self.stop_asked: StopCause | None = None
         self.noticed_at: float | None = None
         self._kill_at: float | None = None
         self._next_read = 0.0
+        self._next_progress = 0.0
         self._cancelled = False
         self._fenced = False
-        self._next_progress = 0.0
-        self._warnings_weighed = 0
+        self._warnings_seen = 0
         self._preempted = False
         self._lead_told = Fit.FITS
 
     def run(self) -> AttemptEvidence:
-        """Start the ranks, watch them to their end, and say what was seen."""
+        """Start the ranks, watch them to their end, and say what was seen.
+
+        Raises:
+            FencedError: a newer attempt owns the run folder; the ranks are gone.
+        """
         group = self.allocation.spawner.start(self.attempt)
         try:
             while True:
-                self._look()
+                self._read()
                 self._leave_if_fenced(group)
                 if group.poll():
                     break
-                self._notice(group)
+                self._notice_end(group)
                 self._ask_to_stop(group)
                 if self._is_over(group) or self._lost_a_node(group) or self._hangs(group):
                     break
@@ -106,14 +97,75 @@ class AttemptWatch:
         except BaseException:
             group.kill()
             raise
-        self._notice(group)
+        self._notice_end(group)
         self._settle(group)
         return self._evidence(group)
 
-    def _notice(self, group: RankGroup) -> None:
+    def _read(self) -> None:
+        """Read the run folder now and then: events, the cancel request, newer attempts."""
+        now = time.monotonic()
+        if now < self._next_read:
+            return
+        self._next_read = now + READ_EVERY_S
+        self.records.read()
+        with suppress(OSError):
+            self._cancelled = self._cancelled or self.run_dir.cancel_request.exists()
+            self._fenced = self.run_dir.newest_attempt() > self.attempt
+        warnings = self.records.warnings + self.signals.warnings
+        if warnings != self._warnings_seen:
+            # Slurm warns up to a minute early (sbatch(1), --signal), so that obeying it would cost
+            # short jobs their whole time: a preemption counts, the time limit is ours to know.
+            # When nobody can say what it means, it counts.
+            self._warnings_seen = warnings
+            job = self.allocation.job()
+            self._preempted = job is None or job.preempted_at is not None
+            log.info("warned", attempt=self.attempt, obeyed=self._preempted)
+        if self.records.last_step is not None and now >= self._next_progress:
+            self._next_progress = now + PROGRESS_EVERY_S
+            log.info("progress", attempt=self.attempt, step=self.records.last_step)
+
+    def _leave_if_fenced(self, group: RankGroup) -> None:
+        """End the own ranks without the scheduler, whose job and steps may be another's by now."""
+        if self._fenced:
+            group.abandon()
+            raise FencedError(
+                f"attempt {self.run_dir.newest_attempt()} owns {self.run_dir.run_id}; attempt "
+                f"{self.attempt} ended its ranks"
+            )
+
+    def _notice_end(self, group: RankGroup) -> None:
         """Note when the end of the attempt began to show: a rank left, or ranks shall leave."""
         if self.noticed_at is None and (self.stop_asked is not None or group.exits()):
             self.noticed_at = round(time.time(), 6)
+
+    def _ask_to_stop(self, group: RankGroup) -> None:
+        """Ask once for every new, stronger reason; the strongest one is what the record shows."""
+        cause, before = self._stop_cause(), self.stop_asked
+        if cause is None or (before is not None and _STRENGTH[cause] <= _STRENGTH[before]):
+            return
+        self.stop_asked = cause
+        at_once, now = cause in (StopCause.CANCEL, StopCause.TERMINATED), time.time()
+        if at_once:
+            self._kill_at = now + self.allocation.kill_wait_s
+        else:
+            last_call_s = min(LAST_CALL_S, self.lead_s() / 3)
+            self._kill_at = max(now, self.allocation.ends_at() - last_call_s)
+        log.warning("stop", attempt=self.attempt, cause=str(cause), signals=self.signals.names)
+        with suppress(OSError):
+            write_json_atomically(
+                self.run_dir.stop_request(self.attempt), {"reason": str(cause), "t": now}
+            )
+        if at_once:
+            group.request_stop(signal.SIGTERM)
+
+    def _stop_cause(self) -> StopCause | None:
+        if self._cancelled:
+            return StopCause.CANCEL
+        if self.signals.terminated:
+            return StopCause.TERMINATED
+        if time.time() >= self.allocation.ends_at() - self.lead_s():
+            return StopCause.TIME_LIMIT
+        return StopCause.WARNED if self._preempted else None
 
     def lead_s(self) -> float:
         """Seconds before the time limit at which the ranks are asked to stop, as of now."""
@@ -133,95 +185,20 @@ class AttemptWatch:
                 writer.note(Kind.LEAD, self.attempt, why=lead.why, **told)
         return lead.seconds
 
-    def _look(self) -> None:
-        now = time.monotonic()
-        if now < self._next_read:
-            return
-        self._next_read = now + READ_EVERY_S
-        self.records.read()
-        with suppress(OSError):
-            self._cancelled = self._cancelled or self.run_dir.cancel_request.exists()
-            self._fenced = self.run_dir.newest_attempt() > self.attempt
-        self._weigh_warnings()
-        if self.records.last_step is not None and now >= self._next_progress:
-            self._next_progress = now + PROGRESS_EVERY_S
-            log.info("progress", attempt=self.attempt, step=self.records.last_step)
-
-    def _leave_if_fenced(self, group: RankGroup) -> None:
-        """End the own ranks without the scheduler, whose job and steps may be another's by now.
-
-        Raises:
-            FencedError: a newer attempt owns the run folder.
-        """
-        if self._fenced:
-            group.abandon()
-            raise FencedError(
-                f"attempt {self.run_dir.newest_attempt()} owns {self.run_dir.run_id}; attempt "
-                f"{self.attempt} ended its ranks"
-            )
-
-    def _ask_to_stop(self, group: RankGroup) -> None:
-        """Ask once for every new, stronger reason; the strongest one is what the record shows."""
-        cause = self._reason()
-        if cause is None or cause is self.stop_asked:
-            return
-        if self.stop_asked is not None and _STRENGTH[cause] <= _STRENGTH[self.stop_asked]:
-            return
-        self.stop_asked = cause
-        self._kill_at = self._last_call(cause)
-        log.warning("stop", attempt=self.attempt, cause=str(cause), signals=self.signals.names)
-        with suppress(OSError):
-            write_json_atomically(
-                self.run_dir.stop_request(self.attempt), {"reason": str(cause), "t": time.time()}
-            )
-        if cause not in (StopCause.TIME_LIMIT, StopCause.WARNED):
-            group.request_stop(signal.SIGTERM)
-
-    def _weigh_warnings(self) -> None:
-        """Find out what Slurm's warning means: a preemption counts, the time limit is ours to know.
-
-        Slurm warns up to a minute early (sbatch(1), --signal), so that obeying it would cost short
-        jobs their whole time. When nobody can say what it means, it counts.
-        """
-        warnings = self.records.warnings + self.signals.warnings
-        if warnings == self._warnings_weighed:
-            return
-        self._warnings_weighed = warnings
-        job = self.allocation.job()
-        self._preempted = job is None or job.preempted_at is not None
-        log.info("warned", attempt=self.attempt, obeyed=self._preempted)
-
-    def _reason(self) -> StopCause | None:
-        if self._cancelled:
-            return StopCause.CANCEL
-        if self.signals.terminated:
-            return StopCause.TERMINATED
-        if time.time() >= self.allocation.ends_at() - self.lead_s():
-            return StopCause.TIME_LIMIT
-        return StopCause.WARNED if self._preempted else None
-
-    def _last_call(self, cause: StopCause) -> float:
-        """When ranks that did not stop are killed (UTC seconds)."""
-        now = time.time()
-        if cause in (StopCause.CANCEL, StopCause.TERMINATED):
-            return now + self.allocation.kill_wait_s
-        return max(now, self.allocation.ends_at() - min(LAST_CALL_S, self.lead_s() / 3))
-
     def _is_over(self, group: RankGroup) -> bool:
         """Whether to wait no longer for ranks that do not stop; they are gone then, or soon."""
         if self._kill_at is None or time.time() < self._kill_at:
             return False
         log.error("kill", attempt=self.attempt, why="the ranks did not stop in time")
-        if self.allocation.has_queue and self.signals.terminated:
-            # Slurm kills them in a moment, and this process too: a scancel would wait for that
-            # (measured: 8 s), so use the time for the last word.
-            return True
-        group.kill()
+        if not (self.allocation.has_queue and self.signals.terminated):
+            group.kill()
+        # Else Slurm kills them in a moment, and this process too: a scancel would wait for that
+        # (measured: 8 s), so use the time for the last word.
         return True
 
     def _lost_a_node(self, group: RankGroup) -> bool:
         """End ranks that wait for a lost node: they, and srun at a launch, wait for ever."""
-        if self.stop_asked is not None or not self.nodes.look():
+        if self.stop_asked is not None or not self.nodes.poll():
             return False
         log.warning("nodes_lost", attempt=self.attempt, nodes=self.nodes.lost)
         group.kill()
@@ -229,7 +206,7 @@ class AttemptWatch:
 
     def _hangs(self, group: RankGroup) -> bool:
         """End the attempt if a rank hangs; after a death the group ends by itself."""
-        hang = self.hangs.look()
+        hang = self.hangs.poll()
         if hang is None or any(one.died for one in group.exits()):
             return False
         if self.hangs.examine(hang, group.dump_stacks) is None:
@@ -242,22 +219,10 @@ class AttemptWatch:
         died = any(one.died for one in group.exits())
         deadline = time.monotonic() + (0.0 if died or self.signals.terminated else SETTLE_S)
         while True:
-            self.records.read_all()
-            told = self.records.finished | self.records.stopped
-            told |= {failure.rank for failure in self.records.failures}
-            if len(told) >= self.records.world_size or time.monotonic() >= deadline:
+            self.records.read(everyone=True)
+            if len(self.records.told) >= self.records.world_size or time.monotonic() >= deadline:
                 return
             time.sleep(POLL_S)
-
-    def _ended_for(self) -> str | None:
-        """slurmstepd writes why it ends a step where the first rank of a node writes its errors."""
-        return step_ended_for("\n".join(log_tail(self.run_dir, self.attempt, 0, streams=("err",))))
-
-    def _diagnosis(self) -> Diagnosis | None:
-        """What records and logs say; training must not depend on it."""
-        with suppress(OSError, UserError):
-            return diagnose_run(self.run_dir.root, attempt=self.attempt, log_bytes=DIAGNOSED_BYTES)
-        return None
 
     def _evidence(self, group: RankGroup) -> AttemptEvidence:
         records, terminated = self.records, self.signals.terminated
@@ -268,8 +233,15 @@ class AttemptWatch:
         asked = terminated or self._cancelled or self.stop_asked is not None
         lost, accused = self.nodes.conclude(group.exits(), ended_well=ended_well or asked)
         hang = self.hangs.self_ended(group.exits())
+        diagnosis = None
         # After a hang or a lost node the logs speak of our own kill.
-        explained = ended_well or terminated or hang is not None or bool(lost)
+        if not (ended_well or terminated or hang is not None or lost):
+            with suppress(OSError, UserError):  # training must not depend on it
+                diagnosis = diagnose_run(
+                    self.run_dir.root, attempt=self.attempt, log_bytes=DIAGNOSED_BYTES
+                )
+        # slurmstepd writes why it ends a step where the first rank of a node writes its errors.
+        errors = "\n".join(log_tail(self.run_dir, self.attempt, 0, streams=("err",)))
         return AttemptEvidence(
             attempt=self.attempt,
             world_size=records.world_size,
@@ -288,12 +260,12 @@ class AttemptWatch:
             lost_nodes=lost,
             accused_nodes=accused,
             terminated=terminated,
-            ended_for=self._ended_for(),
+            ended_for=step_ended_for(errors),
             stop_asked=self.stop_asked,
             noticed_at=self.noticed_at,
             cancel_requested=self._cancelled,
             job=None if everyone_finished else self.allocation.job(),
-            diagnosis=None if explained else self._diagnosis(),
+            diagnosis=diagnosis,
             has_queue=self.allocation.has_queue,
             restarts_before=self.allocation.restarts,
             remaining_s=self.allocation.ends_at() - time.time(),
@@ -304,9 +276,9 @@ class AttemptWatch:
         )
 
 
-_STRENGTH = {
-    StopCause.WARNED: 1,
-    StopCause.TIME_LIMIT: 1,
-    StopCause.TERMINATED: 2,
-    StopCause.CANCEL: 3,
-}
+def log_tail(
+    run_dir: RunDir, attempt: int, rank: int, streams: Sequence[str] = ("err", "out")
+) -> list[str]:
+    """The last lines of the first of a rank's streams that has any; read from the end."""
+    found = (last_lines(run_dir.log(attempt, rank, stream), TAIL_LINES) for stream in streams)
+    return next((lines for lines in found if lines), [])

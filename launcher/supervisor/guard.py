@@ -21,6 +21,7 @@ from pathlib import Path
 import structlog
 
 from submitrain.attempts import RESUME_HINT
+from submitrain.launcher.supervisor.processes import start_process
 from submitrain.launcher.supervisor.srun import srun_environment
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import JobInfo, ask, show_job
@@ -71,19 +72,13 @@ class Guard:
         alive = self._step is not None and self._step.poll() is None
         if len(nodes) < 2 or (alive and self._node in nodes):
             return
-        # A supervisor that comes back late has a log of its own.
-        log = self.run_dir.submitit / f"{self.job_id}_{self.restarts}_guard_log.txt"
         self._node = nodes[-1]
-        command = guard_command(log, self._node)
-        command += [self.job_id, self._first_node, str(self.restarts)]
-        with suppress(OSError), log.open("ab") as words:
-            self._step = subprocess.Popen(
-                command,
-                env=srun_environment(os.environ),
-                stdin=subprocess.DEVNULL,
-                stdout=words,
-                stderr=words,
-                process_group=0,
+        # A supervisor that comes back late has a log of its own.
+        words = self.run_dir.submitit / f"{self.job_id}_{self.restarts}_guard_log.txt"
+        command = [*guard_command(words, self._node), self.job_id, self._first_node]
+        with suppress(OSError):
+            self._step = start_process(
+                [*command, str(self.restarts)], srun_environment(os.environ), words, words
             )
 
 

@@ -3,8 +3,6 @@
 Slurm itself notices a lost node late (SlurmdTimeout, 300 s on real sites). srun's words and the
 ranks' silence raise a suspicion at once; the scheduler's view, or a step on that node alone,
 settles it.
-
-Asks Slurm's nodes whether they are there: a tiny step on a node, and sinfo's list of them.
 """
 
 from __future__ import annotations
@@ -28,33 +26,38 @@ STEP_TIMEOUT_S = 20.0
 """Seconds for one empty task on a node; a living one takes less than a second."""
 AT_ONCE = 16
 """Nodes asked at the same time."""
+LAUNCH_CHECK_S = 15.0
+"""Seconds without any sign of life of a node's ranks after which the node is asked for."""
+SILENT_BEATS = 4
+"""Heartbeats of all ranks of a node that must be missing before the node is asked for."""
 _USABLE = ("idle", "alloc", "mix", "comp", "plnd", "planned", "resv")
 """Beginnings of sinfo's words for nodes that run jobs, or will."""
+_NODE_FAILURE = re.compile(r"Node failure on (?P<nodes>\S+)")
+_LAUNCH_FAILURE = re.compile(
+    r"(?:Task launch for \S+ failed on node |Unable to confirm allocation.* on node |"
+    r"launch failed on )(?P<nodes>[^:\s]+):?\s*(?P<why>.*)"
+)
 
 
-def silent_to_a_step(nodes: Sequence[str], job_id: str) -> dict[str, str]:
+def unresponsive_nodes(nodes: Sequence[str], job_id: str) -> dict[str, str]:
     """Nodes of a job on which an empty task does not start, with srun's reason.
 
     Every time this node, which lives, is asked too: where a task does not start here either, it is
     the controller that is slow or away, and nobody is lost.
     """
     found: dict[str, str] = {}
+    here = os.environ.get("SLURMD_NODENAME", "")
     for start in range(0, len(nodes), AT_ONCE):
-        found |= _ask(nodes[start : start + AT_ONCE], job_id)
+        some = dict.fromkeys([*nodes[start : start + AT_ONCE], here])
+        asked = {node: _start_probe(node, job_id) for node in some if node}
+        deadline = time.monotonic() + STEP_TIMEOUT_S
+        reasons = {node: _why_gone(process, deadline) for node, process in asked.items()}
+        if reasons.pop(here, None) is None:
+            found |= {node: why for node, why in reasons.items() if why is not None}
     return found
 
 
-def _ask(nodes: Sequence[str], job_id: str) -> dict[str, str]:
-    here = os.environ.get("SLURMD_NODENAME", "")
-    asked = {node: _start(node, job_id) for node in dict.fromkeys([*nodes, here]) if node}
-    deadline = time.monotonic() + STEP_TIMEOUT_S
-    verdicts = {node: _verdict(process, deadline) for node, process in asked.items()}
-    if verdicts.pop(here, None) is not None:
-        return {}
-    return {node: why for node, why in verdicts.items() if why is not None}
-
-
-def _start(node: str, job_id: str) -> subprocess.Popen[str]:
+def _start_probe(node: str, job_id: str) -> subprocess.Popen[str]:
     flags = ["--overlap", "--mem=0", "--nodes=1", "--ntasks=1", f"--nodelist={node}"]
     return subprocess.Popen(
         ["srun", f"--jobid={job_id}", *flags, "--input=none", "--job-name=probe", "true"],
@@ -77,7 +80,7 @@ def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _verdict(process: subprocess.Popen[str], deadline: float) -> str | None:
+def _why_gone(process: subprocess.Popen[str], deadline: float) -> str | None:
     """Why the node is taken for gone; None when the task ran."""
     try:
         _, said = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
@@ -95,9 +98,7 @@ def nodes_up(partition: str, *, run: Ask = ask) -> frozenset[str] | None:
     """Names of the nodes of a partition that take jobs; None when Slurm does not answer."""
     command = ["sinfo", "--noheader", "--Node", "--format=%N %T"]
     answer = run([*command, *([f"--partition={partition}"] if partition else [])])
-    if answer.code != 0:
-        return None
-    return usable_nodes(answer.out)
+    return usable_nodes(answer.out) if answer.code == 0 else None
 
 
 def usable_nodes(text: str) -> frozenset[str]:
@@ -108,24 +109,6 @@ def usable_nodes(text: str) -> frozenset[str]:
         for pair in pairs
         if len(pair) == 2 and pair[1].startswith(_USABLE) and not pair[1].endswith(("*", "-", "$"))
     )
-
-
-LAUNCH_CHECK_S = 15.0
-"""Seconds without any sign of life of a node's ranks after which the node is asked for."""
-SILENT_BEATS = 4
-"""Heartbeats of all ranks of a node that must be missing before the node is asked for."""
-_NODE_FAILURE = re.compile(r"Node failure on (?P<nodes>\S+)")
-_LAUNCH_FAILURE = re.compile(
-    r"(?:Task launch for \S+ failed on node |Unable to confirm allocation.* on node |"
-    r"launch failed on )(?P<nodes>[^:\s]+):?\s*(?P<why>.*)"
-)
-
-
-class NodeInquiry(Protocol):
-    """Answers whether nodes are gone; ``launcher.supervisor.allocation`` is one."""
-
-    def lost_nodes(self, suspects: Collection[str]) -> Mapping[str, str]:
-        """Of the last attempt's nodes, those that the job has no more, and dead suspects."""
 
 
 def lost_in_words(words: str) -> dict[str, str]:
@@ -163,6 +146,13 @@ def silent_nodes(
     return tuple(node for node in nodes if node not in heard)
 
 
+class NodeInquiry(Protocol):
+    """Answers whether nodes are gone; ``launcher.supervisor.allocation`` is one."""
+
+    def lost_nodes(self, suspects: Collection[str]) -> Mapping[str, str]:
+        """Of the last attempt's nodes, those that the job has no more, and dead suspects."""
+
+
 @dataclass
 class NodeWatch:
     """Looks after the nodes of one running attempt."""
@@ -172,16 +162,16 @@ class NodeWatch:
     records: RankRecords
     heartbeat_s: float
     words: Path
+    """What srun says."""
     lost: dict[str, str] = field(default_factory=dict)
     """Node to what shows that it is gone."""
 
     def __post_init__(self) -> None:
-        now = time.monotonic()
-        self._next_check = now + LAUNCH_CHECK_S
+        self._began = time.monotonic()
+        self._next_check = self._began + LAUNCH_CHECK_S
         self._heard: dict[int, tuple[float, float]] = {}
-        self._began = now
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Whether a node of this attempt turned out to be gone; cheap, may be called often."""
         now = time.monotonic()
         if now < self._next_check:
@@ -219,7 +209,10 @@ class NodeWatch:
         """After the attempt: nodes that are gone, and living ones where ranks did not start."""
         if ended_well:
             return {}, {}
-        words = self._read()
+        try:
+            words = self.words.read_text(errors="replace")
+        except OSError:
+            words = ""
         refused = refused_in_words(words)
         records = self.records
         hosts = {records.started.get(rank, "") for rank in records.finished | records.stopped}
@@ -229,9 +222,3 @@ class NodeWatch:
         self.lost |= named | dict(self.inquiry.lost_nodes(sorted(suspects)))
         accused = {node: why for node, why in refused.items() if node not in self.lost}
         return dict(self.lost), accused
-
-    def _read(self) -> str:
-        try:
-            return self.words.read_text(errors="replace")
-        except OSError:
-            return ""

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +103,21 @@ def rank_environment(
     }
 
 
+def start_process(
+    command: Sequence[str], environment: Mapping[str, str], out: Path, err: Path
+) -> subprocess.Popen[bytes]:
+    """Start a process in a group of its own; its output is appended to files."""
+    with out.open("ab") as output, err.open("ab") as errors:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            process_group=0,
+        )
+
+
 @dataclass(frozen=True)
 class LocalSpawner:
     """``num_nodes x tasks_per_node`` processes on this machine: several nodes are simulated."""
@@ -129,9 +144,12 @@ class LocalSpawner:
     def start(self, attempt: int) -> LocalGroup:
         """Start one process per rank, each in a process group of its own."""
         processes: dict[int, subprocess.Popen[bytes]] = {}
+        logs = self.logs or self.run_dir.logs(attempt)
         try:
             for rank in range(self.world_size):
-                processes[rank] = self._start_rank(attempt, rank)
+                out, err = (logs / f"rank{rank:05d}.{stream}" for stream in ("out", "err"))
+                environment = self.environment(attempt, rank)
+                processes[rank] = start_process(self.command, environment, out, err)
         except BaseException:
             LocalGroup(processes).kill()
             raise
@@ -152,23 +170,8 @@ class LocalSpawner:
             PARENT_VARIABLE: str(os.getpid()),
         }
 
-    def _start_rank(self, attempt: int, rank: int) -> subprocess.Popen[bytes]:
-        logs = self.logs or self.run_dir.logs(attempt)
-        with (
-            (logs / f"rank{rank:05d}.out").open("ab") as out,
-            (logs / f"rank{rank:05d}.err").open("ab") as err,
-        ):
-            return subprocess.Popen(
-                self.command,
-                env=self.environment(attempt, rank),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                process_group=0,
-            )
 
-
-class LocalGroup:
+class LocalGroup(RankGroup):
     """Local ranks: one death ends the others, after a short grace for their failure records."""
 
     def __init__(self, processes: Mapping[int, subprocess.Popen[bytes]]) -> None:
@@ -190,15 +193,12 @@ class LocalGroup:
         return not self._processes
 
     def exits(self) -> tuple[RankExit, ...]:
-        """How ranks ended so far, in the order in which it was seen."""
         return tuple(self._exits)
 
     def launcher_code(self) -> int | None:
-        """Local ranks have no launcher."""
-        return None
+        return None  # nobody launched them but this process
 
     def launcher_error(self) -> str:
-        """Local ranks have no launcher."""
         return ""
 
     def request_stop(self, number: signal.Signals) -> None:
@@ -208,7 +208,6 @@ class LocalGroup:
                 process.send_signal(number)
 
     def dump_stacks(self) -> None:
-        """SIGUSR1 to every living rank, and to no child of one."""
         self.request_stop(signal.SIGUSR1)
 
     def kill(self) -> None:
@@ -220,8 +219,7 @@ class LocalGroup:
             self._reap(rank)
 
     def abandon(self) -> None:
-        """Local ranks are all this process's own."""
-        self.kill()
+        self.kill()  # local ranks are all this process's own
 
     def _reap(self, rank: int) -> None:
         process = self._processes.pop(rank)
@@ -248,5 +246,5 @@ class LocalGroup:
 
 def package_root() -> Path | None:
     """Folder that holds our packages when they are not installed in site-packages, else None."""
-    root = IMPORT_ROOT
-    return None if root.name in ("site-packages", "dist-packages") else root
+    installed = IMPORT_ROOT.name in ("site-packages", "dist-packages")
+    return None if installed else IMPORT_ROOT

@@ -1,9 +1,8 @@
 """Follows the ranks' event files during one attempt and keeps what the supervisor needs of them.
 
-How fast a run goes, learned from the events of its rank 0, and what that allows a phase to take.
-
-Earlier attempts count: a restarted rank knows what this run's steps and saves take. Pure but for
-``read_pace``.
+``StepTimeStats`` learns how fast a run goes from the events of its rank 0, and ``budget_s`` says
+what that allows a phase to take. Earlier attempts count: a restarted rank knows what this run's
+steps and saves take.
 """
 
 from __future__ import annotations
@@ -11,17 +10,15 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from submitrain.config.job import HangConfig
-from submitrain.events import Kind, Phase, number, parse_event, read_events
+from submitrain.events import Event, Kind, Phase, number, parse_event, read_events
 from submitrain.launcher.supervisor.evidence import RankFailure
 from submitrain.rollbacks import Rollback
 from submitrain.run_folder import RunDir
-from submitrain.text import read_end
 
 PATIENCE = 5.0
 """A phase may take so many times what was the slowest so far (a step: the 99th percentile)."""
@@ -34,10 +31,13 @@ COLLECTIVE_SHARE = 0.9
 RECENT_STEPS = 1000
 READ_BYTES = 8 * 2**20
 """Of a long run only the end of the file is read: some ten thousand steps."""
+SHOWN_STEPS = 20
+MANY_RANKS = 64
+"""Up to so many event files are read at every poll; of more, all but rank 0's take turns."""
 
 
 @dataclass
-class Pace:
+class StepTimeStats:
     """What phases took in this run, in seconds, as rank 0 recorded it."""
 
     steps_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
@@ -47,10 +47,35 @@ class Pace:
     _phase: tuple[str, float] | None = None
     _step: tuple[int, float] | None = None
 
-    def take(self, events: Iterable[dict[str, Any]]) -> Pace:
+    @classmethod
+    def read(cls, path: Path) -> StepTimeStats:
+        """Of a run so far, from the end of rank 0's event file; a missing file has none."""
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - READ_BYTES))
+                lines = file.readlines()
+        except OSError:
+            return cls()
+        events = (parse_event(line) for line in lines)
+        return cls().take(event for event in events if event is not None)
+
+    def take(self, events: Iterable[Event]) -> StepTimeStats:
         """Learn from events of rank 0, in their order."""
         for event in events:
-            self._take(event)
+            if event.get("attempt") != self._attempt:
+                self._attempt, self._phase, self._step = event.get("attempt"), None, None
+            t = number(event.get("t")) or 0.0
+            match event["kind"]:
+                case Kind.PHASE:
+                    if self._phase is not None:
+                        self._saw(self._phase[0], t - self._phase[1])
+                    self._phase, self._step = (str(event.get("phase", "")), t), None
+                case Kind.STEP:
+                    self._take_step(event, t)
+                case Kind.CHECKPOINT:
+                    self._saw(Phase.SAVE, number(event.get("save_s")) or 0.0)
+                case Kind.VALIDATION:
+                    self._saw(Phase.VALIDATE, number(event.get("val_s")) or 0.0)
         return self
 
     @property
@@ -61,22 +86,7 @@ class Pace:
         ordered = sorted(self.steps_s)
         return ordered[math.ceil(0.99 * len(ordered)) - 1]
 
-    def _take(self, event: dict[str, Any]) -> None:
-        if event.get("attempt") != self._attempt:
-            self._attempt, self._phase, self._step = event.get("attempt"), None, None
-        kind, t = event["kind"], number(event.get("t")) or 0.0
-        if kind == Kind.PHASE:
-            if self._phase is not None:
-                self._saw(self._phase[0], t - self._phase[1])
-            self._phase, self._step = (str(event.get("phase", "")), t), None
-        elif kind == Kind.STEP:
-            self._take_step(event, t)
-        elif kind == Kind.CHECKPOINT:
-            self._saw(Phase.SAVE, number(event.get("save_s")) or 0.0)
-        elif kind == Kind.VALIDATION:
-            self._saw(Phase.VALIDATE, number(event.get("val_s")) or 0.0)
-
-    def _take_step(self, event: dict[str, Any], t: float) -> None:
+    def _take_step(self, event: Event, t: float) -> None:
         """A step lasts from its predecessor's record to its own: waiting for slow peers counts."""
         step, before = event.get("step"), self._step
         if not isinstance(step, int):
@@ -94,23 +104,15 @@ class Pace:
         self.slowest_s[phase] = max(self.slowest_s.get(phase, 0.0), seconds)
 
 
-def read_pace(path: Path) -> Pace:
-    """The pace of a run so far, from the end of rank 0's event file; a missing file has none."""
-    try:
-        lines = read_end(path, READ_BYTES).splitlines(keepends=True)
-    except OSError:
-        return Pace()
-    events = (parse_event(line) for line in lines)
-    return Pace().take(event for event in events if event is not None)
-
-
-def budget_s(phase: str, pace: Pace, limits: HangConfig, *, collective_s: float) -> float | None:
+def budget_s(
+    phase: str, times: StepTimeStats, limits: HangConfig, *, collective_s: float
+) -> float | None:
     """Seconds that a rank may be in ``phase`` without progress; None = no limit.
 
     ``collective_s`` is the time limit of a collective, in which the others wait for it.
     """
     limit = limits.limit_s(phase)
-    slowest = pace.step_s if phase == Phase.STEP else pace.slowest_s.get(phase)
+    slowest = times.step_s if phase == Phase.STEP else times.slowest_s.get(phase)
     if phase == Phase.STEP and slowest is None and limit is not None:
         first = limits.limit_s(Phase.FIRST_STEP)
         limit = None if first is None else max(limit, first)
@@ -123,11 +125,6 @@ def budget_s(phase: str, pace: Pace, limits: HangConfig, *, collective_s: float)
     if phase in (Phase.SAVE, Phase.VALIDATE):
         limit = min(limit, LEARNED_FLOOR_S)
     return max(limit, PATIENCE * slowest)
-
-
-SHOWN_STEPS = 20
-MANY_RANKS = 64
-"""Up to so many event files are read at every look; of more, all but rank 0's take turns."""
 
 
 @dataclass(frozen=True)
@@ -143,15 +140,27 @@ class Heartbeat:
     idle_s: float = 0.0
     """Seconds without any progress."""
 
+    @classmethod
+    def from_event(cls, event: Event) -> Heartbeat:
+        """Read a ``heartbeat`` or ``phase`` event; missing fields are 0."""
+        return cls(
+            t=float(event.get("t", 0.0)),
+            step=int(event.get("step") or 0),
+            phase=str(event.get("phase", "")),
+            phase_age_s=float(event.get("phase_age_s") or 0.0),
+            progress=(int(event.get("progress") or 0), int(event.get("save_progress") or 0)),
+            idle_s=float(event.get("idle_s") or 0.0),
+        )
+
 
 @dataclass
 class EventTail:
-    """Reads what was appended to one file since the last look; a torn line waits for its end."""
+    """Reads what was appended to one file since the last read; a torn line waits for its end."""
 
     path: Path
     offset: int
     readable: bool = True
-    """Whether the last look could tell what the file holds."""
+    """Whether the last read could tell what the file holds."""
 
     @classmethod
     def at_end(cls, path: Path) -> EventTail:
@@ -161,7 +170,7 @@ class EventTail:
         except OSError:
             return cls(path, 0)
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[Event]:
         """New whole events; nothing when the file cannot be read now."""
         self.readable = True
         try:
@@ -196,13 +205,11 @@ class RankRecords:
     """Ranks that stopped because a TERM reached themselves."""
     failures: list[RankFailure] = field(default_factory=list)
     heartbeats: dict[int, Heartbeat] = field(default_factory=dict)
-    looks: dict[int, int] = field(default_factory=dict)
+    reads: dict[int, int] = field(default_factory=dict)
     """How often each rank's file could be read."""
-    pace: Pace = field(default_factory=Pace)
-    """What steps, saves and validations of this run take."""
     first_step: int | None = None
     last_step: int | None = None
-    steps_s: list[float] = field(default_factory=list)
+    steps_s: deque[float] = field(default_factory=lambda: deque(maxlen=SHOWN_STEPS))
     slowest_save_s: float | None = None
     rollback: Rollback | None = None
     """What the ranks ask to be undone."""
@@ -214,150 +221,91 @@ class RankRecords:
     """Rank to the number of event lines that it could not write."""
 
     def __post_init__(self) -> None:
-        self._tails = {
-            rank: EventTail.at_end(self.run_dir.events(rank)) for rank in range(self.world_size)
-        }
+        self._tails = [EventTail.at_end(self.run_dir.events(n)) for n in range(self.world_size)]
         self._turn = 0
-        self.pace = read_pace(self.run_dir.events(0))
+        self.times = StepTimeStats.read(self.run_dir.events(0))
         saves = read_events(self.run_dir.events(0), kinds=frozenset({Kind.CHECKPOINT}))
         for event in saves:  # of earlier attempts: the lead before the limit needs them at once
-            _checkpoint(self, 0, event)
+            self._take_save(event)
 
     @property
     def step_s(self) -> float | None:
         """Longest of the last steps, in seconds; None before the first."""
         return max(self.steps_s, default=None)
 
-    def read(self) -> None:
-        """Look for new events; rank 0 always, of very many others a part at each look."""
+    @property
+    def told(self) -> set[int]:
+        """Ranks that recorded their finish, their stop or their failure."""
+        return self.finished | self.stopped | {failure.rank for failure in self.failures}
+
+    def read(self, *, everyone: bool = False) -> None:
+        """Read new events: of rank 0 always; of very many others a part at a time by default."""
         ranks = list(range(self.world_size))
-        if self.world_size > MANY_RANKS:
+        if self.world_size > MANY_RANKS and not everyone:
             others = ranks[1:]
             start = self._turn * MANY_RANKS % len(others)
             self._turn += 1
             ranks = [0, *others[start : start + MANY_RANKS]]
-        self._read(ranks)
-
-    def read_all(self) -> None:
-        """Look for new events of every rank."""
-        self._read(list(range(self.world_size)))
-
-    def _read(self, ranks: list[int]) -> None:
         for rank in ranks:
             events = self._tails[rank].read()
-            self.looks[rank] = self.looks.get(rank, 0) + self._tails[rank].readable
+            self.reads[rank] = self.reads.get(rank, 0) + self._tails[rank].readable
             if rank == 0:
-                self.pace.take(events)
+                self.times.take(events)
             for event in events:
                 if event.get("attempt") == self.attempt:
                     self._take(rank, event)
 
-    def _take(self, rank: int, event: dict[str, Any]) -> None:
-        self._take_step(event)
+    def _take(self, rank: int, event: Event) -> None:
+        kind, step = event["kind"], event.get("step")
+        if kind in _PROGRESS and isinstance(step, int):
+            self.last_step = step if self.last_step is None else max(self.last_step, step)
         if isinstance(event.get("dropped"), int):
             self.dropped[rank] = event["dropped"]
-        take = _TAKERS.get(event["kind"])
-        if take is not None:
-            take(self, rank, event)
+        match kind:
+            case Kind.START:
+                self.started[rank] = str(event.get("host", ""))
+                self._begin_at(event.get("resumed_step"))
+            case Kind.RESUME:
+                self._begin_at(step)
+            case Kind.STEP:
+                if self.first_step is None:
+                    self.first_step = max(0, event["step"] - 1)
+                if isinstance(event.get("step_s"), int | float):
+                    self.steps_s.append(float(event["step_s"]))
+            case Kind.CHECKPOINT:
+                self._take_save(event)
+            case Kind.CHECKPOINT_FAILED if isinstance(step, int):
+                self.unsaved.append(step)
+            case Kind.PHASE | Kind.HEARTBEAT:
+                # One that was put together before the newest phase began may be written after it.
+                before, beat = self.heartbeats.get(rank), Heartbeat.from_event(event)
+                if before is not None and beat.progress[0] < before.progress[0]:
+                    beat = replace(before, t=beat.t)
+                self.heartbeats[rank] = beat
+            case Kind.WARNED:
+                self.warnings += 1
+            case Kind.STOPPED:
+                self.stopped.add(rank)
+                if event.get("signalled"):
+                    self.signalled = sorted({*self.signalled, rank})
+            case Kind.FINISH:
+                self.finished.add(rank)
+            case Kind.ANOMALY if event.get("action") == "rollback":
+                self.rollback = Rollback.from_event(event)
+            case Kind.FAILURE:
+                failure = RankFailure.from_event(event, self.started.get(rank, ""))
+                self.failures = sorted([*self.failures, failure], key=lambda one: one.t)
 
-    def _take_step(self, event: dict[str, Any]) -> None:
-        step = event.get("step")
-        if event["kind"] not in _PROGRESS or not isinstance(step, int):
-            return
-        self.last_step = step if self.last_step is None else max(self.last_step, step)
+    def _begin_at(self, step: object) -> None:
+        if isinstance(step, int):
+            self.first_step = step
+            self.last_step = max(step, self.last_step or 0)
+
+    def _take_save(self, event: Event) -> None:
+        seconds = event.get("save_s")
+        if isinstance(seconds, int | float):
+            self.slowest_save_s = max(self.slowest_save_s or 0.0, float(seconds))
 
 
 _PROGRESS = frozenset({Kind.STEP, Kind.HEARTBEAT, Kind.STOPPED, Kind.FINISH, Kind.CHECKPOINT})
 """Events whose ``step`` counts finished optimizer steps."""
-
-
-def _start(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    records.started[rank] = str(event.get("host", ""))
-    _resume(records, rank, {"step": event.get("resumed_step")})
-
-
-def _resume(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    step = event.get("step")
-    if isinstance(step, int):
-        records.first_step = step
-        records.last_step = max(step, records.last_step or 0)
-
-
-def _step(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    if records.first_step is None:
-        records.first_step = max(0, event["step"] - 1)
-    if isinstance(event.get("step_s"), int | float):
-        records.steps_s = [*records.steps_s, float(event["step_s"])][-SHOWN_STEPS:]
-
-
-def _checkpoint(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    seconds = event.get("save_s")
-    if isinstance(seconds, int | float):
-        records.slowest_save_s = max(records.slowest_save_s or 0.0, float(seconds))
-
-
-def _unsaved(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    if isinstance(event.get("step"), int):
-        records.unsaved.append(event["step"])
-
-
-def _heartbeat(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    """Where a rank is: by its heartbeats, and by the phases that it entered in between.
-
-    A heartbeat that was put together before the newest phase began may be written after it.
-    """
-    before, beat = records.heartbeats.get(rank), _beat_of(event)
-    if before is not None and beat.progress[0] < before.progress[0]:
-        beat = replace(before, t=beat.t)
-    records.heartbeats[rank] = beat
-
-
-def _beat_of(event: dict[str, Any]) -> Heartbeat:
-    return Heartbeat(
-        t=float(event.get("t", 0.0)),
-        step=int(event.get("step") or 0),
-        phase=str(event.get("phase", "")),
-        phase_age_s=float(event.get("phase_age_s") or 0.0),
-        progress=(int(event.get("progress") or 0), int(event.get("save_progress") or 0)),
-        idle_s=float(event.get("idle_s") or 0.0),
-    )
-
-
-def _warned(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    records.warnings += 1
-
-
-def _stopped(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    records.stopped.add(rank)
-    if event.get("signalled"):
-        records.signalled = sorted({*records.signalled, rank})
-
-
-def _finish(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    records.finished.add(rank)
-
-
-def _anomaly(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    if event.get("action") == "rollback":
-        records.rollback = Rollback.from_event(event)
-
-
-def _failure(records: RankRecords, rank: int, event: dict[str, Any]) -> None:
-    failure = RankFailure.from_event(event, records.started.get(rank, ""))
-    records.failures = sorted([*records.failures, failure], key=lambda one: one.t)
-
-
-_TAKERS: dict[str, Callable[[RankRecords, int, dict[str, Any]], None]] = {
-    Kind.START: _start,
-    Kind.RESUME: _resume,
-    Kind.STEP: _step,
-    Kind.CHECKPOINT: _checkpoint,
-    Kind.PHASE: _heartbeat,
-    Kind.CHECKPOINT_FAILED: _unsaved,
-    Kind.HEARTBEAT: _heartbeat,
-    Kind.WARNED: _warned,
-    Kind.STOPPED: _stopped,
-    Kind.FINISH: _finish,
-    Kind.ANOMALY: _anomaly,
-    Kind.FAILURE: _failure,
-}

@@ -25,7 +25,13 @@ from submitrain.launcher.container import (
     make_caches,
 )
 from submitrain.launcher.supervisor.evidence import RankExit
-from submitrain.launcher.supervisor.processes import RANK_COMMAND, package_root, rank_environment
+from submitrain.launcher.supervisor.processes import (
+    RANK_COMMAND,
+    RankGroup,
+    package_root,
+    rank_environment,
+    start_process,
+)
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import ask, find_step
 
@@ -110,10 +116,9 @@ def srun_command(
         flags.append(f"--cpus-per-task={shape.cpus_per_task}")
     if shape.has_gpus:
         flags.append("--gpu-bind=none")
+    flags += [*(container.srun_flags if container else ()), *config.slurm.srun_args]
     words = command or (sys.executable if container is None else "python3", *RANK_COMMAND)
-    if container is None:
-        return [*flags, *config.slurm.srun_args, *words]
-    return [*flags, *container.srun_flags, *config.slurm.srun_args, *container.prefix, *words]
+    return [*flags, *(container.prefix if container else ()), *words]
 
 
 def step_container(
@@ -155,16 +160,11 @@ class SrunSpawner:
     job_id: str
     config: RunConfig
     shape: StepShape
-    node_names: tuple[str, ...]
+    nodes: tuple[str, ...]
     extra_env: Mapping[str, str]
     command: tuple[str, ...] = ()
     runtime: Runtime | None = None
     """What runs the ranks' container; None = there is none."""
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """Nodes of the job."""
-        return self.node_names
 
     @property
     def world_size(self) -> int:
@@ -173,47 +173,28 @@ class SrunSpawner:
 
     def start(self, attempt: int) -> SrunGroup:
         """Start the step; srun's own words go to ``srun.err`` beside the ranks' logs."""
-        environment = rank_environment(
-            srun_environment(os.environ),
-            self.run_dir,
-            attempt=attempt,
-            job_id=self.job_id,
-            extra=self.extra_env,
-        )
+        shape, config, run_dir = self.shape, self.config, self.run_dir
+        base, job_id, extra = srun_environment(os.environ), self.job_id, self.extra_env
+        environment = rank_environment(base, run_dir, attempt=attempt, job_id=job_id, extra=extra)
         root = package_root()
         if root is not None and self.runtime is not None:
             environment["PYTHONPATH"] += f"{os.pathsep}{root}"
-        if self.shape.cpus_per_task is not None:
-            environment.setdefault("OMP_NUM_THREADS", str(self.shape.cpus_per_task))
-        names = named_variables(environment, self.extra_env)
-        container = step_container(
-            self.shape, self.config, self.run_dir, runtime=self.runtime, variables=names
-        )
+        if shape.cpus_per_task is not None:
+            environment.setdefault("OMP_NUM_THREADS", str(shape.cpus_per_task))
+        names = named_variables(environment, extra)
+        container = step_container(shape, config, run_dir, runtime=self.runtime, variables=names)
         if container is not None:
             environment = container.environment(environment, names)
-            make_caches(self.config, self.run_dir)
+            make_caches(config, run_dir)
         line = srun_command(
-            self.shape,
-            self.config,
-            self.run_dir,
-            attempt=attempt,
-            container=container,
-            command=self.command,
+            shape, config, run_dir, attempt=attempt, container=container, command=self.command
         )
-        words = (self.shape.logs or self.run_dir.logs(attempt)) / "srun.err"
-        with words.open("ab") as output:
-            process = subprocess.Popen(
-                line,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                process_group=0,
-            )
-        return SrunGroup(process, words, self.job_id, self.shape.name or step_name(attempt))
+        words = (shape.logs or run_dir.logs(attempt)) / "srun.err"
+        process = start_process(line, environment, words, words)
+        return SrunGroup(process, words, job_id, shape.name or step_name(attempt))
 
 
-class SrunGroup:
+class SrunGroup(RankGroup):
     """A running step; when one rank dies the rest of it is killed after a short grace."""
 
     def __init__(
@@ -228,20 +209,18 @@ class SrunGroup:
         self._own_ends: int | None = None
 
     def poll(self) -> bool:
-        """Whether srun ended; after a death the rest of the step is killed."""
         if self._process.poll() is not None:
             return True
         now = time.monotonic()
-        if self._kill_at is None and self._is_broken():
+        if self._kill_at is None and (
+            any(one.died for one in self.exits()) or _LOST_NODE in self._read()
+        ):
             self._kill_at = now + VICTIM_GRACE_S
         if self._kill_at is not None and now > self._kill_at and self._gone_by is None:
             self._kill_step()
         if self._gone_by is not None and now > self._gone_by:
             self._process.kill()
         return False
-
-    def _is_broken(self) -> bool:
-        return any(one.died for one in self.exits()) or _LOST_NODE in self._read()
 
     def _read(self) -> str:
         try:
@@ -250,13 +229,12 @@ class SrunGroup:
             return ""
 
     def exits(self) -> tuple[RankExit, ...]:
-        """How ranks ended, as far as srun said; those that exited 0 it does not mention."""
+        """As far as srun said; those that exited 0 it does not mention."""
         exits = parse_exits(self._read())
         before = len(exits) if self._own_ends is None else self._own_ends
         return (*exits[:before], *(replace(one, ours=True) for one in exits[before:]))
 
     def launcher_code(self) -> int | None:
-        """srun's exit code; None while it runs."""
         return self._process.returncode
 
     def launcher_error(self) -> str:
@@ -281,8 +259,7 @@ class SrunGroup:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=STEP_END_S)
             return
-        self._process.kill()
-        self._process.wait()
+        self.abandon()
 
     def abandon(self) -> None:
         """End srun alone: after a restart elsewhere the job's steps have the same ids again.
@@ -353,9 +330,6 @@ def _code_of(how: str) -> int | None:
 
 
 def _expand_ranks(text: str) -> list[int]:
-    ranks: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if first:
-            ranks.extend(range(int(first), int(last or first) + 1))
-    return ranks
+    parts = (part.partition("-") for part in text.split(","))
+    spans = [(int(first), int(last or first)) for first, _, last in parts if first]
+    return [rank for first, last in spans for rank in range(first, last + 1)]

@@ -1,13 +1,10 @@
-"""The watcher as a light Slurm job of its own (``monitor.autostart: job``).
-
-``python -m submitrain.launcher.supervisor.watcher RUN`` submits it again where it has died; a
-supervisor does that
-before its later attempts.
-
-The supervisor's side of ``monitor.autostart``: sees that every attempt has a watcher.
+"""Sees that every attempt has a watcher (``monitor.autostart``), also as a light Slurm job.
 
 A watcher is a process of its own, since it has to survive the supervisor and must never hold it up.
 Two of them do no harm: locks in the run folder make them share the work (``monitor.alerts.store``).
+
+``python -m submitrain.launcher.supervisor.watcher RUN`` submits the watcher's job where there is
+none; a supervisor does that before its later attempts.
 """
 
 from __future__ import annotations
@@ -31,9 +28,8 @@ from submitrain.config import RunConfig
 from submitrain.config.resolve import load_resolved
 from submitrain.errors import SubmitrainError
 from submitrain.launcher.plan.watcher import watched_by, watcher_sbatch
-from submitrain.launcher.submit.snapshot import python_path
 from submitrain.launcher.submit.start import RecordedLaunch
-from submitrain.launcher.submit.submit import job_environment, make_executor, submit_callable
+from submitrain.launcher.submit.submit import make_executor, submit_callable
 from submitrain.run_folder import RunDir, write_json_atomically
 from submitrain.slurm.client import query_jobs
 
@@ -47,15 +43,17 @@ AGAIN_S = 5.0
 SHUTDOWN_S = 60.0
 """How long a job that ends waits for its watcher to tell of it: with the job, Slurm ends all of its
 processes. After a cancel, Slurm's KillWait ends the wait earlier."""
-DEAF = ("sh", "-c", 'trap "" HUP INT TERM; exec "$@"', "watcher")
+IGNORE_SIGNALS = ("sh", "-c", 'trap "" HUP INT TERM; exec "$@"', "watcher")
 """Slurm sends TERM to everything in a job that ends, also to what has only just begun."""
+FOLDER = "watcher"
+"""Below ``submitit/``: pickles, scripts, logs, and ``job.json`` with the id."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass
 class RunWatcher:
-    """``kind``: off, beside or job."""
+    """The supervisor's side; ``kind``: off, beside or job."""
 
     run_dir: RunDir
     kind: str
@@ -74,7 +72,7 @@ class RunWatcher:
             return
         if self.kind == "job" and attempt < 2:
             return  # the client has submitted it, or is about to
-        work = self._keep if self.kind == "beside" else self._ensure_watcher_job
+        work = self._keep_process if self.kind == "beside" else self._ensure_watcher_job
         self._keeper = threading.Thread(target=work, name="watcher", daemon=True)
         self._keeper.start()
 
@@ -88,9 +86,8 @@ class RunWatcher:
             next_step = f"python -m monitor watch {self.run_dir.root} --once"
             log.warning("alerts_not_delivered", waited_s=SHUTDOWN_S, next_step=next_step)
 
-    def _keep(self) -> None:
-        cluster = "slurm" if self.on_slurm else "local"
-        arguments = [str(self.run_dir.root), str(os.getpid()), cluster]
+    def _keep_process(self) -> None:
+        arguments = [str(os.getpid()), "slurm" if self.on_slurm else "local"]
         while (process := self._start("submitrain.monitor.watch.sidecar", *arguments)) is not None:
             if process.wait() >= 0:
                 return
@@ -98,17 +95,17 @@ class RunWatcher:
             self._ending.wait(AGAIN_S)
 
     def _ensure_watcher_job(self) -> None:
-        process = self._start("submitrain.launcher.supervisor.watcher", str(self.run_dir.root))
-        if process is not None:
+        if (process := self._start("submitrain.launcher.supervisor.watcher")) is not None:
             process.wait()
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes] | None:
         path = self.run_dir.monitor / LOG_NAME
+        python = [sys.executable, "-m", module, str(self.run_dir.root)]
         try:
             path.parent.mkdir(exist_ok=True)
             with path.open("ab") as words:
                 return subprocess.Popen(
-                    [*DEAF, sys.executable, "-m", module, *arguments],
+                    [*IGNORE_SIGNALS, *python, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=words,
                     stderr=words,
@@ -117,10 +114,6 @@ class RunWatcher:
         except OSError as error:
             log.warning("no_watcher", why=str(error))
             return None
-
-
-FOLDER = "watcher"
-"""Below ``submitit/``: pickles, scripts, logs, and ``job.json`` with the id."""
 
 
 @dataclass(frozen=True)
@@ -150,43 +143,29 @@ def ensure_watcher_job(run_dir: RunDir, parameters: Mapping[str, Any]) -> str:
     """
     folder = run_dir.submitit / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / "lock"):
-        job_id = _noted(folder)
-        if job_id and not _is_over(job_id):
-            return job_id
+    with _lock(folder / "lock"):
+        try:
+            job_id = str(json.loads((folder / "job.json").read_text())["job_id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            job_id = ""
+        if job_id:
+            job = query_jobs([job_id])[job_id]
+            if not job.known or job.pending or job.running:  # else it has ended for certain
+                return job_id
         launch = RecordedLaunch.read(run_dir)
-        path = python_path(
-            run_dir,
-            pinned=launch.pinned,
-            workdir=launch.workdir,
-            inherited=os.environ.get("PYTHONPATH", ""),
-        )
         named = {"job_name": f"watch-{run_dir.run_id}", **parameters}
         job_id = submit_callable(
             WatcherJob(str(run_dir.root)),
             make_executor(folder, named, python=shlex.quote(sys.executable)),
             workdir=launch.workdir,
-            environ=job_environment(os.environ, path),
+            environ=launch.environment(run_dir),
         )
         write_json_atomically(folder / "job.json", {"job_id": job_id, "sbatch": named})
         return job_id
 
 
-def _is_over(job_id: str) -> bool:
-    """Whether a job has ended for certain; where nobody can be asked it is taken for alive."""
-    job = query_jobs([job_id])[job_id]
-    return job.known and not job.pending and not job.running
-
-
-def _noted(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "job.json").read_text())["job_id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     """One at a time, where the file system has locks: client and supervisor may both come."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

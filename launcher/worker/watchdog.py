@@ -28,7 +28,12 @@ from submitrain.config import RunConfig
 from submitrain.errors import HungError
 from submitrain.events import EXIT_HUNG, Kind, Phase
 from submitrain.launcher.supervisor.hang import Stall, WatchedClock
-from submitrain.launcher.supervisor.rank_events import ENOUGH_STEPS, PATIENCE, budget_s, read_pace
+from submitrain.launcher.supervisor.rank_events import (
+    ENOUGH_STEPS,
+    PATIENCE,
+    StepTimeStats,
+    budget_s,
+)
 from submitrain.launcher.worker.stacks import class_name, is_library
 from submitrain.train.context import RankContext, leave_if_fenced
 
@@ -115,7 +120,7 @@ class Watchdog:
             self._learned_for = stall
             self._learned = budget_s(
                 phase,
-                read_pace(context.run_dir.events(0)),
+                StepTimeStats.read(context.run_dir.events(0)),
                 self.config.resilience.hang,
                 collective_s=self.config.distributed.timeout_s,
             )

@@ -12,7 +12,7 @@ from submitrain.attempts import Action, Cause, Decision
 from submitrain.config.resolve import load_resolved
 from submitrain.errors import ClusterError
 from submitrain.events import Kind, read_events
-from submitrain.launcher.supervisor.allocation import LocalAllocation, allocation_of
+from submitrain.launcher.supervisor.allocation import Allocation, allocation_of
 from submitrain.launcher.supervisor.requeue import SignalNotes
 from submitrain.launcher.supervisor.supervise import Resubmit, Supervisor
 from submitrain.monitor.audit.ledger import read_trail
@@ -35,7 +35,7 @@ def supervisor(run_dir: RunDir, resubmit: Resubmit) -> Supervisor:
     """A supervisor on this machine that believes to be in a job with a queue, near its limit."""
     config = load_resolved(run_dir.config, os.environ)
     allocation = allocation_of(run_dir, config, os.environ)
-    assert isinstance(allocation, LocalAllocation)
+    assert type(allocation) is Allocation
     allocation.has_queue = True
     return Supervisor(run_dir, config, allocation, SignalNotes(), refused, resubmit)
 

@@ -22,7 +22,7 @@ from submitrain.launcher.supervisor.hang import (
     straggler,
 )
 from submitrain.launcher.supervisor.hang_watch import FolderWatch
-from submitrain.launcher.supervisor.rank_events import Pace, budget_s, read_pace
+from submitrain.launcher.supervisor.rank_events import StepTimeStats, budget_s
 from submitrain.launcher.worker.stacks import Frame, Stack, ended_by_timer, parse_dump
 from tests.unit.launcher.test_policy import LIMITS, evidence
 
@@ -43,7 +43,9 @@ def steps(seconds: float, count: int, attempt: int = 1) -> list[dict[str, Any]]:
     return [step(n, n * seconds, seconds, attempt) for n in range(1, count + 1)]
 
 
-def budget(name: str, pace: Pace, limits: HangConfig = HANG, collective_s: float = 1800) -> Any:
+def budget(
+    name: str, pace: StepTimeStats, limits: HangConfig = HANG, collective_s: float = 1800
+) -> Any:
     return budget_s(name, pace, limits, collective_s=collective_s)
 
 
@@ -68,19 +70,19 @@ def budget(name: str, pace: Pace, limits: HangConfig = HANG, collective_s: float
 def test_a_steps_budget_is_learned_from_the_run(
     events: list[dict[str, Any]], expected: float
 ) -> None:
-    assert budget("step", Pace().take(events)) == pytest.approx(expected)
+    assert budget("step", StepTimeStats().take(events)) == pytest.approx(expected)
 
 
 def test_waiting_for_a_slow_peer_is_part_of_a_step() -> None:
     """``step_s`` of rank 0 does not hold the time in which it waited for another rank's data."""
     events = [phase("step", 0.0), *(step(n, n * 30.0, 0.2) for n in range(1, 20))]
-    assert budget("step", Pace().take(events)) == pytest.approx(150.0)
+    assert budget("step", StepTimeStats().take(events)) == pytest.approx(150.0)
 
 
 def test_a_pause_for_a_save_is_no_step() -> None:
     events: list[dict[str, Any]] = [phase("step", 0.0), *steps(1.0, 10)]
     events += [phase("save", 10.0), phase("step", 500.0), step(11, 501.0, 1.0)]
-    pace = Pace().take([*events, step(12, 502.0, 1.0)])
+    pace = StepTimeStats().take([*events, step(12, 502.0, 1.0)])
     assert budget("step", pace) == 60.0
     assert budget("save", pace) == pytest.approx(5 * 490.0)
 
@@ -100,18 +102,20 @@ def test_a_validation_may_take_what_the_slowest_took(
     seen_s: float | None, limits: HangConfig, expected: float | None
 ) -> None:
     seen = [] if seen_s is None else [{"kind": Kind.VALIDATION, "t": 9.0, "val_s": seen_s}]
-    assert budget("validate", Pace().take(seen), limits) == expected
+    assert budget("validate", StepTimeStats().take(seen), limits) == expected
 
 
 def test_what_an_attempt_did_not_finish_teaches_nothing() -> None:
     events = [phase("step", 0.0), phase("save", 10.0), phase("data", 5000.0, attempt=2)]
-    assert "save" not in Pace().take(events).slowest_s
+    assert "save" not in StepTimeStats().take(events).slowest_s
 
 
 def test_a_hung_rank_is_named_before_its_peers_give_up() -> None:
-    assert budget("validate", Pace(), collective_s=100) == 90
-    assert budget("first_step", Pace(), collective_s=100) == 90
-    assert budget("data", Pace(), collective_s=100) == 7200, "nobody waits in a collective there"
+    assert budget("validate", StepTimeStats(), collective_s=100) == 90
+    assert budget("first_step", StepTimeStats(), collective_s=100) == 90
+    assert budget("data", StepTimeStats(), collective_s=100) == 7200, (
+        "nobody waits in a collective there"
+    )
 
 
 def test_the_pace_of_a_long_run_is_read_from_its_end(
@@ -123,10 +127,10 @@ def test_the_pace_of_a_long_run_is_read_from_its_end(
     path = tmp_path / "rank00000.jsonl"
     lines = [json.dumps({**one, "v": 1}) for one in [*steps(50.0, 100), *steps(0.1, 100, 2)]]
     path.write_text("\n".join(lines) + "\n")
-    pace = read_pace(path)
+    pace = StepTimeStats.read(path)
     assert 0 < len(pace.steps_s) < 100
     assert budget("step", pace) == 60
-    assert read_pace(tmp_path / "missing").step_s is None
+    assert StepTimeStats.read(tmp_path / "missing").step_s is None
 
 
 def state(rank: int, **changes: Any) -> RankState:

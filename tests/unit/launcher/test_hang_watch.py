@@ -11,7 +11,7 @@ import pytest
 from submitrain.config import RunConfig
 from submitrain.events import Kind, Phase, append_line, read_events
 from submitrain.launcher.supervisor.hang import Hang
-from submitrain.launcher.supervisor.hang_watch import LOOK_EVERY_S, HangWatch
+from submitrain.launcher.supervisor.hang_watch import POLL_EVERY_S, HangWatch
 from submitrain.launcher.supervisor.rank_events import RankRecords
 from submitrain.run_folder import RunDir
 from submitrain.train.context import RankContext
@@ -25,7 +25,7 @@ class Ranks:
         attempt = self.run_dir.claim_attempt()
         self.records = RankRecords(self.run_dir, attempt, 2)
         config = RunConfig.model_validate({"resilience": {"hang": {"silence_s": 60}}})
-        self.watch = HangWatch(self.run_dir, config, attempt, self.records, self.records.pace)
+        self.watch = HangWatch(self.run_dir, config, attempt, self.records)
         self.now = 1000.0
         monkeypatch.setattr(
             "submitrain.launcher.supervisor.hang_watch.time.monotonic", lambda: self.now
@@ -50,8 +50,8 @@ class Ranks:
 
     def look_again(self) -> Hang:
         """The hang that shows a moment later, too."""
-        self.now += LOOK_EVERY_S
-        hang = self.watch.look()
+        self.now += POLL_EVERY_S
+        hang = self.watch.poll()
         assert hang is not None
         return hang
 
@@ -59,12 +59,12 @@ class Ranks:
         """Let time pass in looks of a second; these ranks beat, and do not advance."""
         end = self.now + seconds
         while self.now < end:
-            self.now += LOOK_EVERY_S
+            self.now += POLL_EVERY_S
             for rank in beating:
-                self.ranks[rank].idle_s += LOOK_EVERY_S
+                self.ranks[rank].idle_s += POLL_EVERY_S
                 self.ranks[rank].beat()
             self.records.read()
-            if (hang := self.watch.look()) is not None:
+            if (hang := self.watch.poll()) is not None:
                 return hang.describe()
         return None
 

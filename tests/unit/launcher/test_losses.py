@@ -97,7 +97,7 @@ def live(watch: NodeWatch, clock: Clock, ranks: Collection[int], seconds: float)
         if int(clock.now) % 5 == 0:
             for rank in ranks:
                 watch.records.heartbeats[rank] = Heartbeat(clock.now, 3, "step", 0.0)
-        seen.append(watch.look())
+        seen.append(watch.poll())
     return seen
 
 
