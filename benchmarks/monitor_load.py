@@ -29,7 +29,7 @@ from submitrain.monitor.watch.poll import RunPoller
 from submitrain.monitor.watch.watch import Watcher
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import RunDir, list_runs, write_json_atomically
-from submitrain.status import see
+from submitrain.status import read_statuses
 
 RANKS = 8
 BYTES_PER_S = 20_000
@@ -194,7 +194,7 @@ def _child(what: str, runs: Path) -> None:
         return list_runs(runs)
 
     looks: dict[str, Callable[[], object]] = {
-        "list": lambda: [sight.status for sight in see(find())],
+        "list": lambda: read_statuses(find()),
         "serve": Service(Fleet(find, keep_ended_s=6 * 3600.0, max_runs=200), interval_s=1.0).look,
         "top": Fleet(find, with_ranks=False).look,
     }

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from submitrain.errors import RunError, UserError
 from submitrain.events import curve
 from submitrain.launcher.submit.audit_events import client_act
-from submitrain.launcher.submit.dependency import cancel_job, end_successors, look, terminate_job
+from submitrain.launcher.submit.dependency import cancel_job, end_successors, terminate_job
 from submitrain.launcher.summary import RunResult, read_result
 from submitrain.monitor.accounting.goodput import Goodput
 from submitrain.monitor.audit.chain import Act
 from submitrain.run_facts import read_evidence
 from submitrain.run_folder import RunDir, find_run, write_json_atomically
-from submitrain.status import RunState, RunStatus, job_views, status_of
+from submitrain.status import RunState, RunStatus, job_views, read_statuses, status_of
 
 if TYPE_CHECKING:
     import pandas
@@ -128,7 +128,7 @@ class Run:
 
     def status(self) -> RunStatus:
         """How it is doing now; asks the scheduler once."""
-        return look([self.folder])[0]
+        return read_statuses([self.folder])[0]
 
     def goodput(self) -> Goodput:
         """What its allocations were spent on; asks sacct for their exact times where it answers."""

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from submitrain.command_line import Commands, add_commands, carry_out, lazy
+from submitrain.command_line import Commands, add_commands, lazy, run_command
 
 Parser = argparse.ArgumentParser
 PORT = 9847
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 2
-    return carry_out(parser.parse_args(arguments))
+    return run_command(parser.parse_args(arguments))
 
 
 def build_parser() -> argparse.ArgumentParser:

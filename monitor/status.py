@@ -27,7 +27,7 @@ from rich.text import Text
 from submitrain.monitor.accounting.goodput import Goodput, category_rows, headline, read_goodput
 from submitrain.run_folder import find_run, list_runs
 from submitrain.slurm.client import Ask, ask
-from submitrain.status import RunState, RunStatus, see
+from submitrain.status import RunState, RunStatus, read_statuses
 from submitrain.text import bytes_text, duration
 
 _SEPARATOR = "\x1f"
@@ -205,7 +205,7 @@ def see_all(folders: Sequence[Path]) -> list[RunStatus]:
     def trouble(folder: Path, error: Exception) -> None:
         print(f"warning: {folder.name} cannot be read: {error}", file=sys.stderr)
 
-    return [sight.status for sight in see(folders, trouble if len(folders) > 1 else None)]
+    return read_statuses(folders, trouble if len(folders) > 1 else None)
 
 
 def show_runs(found: Sequence[RunStatus], *, as_json: bool, runs_dir: Path) -> None:

@@ -235,7 +235,7 @@ def _member(kind: type[_Word], text: object, otherwise: _Word) -> _Word:
         return otherwise
 
 
-def of_jobs(attempts: Iterable[Attempt], job_ids: Sequence[str]) -> list[Attempt]:
+def attempts_of_jobs(attempts: Iterable[Attempt], job_ids: Sequence[str]) -> list[Attempt]:
     """The attempts of a job and of those that it continues: budgets are counted over them."""
     return [one for one in attempts if one.job_id in job_ids]
 

@@ -21,7 +21,7 @@ Commands = Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
 Examples = Iterable[tuple[str, str]]
 
 
-def carry_out(options: argparse.Namespace) -> int:
+def run_command(options: argparse.Namespace) -> int:
     """Run the command that was parsed; returns the exit code, whatever goes wrong."""
     handler: Handler = options.handler
     try:

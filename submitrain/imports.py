@@ -20,7 +20,7 @@ IMPORT_ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Import inside: no garbage is collected meanwhile, and what there is by then is never looked
     at again.
 

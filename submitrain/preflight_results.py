@@ -32,7 +32,7 @@ class Remark:
 
 
 @dataclass(frozen=True)
-class PreflightRow:
+class PreflightResult:
     """One preflight, as its record tells it; ``began_at`` in UTC seconds."""
 
     attempt: int
@@ -52,7 +52,7 @@ class PreflightRow:
         }
 
 
-def in_words(record: Mapping[str, Any]) -> str:
+def preflight_text(record: Mapping[str, Any]) -> str:
     """One sentence of a preflight's record, or of its short form in attempts.jsonl."""
     counts = mapping(record.get("nodes"))
     total = sum(count for count in counts.values() if isinstance(count, int))
@@ -73,17 +73,17 @@ def in_words(record: Mapping[str, Any]) -> str:
     return f"no node of {total} is unfit, {', '.join(others)}, {took}"
 
 
-def newest_in_words(attempts: Iterable[Attempt]) -> str:
+def newest_preflight_text(attempts: Iterable[Attempt]) -> str:
     """What the last preflight of a run came to, empty where there was none."""
     found = ""
     for one in attempts:
         record = one.start.get("preflight")
         if isinstance(record, dict):
-            found = in_words(record)
+            found = preflight_text(record)
     return found
 
 
-def read_preflights(folder: Path) -> list[PreflightRow]:
+def read_preflights(folder: Path) -> list[PreflightResult]:
     """All preflights of a run, in order; a record that cannot be read is left out."""
     rows = []
     for path in sorted((folder / "attempts").glob("*/preflight.json")):
@@ -96,19 +96,19 @@ def read_preflights(folder: Path) -> list[PreflightRow]:
     return rows
 
 
-def _row(attempt: int, record: Event) -> PreflightRow:
+def _row(attempt: int, record: Event) -> PreflightResult:
     remarks = [
         Remark(str(node), *(str(one.get(name, "")) for name in ("id", "level", *_TEXTS)))
         for node, found in mapping(record.get("findings")).items()
         for one in (found if isinstance(found, list) else ())
         if isinstance(one, dict) and one.get("level") != "ok"
     ]
-    return PreflightRow(
+    return PreflightResult(
         attempt=attempt,
         mode=str(record.get("mode", "")),
         began_at=number(record.get("began_at")) or 0.0,
         took_s=number(record.get("took_s")) or 0.0,
-        words=in_words(record),
+        words=preflight_text(record),
         unfit=tuple(map(str, mapping(record.get("unfit")))),
         remarks=tuple(sorted(remarks, key=lambda one: (_RANK.get(one.level, 3), one.node))),
     )

@@ -206,7 +206,7 @@ class LossyStream:
         return getattr(self._stream, name)
 
 
-def lose_lines_rather_than_the_run() -> None:
+def tolerate_log_write_errors() -> None:
     """Make this process's standard output and error lossy."""
     sys.stdout = LossyStream(sys.stdout)
     sys.stderr = LossyStream(sys.stderr)

@@ -302,7 +302,7 @@ def _age(folder: Path) -> tuple[str, str]:
     return (parts[1] if len(parts) == 3 else "", folder.name)
 
 
-def chosen_runs(names: Sequence[str], *, everything: bool, runs_dir: Path) -> list[Path]:
+def select_runs(names: Sequence[str], *, everything: bool, runs_dir: Path) -> list[Path]:
     """The named runs, or every one of the runs folder.
 
     Raises:

@@ -19,7 +19,7 @@ from typing import Any
 from submitrain.attempts import Cause
 from submitrain.errors import UserError
 from submitrain.events import Event, Kind, integer, mapping, number
-from submitrain.preflight_results import newest_in_words
+from submitrain.preflight_results import newest_preflight_text
 from submitrain.processes import ProcessRef
 from submitrain.run_facts import (
     RunEvidence,
@@ -38,7 +38,7 @@ from submitrain.run_facts import (
     total_steps,
 )
 from submitrain.slurm.client import JobInfo, query_jobs
-from submitrain.slurm.parse import explained, in_words
+from submitrain.slurm.parse import explain_reason, reason_text
 
 USER_ERRORS = frozenset({"UserError", "ConfigError", "DataError", "ClusterError"})
 """Exceptions by which a rank says that the user's input is wrong (submitrain.errors)."""
@@ -174,7 +174,7 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
         rollbacks=evidence.rollbacks,
         skipped_steps=skipped(evidence),
         ckpt_interval_s=newest_number(evidence.tail, "ckpt_interval_s"),
-        todo=explained(job.detail)[1] if state is RunState.QUEUED and job.detail else "",
+        todo=explain_reason(job.detail)[1] if state is RunState.QUEUED and job.detail else "",
         nodes=evidence.attempts[-1].nodes if evidence.attempts else (),
         user=str(who.get("user") or ""),
         account=str(sbatch.get("account") or ""),
@@ -184,7 +184,7 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
         last_progress_at=progress_at(evidence.tail),
         ended_at=ended_at(evidence) if state.ended else None,
         restarts=restarts(evidence),
-        preflight=newest_in_words(evidence.attempts),
+        preflight=newest_preflight_text(evidence.attempts),
         checkpoint_at=evidence.checkpoint_at,
         checkpoint_bytes=integer(saved.get("bytes")),
         checkpoint_save_s=number(saved.get("save_s")),
@@ -211,7 +211,7 @@ def _conclude(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
     if evidence.submission is None:
         return RunState.UNKNOWN, "nothing was submitted for this run folder"
     if job.state is JobState.PENDING:
-        return RunState.QUEUED, in_words(job.detail) or "waits in the queue"
+        return RunState.QUEUED, reason_text(job.detail) or "waiting in the queue"
     if job.state is JobState.RUNNING:
         return _alive(evidence)
     if job.state is JobState.UNKNOWN:
@@ -232,14 +232,14 @@ def _from_summary(summary: Event) -> tuple[RunState, str]:
 
 def _alive(evidence: RunEvidence) -> tuple[RunState, str]:
     if evidence.cancel_requested:
-        return RunState.RUNNING, "cancelled: saves and stops"
+        return RunState.RUNNING, "cancelled: saving and stopping"
     before = (evidence.submission or {}).get("attempt", 0)
     if evidence.newest_attempt <= before:
-        return RunState.STARTING, "waits for its supervisor"
+        return RunState.STARTING, "waiting for its supervisor"
     now = [event for event in evidence.tail if event.get("attempt") == evidence.newest_attempt]
     if not now:
         begun = any(one.number == evidence.newest_attempt for one in evidence.attempts)
-        return RunState.STARTING, "waits for its ranks" if begun else "looks at its nodes"
+        return RunState.STARTING, "waiting for its ranks" if begun else "running preflight checks"
     phase = next((str(event["phase"]) for event in reversed(now) if event.get("phase")), "")
     stepped = any(event["kind"] == Kind.STEP for event in now)
     return (RunState.RUNNING, phase) if stepped else (RunState.STARTING, phase or "import")
@@ -253,7 +253,7 @@ def _vanished(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
     if evidence.cancel_requested:
         return RunState.CANCELLED, "cancelled"
     detail = f" ({job.detail})" if job.detail else ""
-    return RunState.FAILED, f"the job ended without a word{detail}: killed from outside?"
+    return RunState.FAILED, f"the job ended without a summary{detail}: killed from outside?"
 
 
 def job_views(evidence: Iterable[RunEvidence | RunHead]) -> dict[str, JobView]:
@@ -296,42 +296,49 @@ def view_of_process(submission: Mapping[str, Any]) -> JobView:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What one look saw of a run, before it is judged."""
+class RunObservation:
+    """What one poll found of a run."""
 
     evidence: RunEvidence
     status: RunStatus
     job: JobView
 
 
-Trouble = Callable[[Path, Exception], None]
-"""Told of a run that cannot be read."""
+OnReadError = Callable[[Path, Exception], None]
+"""Told of a run that cannot be read, which is then left out."""
 
 
-def see(folders: Iterable[Path], trouble: Trouble | None = None) -> Iterator[Sight]:
+def read_statuses(folders: Iterable[Path], on_error: OnReadError | None = None) -> list[RunStatus]:
+    """Status of these runs, with one query of the scheduler for all of them; raises as below."""
+    return [one.status for one in poll_runs(folders, on_error)]
+
+
+def poll_runs(
+    folders: Iterable[Path], on_error: OnReadError | None = None
+) -> Iterator[RunObservation]:
     """These runs one after the other: of many, no two have to fit into memory together.
 
-    A run that cannot be read is left out where somebody is told of its ``trouble``.
-
     Raises:
-        OSError: one cannot be read, and nobody is told.
+        OSError: one cannot be read, and there is no ``on_error``.
     """
-    heads = (readable_head(folder, trouble) for folder in folders)
-    return sights([head for head in heads if head is not None], trouble)
+    heads = (read_head_or_report(folder, on_error) for folder in folders)
+    return poll_heads([head for head in heads if head is not None], on_error)
 
 
-def readable_head(folder: Path, trouble: Trouble | None) -> RunHead | None:
-    """The head of a run; None where it cannot be read and somebody was told."""
+def read_head_or_report(folder: Path, on_error: OnReadError | None) -> RunHead | None:
+    """The head of a run; None where it cannot be read and ``on_error`` was told."""
     try:
         return read_head(folder)
     except (OSError, UserError) as error:
-        if trouble is None:
+        if on_error is None:
             raise
-        trouble(folder, error)
+        on_error(folder, error)
         return None
 
 
-def sights(heads: Iterable[RunHead], trouble: Trouble | None = None) -> Iterator[Sight]:
+def poll_heads(
+    heads: Iterable[RunHead], on_error: OnReadError | None = None
+) -> Iterator[RunObservation]:
     """The same for runs whose heads were read."""
     heads = list(heads)
     # The job is asked before the folder is read: when it had ended by then, the supervisor's last
@@ -341,11 +348,11 @@ def sights(heads: Iterable[RunHead], trouble: Trouble | None = None) -> Iterator
         try:
             evidence = read_evidence(head.folder)
         except (OSError, UserError) as error:
-            if trouble is None:
+            if on_error is None:
                 raise
-            trouble(head.folder, error)
+            on_error(head.folder, error)
             continue
         job = views[head.folder.name]
         if evidence.submission != head.submission:
             job = JobView(JobState.UNKNOWN, "it was submitted again a moment ago")
-        yield Sight(evidence, status_of(evidence, job), job)
+        yield RunObservation(evidence, status_of(evidence, job), job)

@@ -27,7 +27,7 @@ from submitrain.launcher.submit.submit import job_environment, make_executor, su
 from submitrain.launcher.supervisor.allocation import allocation_of
 from submitrain.launcher.supervisor.job import configure_log
 from submitrain.launcher.supervisor.requeue import SignalNotes
-from submitrain.preflight_results import in_words
+from submitrain.preflight_results import preflight_text
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import ask, show_job
 from submitrain.text import last_lines
@@ -182,7 +182,7 @@ def nodes_table(record: Mapping[str, Any]) -> Table:
 
 def closing_lines(record: Mapping[str, Any], folder: object) -> list[str]:
     """The result, the exclusion to paste, and where the rest is."""
-    lines = [in_words(record)]
+    lines = [preflight_text(record)]
     if record["unfit"]:
         named = ",".join(record["unfit"])
         lines.append(f"to leave them out: --exclude={named}   (slurm.exclude={named})")

@@ -27,7 +27,7 @@ from submitrain.launcher.checks.node_query import Answers, NoAnswer, ask_here, a
 from submitrain.launcher.checks.node_request import NodeAnswer, NodeRequest
 from submitrain.launcher.checks.rank_trial import RankTrials
 from submitrain.launcher.supervisor.allocation import Allocation
-from submitrain.preflight_results import in_words
+from submitrain.preflight_results import preflight_text
 from submitrain.run_folder import RunDir, write_json_atomically
 
 VERSION = 1
@@ -61,7 +61,7 @@ class PreflightResult:
 
     def in_words(self) -> str:
         """One sentence."""
-        return in_words(self.as_json())
+        return preflight_text(self.as_json())
 
     def in_short(self) -> dict[str, Any]:
         """For the line at an attempt's start, small at any number of nodes."""

@@ -16,10 +16,9 @@ from rich.text import Text
 
 from submitrain.errors import UserError
 from submitrain.launcher.run import Run
-from submitrain.launcher.submit.dependency import look
 from submitrain.monitor.status import console, show_run, show_runs
 from submitrain.run_folder import RunDir, list_runs
-from submitrain.status import RunState, RunStatus
+from submitrain.status import RunState, RunStatus, read_statuses
 
 if TYPE_CHECKING:
     from submitrain.launcher.plan.prepare import Prepared
@@ -128,7 +127,9 @@ def _overrides(options: argparse.Namespace) -> list[str]:
 def list_all(options: argparse.Namespace) -> int:
     """One line for every run, the newest first."""
     folders = list_runs(Path(options.runs_dir).expanduser())
-    show_runs(look(reversed(folders)), as_json=options.json, runs_dir=Path(options.runs_dir))
+    show_runs(
+        read_statuses(reversed(folders)), as_json=options.json, runs_dir=Path(options.runs_dir)
+    )
     return 0
 
 

@@ -17,7 +17,7 @@ from submitrain.config.job import ResilienceConfig
 from submitrain.config.types import format_duration
 from submitrain.errors import ClusterError, UserError
 from submitrain.launcher.plan.memory import Machine
-from submitrain.slurm.inventory import Offer, Partition
+from submitrain.slurm.inventory import ClusterInventory, Partition
 
 USUAL_S = 3600
 """Short jobs start sooner, and a run outlives the limit of its job."""
@@ -102,7 +102,7 @@ def local_config(machine: Machine, gpus: int, *, name: str, schema: str) -> str:
 """
 
 
-def slurm_config(offer: Offer, partition: Partition, *, name: str, schema: str) -> str:
+def slurm_config(offer: ClusterInventory, partition: Partition, *, name: str, schema: str) -> str:
     """Text of a configuration for a partition of this cluster."""
     ranks = partition.gpus or 1
     where = f"for partition {partition.name} of this cluster"
@@ -111,7 +111,7 @@ def slurm_config(offer: Offer, partition: Partition, *, name: str, schema: str) 
     return f"{head}cluster: slurm\n\n{model}{_slurm(offer, partition, ranks)}"
 
 
-def _slurm(offer: Offer, partition: Partition, ranks: int) -> str:
+def _slurm(offer: ClusterInventory, partition: Partition, ranks: int) -> str:
     time_s = min(USUAL_S, partition.max_s or USUAL_S)
     cores = max(1, min(MOST_CORES, partition.cpus // ranks))
     account, others = (offer.accounts[0] if offer.accounts else "none"), offer.accounts[1:]
@@ -142,7 +142,7 @@ def _slurm(offer: Offer, partition: Partition, ranks: int) -> str:
     )
 
 
-def _kill_wait(offer: Offer) -> list[str]:
+def _kill_wait(offer: ClusterInventory) -> list[str]:
     """The cluster's grace, where it is shorter than what we count on by default."""
     usual = int(ResilienceConfig().kill_wait_s)
     if offer.kill_wait_s is None or offer.kill_wait_s >= usual:
@@ -210,13 +210,13 @@ def _refuse_to_overwrite(target: Path, *, force: bool) -> None:
 def _text(wanted: str, name: str) -> str:
     from submitrain.launcher.plan.memory import this_machine
     from submitrain.launcher.submit.submit import choose_cluster
-    from submitrain.slurm.inventory import ask_offer
+    from submitrain.slurm.inventory import query_inventory
 
     name = "CFG.yaml" if name == "-" else name
     if choose_cluster(wanted).name == "local":
         gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
         return local_config(this_machine(), gpus, name=name, schema=str(SCHEMA))
-    offer = ask_offer()
+    offer = query_inventory()
     best = offer.best()
     if best is None:
         raise ClusterError(

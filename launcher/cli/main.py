@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from submitrain.command_line import Commands, add_commands, carry_out, lazy
+from submitrain.command_line import Commands, add_commands, lazy, run_command
 
 EXAMPLES_OF: dict[str, tuple[tuple[str, str], ...]] = {
     "run": (
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             return 2
         arguments.insert(0, "run")
-    return carry_out(_parse(parser, arguments))
+    return run_command(_parse(parser, arguments))
 
 
 def _meant(word: str) -> str | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,9 @@ from submitrain.launcher.supervisor.evidence import AttemptEvidence
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import RunDir, write_json_atomically
 from submitrain.slurm.client import ask, show_job
-from submitrain.status import RunState, RunStatus, see
+from submitrain.status import RunState, RunStatus, read_statuses
 
 _SCANCEL_TIMEOUT_S = 60.0
-
-
-def look(folders: Iterable[Path]) -> list[RunStatus]:
-    """Status of the runs in these folders, with one query of the scheduler for all of them."""
-    return [sight.status for sight in see(folders)]
 
 
 def cancel_job(submission: Mapping[str, Any]) -> None:
@@ -101,7 +96,7 @@ class Predecessor:
 
     def status(self) -> RunStatus:
         """How it is doing, asked anew."""
-        return look([self.folder])[0]
+        return read_statuses([self.folder])[0]
 
     def newest_job(self) -> str | None:
         """Its newest job on Slurm; None if it has none."""

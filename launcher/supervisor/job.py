@@ -26,7 +26,7 @@ from submitrain.launcher.submit.claims import adopt
 from submitrain.launcher.supervisor.allocation import Allocation, allocation_of
 from submitrain.launcher.supervisor.requeue import SignalNotes
 from submitrain.launcher.supervisor.supervise import Supervisor
-from submitrain.processes import lose_lines_rather_than_the_run
+from submitrain.processes import tolerate_log_write_errors
 from submitrain.run_folder import RunDir, write_json_atomically
 from submitrain.train.context import leave
 
@@ -53,7 +53,7 @@ class TrainingJob:
             RunError: the run ended in another way; the message says how, and what to do.
             SystemExit: Slurm takes the job back; there is no result yet.
         """
-        lose_lines_rather_than_the_run()
+        tolerate_log_write_errors()
         configure_log()
         signals = SignalNotes()
         signals.install()

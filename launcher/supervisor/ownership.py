@@ -18,7 +18,7 @@ from typing import TypeVar
 import structlog
 import tenacity
 
-from submitrain.attempts import Action, Cause, Decision, of_jobs, read_attempts
+from submitrain.attempts import Action, Cause, Decision, attempts_of_jobs, read_attempts
 from submitrain.errors import FencedError
 from submitrain.launcher.submit.claims import CLAIM_VARIABLE, read_claims, superseded
 from submitrain.run_folder import RunDir
@@ -79,7 +79,7 @@ class Ownership:
         reason = superseded(
             read_claims(self.run_dir),
             int(number) if number.isdigit() else None,
-            of_jobs(read_attempts(self.run_dir), [self.job_id]),
+            attempts_of_jobs(read_attempts(self.run_dir), [self.job_id]),
             self.restarts,
         )
         if reason:

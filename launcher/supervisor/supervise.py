@@ -24,7 +24,7 @@ from submitrain.attempts import (
     AttemptWriter,
     Cause,
     Decision,
-    of_jobs,
+    attempts_of_jobs,
     read_attempts,
 )
 from submitrain.config import RunConfig
@@ -308,7 +308,7 @@ class Supervisor:
     def _history(self) -> list[Attempt]:
         """Attempts of this job and of those that it continues: budgets are counted over them."""
         chain = chain_of(read_submissions(self.run_dir), self.allocation.job_id)
-        return of_jobs(read_attempts(self.run_dir), chain)
+        return attempts_of_jobs(read_attempts(self.run_dir), chain)
 
     def _record_start(self, attempt: int, preflight: dict[str, Any]) -> None:
         allocation, spawner = self.allocation, self.allocation.spawner

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 from submitrain.errors import UserError
 from submitrain.launcher.submit.claims import read_claims
-from submitrain.launcher.submit.dependency import look
 from submitrain.launcher.submit.start import folders_of
 from submitrain.launcher.sweeps.request import Point
 from submitrain.run_folder import (
@@ -40,7 +39,7 @@ from submitrain.run_folder import (
     write_json_atomically,
     write_text_atomically,
 )
-from submitrain.status import RunState, RunStatus
+from submitrain.status import RunState, RunStatus, read_statuses
 
 if TYPE_CHECKING:
     from submitrain.launcher.sweeps.plan import SweepPlan
@@ -247,7 +246,7 @@ def point_states(sweep: SweepFolder) -> list[PointState]:
     """All points in their order."""
     runs = sweep.runs()
     newest = [folders[-1] for folders in runs.values()]
-    statuses = {Path(one.folder): one for one in look(newest)}
+    statuses = {Path(one.folder): one for one in read_statuses(newest)}
     states = []
     for point in sweep.points:
         folders = tuple(runs.get(point.id, ()))

@@ -17,11 +17,11 @@ from typing import TextIO
 
 from submitrain.config.resolve import load_resolved
 from submitrain.events import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, Kind
-from submitrain.imports import uncollected
+from submitrain.imports import gc_paused
 from submitrain.launcher.supervisor.processes import JOB_ID_VARIABLE, PARENT_VARIABLE
 from submitrain.launcher.worker.stacks import class_name, is_victim, where
 from submitrain.launcher.worker.watchdog import Watchdog
-from submitrain.processes import StopFlag, boot_id, lose_lines_rather_than_the_run
+from submitrain.processes import StopFlag, boot_id, tolerate_log_write_errors
 from submitrain.run_folder import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, RunDir
 from submitrain.train import faults
 from submitrain.train.context import RankContext, background_beat
@@ -37,7 +37,7 @@ _PR_SET_PDEATHSIG = 1
 def run_rank(flag: StopFlag) -> int:
     """Run this process's rank; returns its exit code (see ``submitrain.events``)."""
     end_with_parent(os.environ)
-    lose_lines_rather_than_the_run()
+    tolerate_log_write_errors()
     context = context_of(os.environ, flag)
     with open_stacks(context) as stacks:
         faulthandler.enable(stacks)
@@ -65,7 +65,7 @@ def run_entry(context: RankContext, stacks: TextIO) -> int:
         closing(watchdog),
         background_beat(context, config.logging.heartbeat_s, watchdog.look),
     ):
-        with uncollected():
+        with gc_paused():
             usual = OWN_ENTRY if config.entry is not None else DEFAULT_ENTRY
             entry = importlib.import_module(os.environ.get(ENTRY_VARIABLE, usual))
         code = entry.main(context, config)

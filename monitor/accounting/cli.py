@@ -40,7 +40,7 @@ from submitrain.monitor.accounting.records import (
 )
 from submitrain.monitor.accounting.timeline import Category
 from submitrain.run_facts import RunEvidence, read_evidence
-from submitrain.run_folder import RunDir, chosen_runs
+from submitrain.run_folder import RunDir, select_runs
 from submitrain.slurm.client import Ask, ask
 from submitrain.status import JobView, RunState, job_views, status_of
 
@@ -208,7 +208,7 @@ _FORMS = {"table": as_table, "csv": as_csv, "json": as_json}
 
 def main(options: argparse.Namespace) -> int:
     """Print the bill of the chosen runs."""
-    folders = chosen_runs(
+    folders = select_runs(
         options.runs, everything=options.all, runs_dir=Path(options.runs_dir).expanduser()
     )
     prices = _prices(options.prices)

@@ -16,7 +16,7 @@ from submitrain.attempts import Action, Attempt, Cause
 from submitrain.config.alerts import MonitorConfig as Limits
 from submitrain.monitor.alerts.loss_spike import MIN_LOSSES, find_spike
 from submitrain.monitor.watch.observe import RankPoint, Snapshot
-from submitrain.slurm.parse import explained, in_words
+from submitrain.slurm.parse import explain_reason, reason_text
 from submitrain.status import JobState, RunState
 from submitrain.text import bytes_text, duration
 
@@ -394,8 +394,8 @@ def queue(snapshot: Snapshot, limits: Limits) -> RuleResult:
     waited_s = snapshot.now - snapshot.queued_since
     if waited_s <= limits.queue_s:
         return []
-    _, todo = explained(snapshot.why)
-    reason = in_words(snapshot.why) or "no reason given"
+    _, todo = explain_reason(snapshot.why)
+    reason = reason_text(snapshot.why) or "no reason given"
     text = f"in the queue for {duration(waited_s)}: {reason}"
     return [Finding(Rule.QUEUE, "run", Severity.WARNING, text, todo)]
 

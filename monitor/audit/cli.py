@@ -15,7 +15,7 @@ from typing import Any
 from submitrain.errors import RunError, UserError
 from submitrain.monitor.audit.chain import Act
 from submitrain.monitor.audit.ledger import AuditLedger, Trail, read_trail
-from submitrain.run_folder import RunDir, chosen_runs, write_text_atomically
+from submitrain.run_folder import RunDir, select_runs, write_text_atomically
 
 # ruff: noqa: T201 - printing is what a command line does
 
@@ -25,7 +25,7 @@ _COLUMNS = ("time", "run", "act", "outcome", "user", "uid", "host", "via", "job_
 
 def main(options: argparse.Namespace) -> int:
     """Run the command; 1 when a ledger is broken."""
-    folders = chosen_runs(options.runs, everything=options.all, runs_dir=Path(options.runs_dir))
+    folders = select_runs(options.runs, everything=options.all, runs_dir=Path(options.runs_dir))
     if options.action == "verify":
         return _verify(folders, options)
     if options.action == "export":

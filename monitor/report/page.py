@@ -16,7 +16,7 @@ from submitrain.monitor.accounting.goodput import category_rows, headline
 from submitrain.monitor.accounting.timeline import Category
 from submitrain.monitor.diagnose.cli import render as render_diagnosis
 from submitrain.monitor.report.read import Report
-from submitrain.preflight_results import PreflightRow
+from submitrain.preflight_results import PreflightResult
 from submitrain.status import RunState
 from submitrain.text import duration, utc
 
@@ -176,7 +176,7 @@ def _attempts(attempts: Sequence[Attempt]) -> Table | None:
     return _table(attempts, row)
 
 
-def _preflight(found: PreflightRow) -> Table | None:
+def _preflight(found: PreflightResult) -> Table | None:
     """What was not fit, with what to do."""
     rows: list[Row] = [
         {

@@ -16,7 +16,7 @@ from submitrain.monitor.accounting.records import rank_events
 from submitrain.monitor.alerts.store import AlertFiles
 from submitrain.monitor.diagnose.model import Diagnosis
 from submitrain.monitor.diagnose.run import diagnose_run
-from submitrain.preflight_results import PreflightRow, read_preflights
+from submitrain.preflight_results import PreflightResult, read_preflights
 from submitrain.run_facts import RunEvidence, read_evidence
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import Ask, JobInfo
@@ -117,7 +117,7 @@ class Report:
     anomalies: tuple[Event, ...]
     alerts: tuple[Event, ...]
     """Lines of alerts.jsonl, each with the ``channels`` that took it."""
-    preflights: tuple[PreflightRow, ...]
+    preflights: tuple[PreflightResult, ...]
     diagnosis: Diagnosis | None
     config: str
 

@@ -19,13 +19,13 @@ from submitrain.run_facts import RunHead
 from submitrain.run_folder import RunDir
 from submitrain.status import (
     JobState,
+    OnReadError,
+    RunObservation,
     RunState,
     RunStatus,
-    Sight,
-    Trouble,
     ended_by_summary,
-    readable_head,
-    sights,
+    poll_heads,
+    read_head_or_report,
 )
 
 Stamps = tuple[int, ...]
@@ -102,7 +102,8 @@ class Fleet:
         ended = [view for folder, (_, view) in self._ended.items() if self._recent(view, now)]
         chosen, over = self._chosen(heads, len(ended))
         found = [
-            self._view(sight, stamps[sight.evidence.folder]) for sight in sights(chosen, trouble)
+            self._view(observation, stamps[observation.evidence.folder])
+            for observation in poll_heads(chosen, trouble)
         ]
         views = [one for one, _ in found] + ended
         views = [one for one in views if self._recent(one, now)]
@@ -113,7 +114,7 @@ class Fleet:
             runs=tuple(self._with_alerts(view, problems) for view in views[:limit]),
             over_limit=over + len(views[limit:]),
             long_ended=len(folders) - over - len(views),
-            scheduler_answers=_answered([sight for _, sight in found]),
+            scheduler_answers=_answered([observation for _, observation in found]),
             problems=problems,
             took_s=time.monotonic() - began,
         )
@@ -133,8 +134,10 @@ class Fleet:
         self._gone.pop(folder, None)
         return False
 
-    def _head(self, folder: Path, stamps: Stamps, now: float, trouble: Trouble) -> RunHead | None:
-        head = readable_head(folder, trouble)
+    def _head(
+        self, folder: Path, stamps: Stamps, now: float, trouble: OnReadError
+    ) -> RunHead | None:
+        head = read_head_or_report(folder, trouble)
         if head is None:
             return None
         long_ago = self.keep_ended_s is not None and now - stamps[-1] / 1e9 > self.keep_ended_s
@@ -158,17 +161,17 @@ class Fleet:
         chosen = living[: self.max_runs] + others[:room]
         return chosen, len(heads) - len(chosen)
 
-    def _view(self, sight: Sight, stamps: Stamps) -> tuple[RunView, JobState | None]:
+    def _view(self, observation: RunObservation, stamps: Stamps) -> tuple[RunView, JobState | None]:
         """What is worth keeping: events of many runs would not fit into memory together."""
-        folder, status = sight.evidence.folder, sight.status
+        folder, status = observation.evidence.folder, observation.status
         # Only the run's own word lasts: the scheduler's may be that of a job between two lives.
-        if status.state.ended and ended_by_summary(sight.evidence):
+        if status.state.ended and ended_by_summary(observation.evidence):
             view = RunView(status)
             self._ended[folder] = stamps, view
             return view, None
-        view = RunView(status, ranks_of(sight.evidence) if self.with_ranks else ())
-        asked = (sight.evidence.submission or {}).get("cluster") == "slurm"
-        return view, sight.job.state if asked else None
+        view = RunView(status, ranks_of(observation.evidence) if self.with_ranks else ())
+        asked = (observation.evidence.submission or {}).get("cluster") == "slurm"
+        return view, observation.job.state if asked else None
 
     def _with_alerts(self, view: RunView, problems: dict[str, str]) -> RunView:
         folder = Path(view.status.folder)

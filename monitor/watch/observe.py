@@ -17,7 +17,7 @@ from submitrain.events import Event, Kind, Phase, number
 from submitrain.monitor.diagnose import diagnose_run
 from submitrain.run_facts import RunEvidence, read_tail
 from submitrain.run_folder import RunDir
-from submitrain.status import JobState, RunState, Sight
+from submitrain.status import JobState, RunObservation, RunState
 
 RANK_TAIL_BYTES = 16 * 1024
 """Some minutes of heartbeats; how long a rank has been idle is in every one of them."""
@@ -126,7 +126,7 @@ class Snapshot:
 
 
 def observe(
-    sight: Sight,
+    observation: RunObservation,
     past: Samples,
     *,
     now: float,
@@ -134,7 +134,7 @@ def observe(
     disk: DiskFacts | None,
 ) -> Snapshot:
     """The snapshot, with this poll's measurements added to those of earlier ones."""
-    evidence, status = sight.evidence, sight.status
+    evidence, status = observation.evidence, observation.status
     steps = steps_of(evidence.tail)
     ranks = ranks_of(evidence)
     return Snapshot(
@@ -142,7 +142,7 @@ def observe(
         now=now,
         state=status.state,
         why=status.why,
-        job=sight.job.state,
+        job=observation.job.state,
         attempt=status.attempt,
         step=status.step,
         total_steps=status.total_steps,

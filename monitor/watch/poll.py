@@ -34,7 +34,7 @@ from submitrain.monitor.audit.transcribe import transcribe_alerts
 from submitrain.monitor.watch.disk import read_disk
 from submitrain.monitor.watch.observe import DiskFacts, Samples, Snapshot, diagnosed, observe
 from submitrain.run_folder import RunDir
-from submitrain.status import Sight
+from submitrain.status import RunObservation
 
 log = structlog.get_logger(__name__)
 
@@ -81,13 +81,13 @@ class RunPoller:
         interval = read_interval(own)
         return replace(read_settings(self.config), checkpoint_interval_steps=interval)
 
-    def poll(self, sight: Sight, now: float) -> PollResult:
+    def poll(self, observation: RunObservation, now: float) -> PollResult:
         """Poll a run; ``now`` in UTC seconds.
 
         Raises:
             ConfigError, UserError: its settings are wrong, or its files cannot be written.
         """
-        folder, status = sight.evidence.folder, sight.status
+        folder, status = observation.evidence.folder, observation.status
         files = AlertFiles.of(folder, self.state_dir)
         line = {"t": now, "run_id": folder.name, "state": str(status.state)}
         old = status.state.ended and now - (status.ended_at or 0.0) > OLD_NEWS_S
@@ -98,20 +98,22 @@ class RunPoller:
         with files.locked("state") as mine:
             if not mine:  # another monitor is polling it
                 return PollResult(line, settings, files, unsent=True)
-            return self._poll(sight, settings, files, now)
+            return self._poll(observation, settings, files, now)
 
-    def _poll(self, sight: Sight, settings: Settings, files: AlertFiles, now: float) -> PollResult:
+    def _poll(
+        self, observation: RunObservation, settings: Settings, files: AlertFiles, now: float
+    ) -> PollResult:
         # A monitor that was killed after its state was saved may not have logged what is in it.
         before = files.record(files.load() or RunAlerts(files.run_id))
         pending = _pruned(before, files)
         snapshot = observe(
-            sight,
+            observation,
             before.samples,
             now=now,
             checkpoint_interval_steps=settings.checkpoint_interval_steps,
-            disk=_disk(sight, before.samples, now),
+            disk=_disk(observation, before.samples, now),
         )
-        snapshot = _with_cause(snapshot, before, sight.evidence.folder)
+        snapshot = _with_cause(snapshot, before, observation.evidence.folder)
         results = _redacted(judge(snapshot, settings.limits), settings)
         ended = snapshot.state.ended
         timing = Timing(settings.alerts.remind_s, 0.0 if ended else RESOLVE_AFTER_S)
@@ -130,7 +132,7 @@ class RunPoller:
         files.record(state)
         if self.state_dir is None:
             told = bool(state.unlogged) or pending.outbox != before.outbox
-            self._audit(sight.evidence.folder, files, told=told)
+            self._audit(observation.evidence.folder, files, told=told)
         return PollResult(
             line,
             settings,
@@ -220,10 +222,10 @@ def _redacted(results: RuleResults, settings: Settings) -> RuleResults:
     return RuleResults(findings, results.unknown)
 
 
-def _disk(sight: Sight, past: Samples, now: float) -> DiskFacts | None:
+def _disk(observation: RunObservation, past: Samples, now: float) -> DiskFacts | None:
     """The file system beneath the checkpoints of a run that may write to it."""
-    if sight.status.state.ended:
+    if observation.status.state.ended:
         return None
     if past.free and 0 <= now - past.free[-1][0] < DISK_EVERY_S:
         return None
-    return read_disk(RunDir(sight.evidence.folder).checkpoints.resolve())
+    return read_disk(RunDir(observation.evidence.folder).checkpoints.resolve())

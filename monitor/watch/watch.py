@@ -23,7 +23,7 @@ from submitrain.monitor.alerts.delivery import DeliveryTask, Sender, pings_of
 from submitrain.monitor.alerts.settings import Settings, read_settings
 from submitrain.monitor.watch.poll import PollResult, RunPoller
 from submitrain.run_folder import RunDir, find_run, list_runs
-from submitrain.status import RunState, Sight, see
+from submitrain.status import RunObservation, RunState, poll_runs
 
 LAST_SENDING_S = 120.0
 """How long ``--once`` waits for its messages to be sent."""
@@ -55,11 +55,15 @@ class Watcher:
         """Poll every run that is not closed, then send what is due."""
         folders = [folder for folder in self.find() if self._open(folder)]
         try:
-            sights = list(see(folders, self._unreadable))
+            observations = list(poll_runs(folders, self._unreadable))
         except OSError as error:
             self._warn_once("", f"run folders cannot be read: {error}; trying again")
-            sights = []
-        results = [result for sight in sights if (result := self._poll(sight)) is not None]
+            observations = []
+        results = [
+            result
+            for observation in observations
+            if (result := self._poll(observation)) is not None
+        ]
         for result in results:
             self.show(result)
         self._send(results, ping=len(results) == len(folders))
@@ -91,11 +95,11 @@ class Watcher:
     def _unreadable(self, folder: Path, error: Exception) -> None:
         self._warn_once(folder.name, f"{folder.name}: {error}")
 
-    def _poll(self, sight: Sight) -> PollResult | None:
+    def _poll(self, observation: RunObservation) -> PollResult | None:
         """Poll one run; its trouble is said once, and does not keep the others waiting."""
-        folder = sight.evidence.folder
+        folder = observation.evidence.folder
         try:
-            result = self.poller.poll(sight, self.clock())
+            result = self.poller.poll(observation, self.clock())
         except (UserError, OSError) as error:
             self._unreadable(folder, error)
             return None

@@ -34,7 +34,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Offer:
+class ClusterInventory:
     """Partitions in Slurm's order, and the user's accounts, the default one first."""
 
     partitions: tuple[Partition, ...] = ()
@@ -50,13 +50,13 @@ class Offer:
         return max(able, key=lambda one: (one.gpus > 0, one.default, one.nodes), default=None)
 
 
-def ask_offer(*, run: Ask = ask) -> Offer:
+def query_inventory(*, run: Ask = ask) -> ClusterInventory:
     """Ask sinfo, sacctmgr and scontrol; few calls, each with a time limit."""
     answer = run(["sinfo", "--noheader", f"--format={_SINFO}"])
     if answer.code != 0:
-        return Offer(problem=answer.error or "sinfo said nothing")
+        return ClusterInventory(problem=answer.error or "sinfo said nothing")
     found = tuple(parse_sinfo(answer.out))
-    return Offer(found, tuple(_accounts(run)), kill_wait_s=kill_wait_s(run=run))
+    return ClusterInventory(found, tuple(_accounts(run)), kill_wait_s=kill_wait_s(run=run))
 
 
 def parse_sinfo(text: str) -> list[Partition]:

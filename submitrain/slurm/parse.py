@@ -71,7 +71,7 @@ _REASONS = {
 """squeue(1), "JOB REASON CODES", in plain words, and what to do."""
 
 
-def explained(reason: str) -> tuple[str, str]:
+def explain_reason(reason: str) -> tuple[str, str]:
     """A reason as squeue prints it in plain words ("" where it needs none), and what to do."""
     word = _word(reason)
     if word.startswith(("QOS", "Assoc")):
@@ -79,9 +79,9 @@ def explained(reason: str) -> tuple[str, str]:
     return _REASONS.get(word, ("", "look at squeue --start and at the partition"))
 
 
-def in_words(reason: str) -> str:
+def reason_text(reason: str) -> str:
     """``Priority: other jobs go first``; what is in plain words already stays as it is."""
-    plain, _ = explained(reason)
+    plain, _ = explain_reason(reason)
     if not plain or plain in reason:
         return reason
     more = reason.partition(",")[2].strip(" ()")

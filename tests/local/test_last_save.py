@@ -67,8 +67,8 @@ def test_the_final_word_names_what_was_lost() -> None:
 CHATTER = """
 import structlog
 from submitrain.train.context import leave
-from submitrain.processes import lose_lines_rather_than_the_run
-lose_lines_rather_than_the_run()
+from submitrain.processes import tolerate_log_write_errors
+tolerate_log_write_errors()
 structlog.get_logger().info("step", step=1)
 print("more")
 leave(7)

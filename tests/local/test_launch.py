@@ -292,8 +292,8 @@ def test_a_killed_job_is_seen_as_failed_and_not_as_running_for_ever(
     end_processes(run)
     status = run.wait(WAIT_S)
     assert status.state is RunState.FAILED
-    assert "without a word" in status.why
-    with pytest.raises(RunError, match="without a word"):
+    assert "without a summary" in status.why
+    with pytest.raises(RunError, match="without a summary"):
         run.result()
 
 

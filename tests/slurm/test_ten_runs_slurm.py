@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from submitrain.launcher.run import Run
-from submitrain.launcher.submit.dependency import look
 from submitrain.monitor.cli import main
 from submitrain.monitor.diagnose import diagnose_run
-from submitrain.status import RunState, RunStatus
+from submitrain.status import RunState, RunStatus, read_statuses
 from tests.cluster import SlurmCluster
 from tests.receivers import HttpReceiver, http_receiver
 from tests.supervised import REPOSITORY
@@ -138,7 +137,9 @@ def test_ten_fates_at_once_are_told_explained_and_reported(
             lambda: all(told(web, name) >= fate.told for name, fate in FATES.items()),
             lambda: str({name: (told(web, name), runs[name].causes()) for name in FATES}),
         )
-        found = {one.run_id: one for one in look(run.run_dir.root for run in runs.values())}
+        found = {
+            one.run_id: one for one in read_statuses(run.run_dir.root for run in runs.values())
+        }
         for name, run in runs.items():
             check(name, found[name], run, told(web, name))
         keep_reports(runs)

@@ -18,7 +18,7 @@ import structlog
 from submitrain.config import RunConfig
 from submitrain.config.automodel import STDLIB
 from submitrain.config.sections import DatasetConfig
-from submitrain.imports import uncollected
+from submitrain.imports import gc_paused
 from submitrain.train.data.columns import Chat, Pair, Sample, Text
 from submitrain.train.data.encode import Document, Encoder, tokenize
 from submitrain.train.data.render import Renderer, read_template
@@ -79,7 +79,7 @@ def prepare_tokenizer(config: RunConfig, place: DataContext) -> PreTrainedTokeni
     if place.builds and config.dataset.target == STDLIB and saved_tokenizer(folder) is None:
         read_ahead()
     # On all ranks now, while the library is being read, and not after waiting for rank 0.
-    with uncollected():
+    with gc_paused():
         from transformers import AutoTokenizer  # noqa: F401
     saved = build_once(
         folder,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from submitrain.imports import uncollected
+from submitrain.imports import gc_paused
 
 
 @pytest.fixture(autouse=True)
@@ -21,21 +21,21 @@ def restored() -> Iterator[None]:
 @pytest.mark.parametrize("enabled", [True, False])
 def test_collector_is_off_inside_and_as_before_afterwards(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
-    with uncollected():
+    with gc_paused():
         assert not gc.isenabled()
     assert gc.isenabled() == enabled
 
 
 def test_collector_is_back_after_an_import_that_fails() -> None:
     gc.enable()
-    with pytest.raises(ImportError), uncollected():
+    with pytest.raises(ImportError), gc_paused():
         raise ImportError
     assert gc.isenabled()
 
 
 def test_what_was_imported_is_never_looked_at_again() -> None:
     gc.unfreeze()
-    with uncollected():
+    with gc_paused():
         made = [[]]
     assert gc.get_freeze_count() > 0
     assert not any(found is made for found in gc.get_objects())

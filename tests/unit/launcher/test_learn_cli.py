@@ -30,7 +30,7 @@ from submitrain.launcher.cli.main import build_parser as launcher_parser
 from submitrain.launcher.plan.config import load_config
 from submitrain.monitor.cli import EXAMPLES_OF as MONITOR_EXAMPLES_OF
 from submitrain.monitor.cli import build_parser as monitor_parser
-from submitrain.slurm.inventory import Offer, Partition, parse_sinfo
+from submitrain.slurm.inventory import ClusterInventory, Partition, parse_sinfo
 from tests.cluster.cluster import SlurmCluster
 from tests.paths import REPOSITORY
 from tests.unit.launcher.test_cli import Shell, assert_one_line, shell
@@ -210,9 +210,9 @@ def test_partitions_are_read_and_the_one_with_gpus_that_is_up_is_taken() -> None
         Partition("gpu", True, False, 6, 32, 500000, gpus=8),
         Partition("old", False, False, 90, 8, 16000, gpus=8, gpu_type="k80", max_s=172800),
     ]
-    assert Offer(tuple(found)).best() == found[1]
-    assert Offer((found[0],)).best() == found[0]
-    assert Offer().best() is None
+    assert ClusterInventory(tuple(found)).best() == found[1]
+    assert ClusterInventory((found[0],)).best() == found[0]
+    assert ClusterInventory().best() is None
 
 
 def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

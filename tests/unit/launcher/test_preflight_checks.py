@@ -66,7 +66,7 @@ from submitrain.launcher.checks.rank_trial import (
     ring,
 )
 from submitrain.launcher.supervisor.nodes import NodeSelector
-from submitrain.preflight_results import in_words
+from submitrain.preflight_results import preflight_text
 from submitrain.run_folder import RunDir
 from tests.tiny import tiny_config
 
@@ -404,7 +404,7 @@ def test_silence_speaks_against_nobody_where_the_first_node_is_silent_too() -> N
 def test_a_result_in_words() -> None:
     well = PreflightResult("quick", {"a": (ok("x", ""),), "b": (ok("x", ""),)}, took_s=1.25)
     assert well.in_words() == "all is well on 2 nodes, 1.2 s"
-    assert in_words({"nodes": {"ok": 3, "warn": 1}, "took_s": 2}) == (
+    assert preflight_text({"nodes": {"ok": 3, "warn": 1}, "took_s": 2}) == (
         "no node of 4 is unfit, 1 with warnings, 2.0 s"
     )
 

@@ -26,8 +26,8 @@ from submitrain.monitor.status import (
 )
 from submitrain.run_facts import read_evidence, read_tail
 from submitrain.slurm.client import Answer
-from submitrain.slurm.parse import explained, in_words
-from submitrain.status import JobState, JobView, see, status_of
+from submitrain.slurm.parse import explain_reason, reason_text
+from submitrain.status import JobState, JobView, poll_runs, status_of
 from tests.alert_parts import FakeRun
 from tests.fleet_parts import living, process, run_named
 
@@ -96,9 +96,9 @@ def pending(reason: str) -> JobView:
     ],
 )
 def test_reasons_become_words_once(reason: str, words: str) -> None:
-    assert in_words(reason) == words
-    assert in_words(words) == words
-    assert explained(words) == explained(reason)
+    assert reason_text(reason) == words
+    assert reason_text(words) == words
+    assert explain_reason(words) == explain_reason(reason)
 
 
 def test_a_loss_that_is_not_a_number_is_shown_and_is_json(tmp_path: Path) -> None:
@@ -178,10 +178,10 @@ def test_runs_are_read_one_after_the_other(tmp_path: Path) -> None:
         run = run_named(tmp_path, f"r{number}")
         run.finish()
         folders.append(run.dir.root)
-    found = see(folders)
+    found = poll_runs(folders)
     first = next(found)
     # What is written later is seen later: nothing of the newest run has been read yet.
     run.begin()
     run.steps(1, 3)
-    rest = [sight.status.step for sight in found]
+    rest = [observation.status.step for observation in found]
     assert (first.status.step, rest) == (0, [0, 3])
