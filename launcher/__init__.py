@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from submitrain.launcher.api import launch, sweep
     from submitrain.launcher.run import Run
-    from submitrain.launcher.sweeps.handle import Sweep
+    from submitrain.launcher.sweeps.sweep import Sweep
 
 __all__ = ["Run", "Sweep", "launch", "sweep"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 if TYPE_CHECKING:
     from submitrain.config import RunConfig
     from submitrain.launcher.run import Run
-    from submitrain.launcher.sweeps.handle import Sweep, SweepOptions
+    from submitrain.launcher.sweeps.sweep import Sweep, SweepOptions
 
 
 def launch(
@@ -83,8 +83,8 @@ def sweep(
     Raises:
         submitrain.errors.UserError: the input is wrong; nothing was started.
     """
-    from submitrain.launcher.sweeps.handle import Sweep, request_of
     from submitrain.launcher.sweeps.plan import plan_sweep
+    from submitrain.launcher.sweeps.sweep import Sweep, request_of
 
     begun = Sweep.begin(plan_sweep(request_of(cfg, nodes, options)))
     if wait:

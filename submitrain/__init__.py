@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from submitrain.launcher.api import launch, sweep
     from submitrain.launcher.run import Run
-    from submitrain.launcher.sweeps.handle import Sweep
+    from submitrain.launcher.sweeps.sweep import Sweep
     from submitrain.train.checkpoint.manifest import Checkpoint
     from submitrain.train.user_function.context import DataOrder, RunContext
 
@@ -23,7 +23,7 @@ _HOMES = {
     "launch": "submitrain.launcher.api",
     "sweep": "submitrain.launcher.api",
     "Run": "submitrain.launcher.run",
-    "Sweep": "submitrain.launcher.sweeps.handle",
+    "Sweep": "submitrain.launcher.sweeps.sweep",
     "Checkpoint": "submitrain.train.checkpoint.manifest",
     "DataOrder": "submitrain.train.user_function.context",
     "RunContext": "submitrain.train.user_function.context",

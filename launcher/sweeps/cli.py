@@ -14,10 +14,10 @@ from submitrain.launcher.cli.commands import log_to_stderr
 from submitrain.launcher.cli.screen import Screen, make_screen
 from submitrain.launcher.run import WAIT_POLL_S
 from submitrain.launcher.sweeps.folder import HTML_NAME, SweepState, counts
-from submitrain.launcher.sweeps.handle import Sweep
 from submitrain.launcher.sweeps.plan import SweepPlan, plan_sweep
 from submitrain.launcher.sweeps.render import report_parts, status_table
 from submitrain.launcher.sweeps.request import Request, parse_grid, parse_nodes, parse_price
+from submitrain.launcher.sweeps.sweep import Sweep
 from submitrain.monitor.status import console
 
 # ruff: noqa: T201 - printing is what a command line does

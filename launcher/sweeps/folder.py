@@ -4,27 +4,23 @@
       sweep.json      the plan: points, settings; written once, by whoever made the folder
       config.yaml     the configuration that the points change
       n2-r1-<utc>-<hash8>/ ...   one folder for every run; a point's run has the point's name
-      submissions/    whoever holds the newest one conducts the sweep
-      (submitrain.launcher.submit.claims)
+      submissions/    whoever holds the newest claim (launcher/submit/claims.py) starts points
       cancel.json     made by `cancel`; `resume` takes it away
-      sweep.log       output of a conductor in the background
+      sweep.log       output of the process that starts points in the background
       report.json report.html    written by `report`, and where the command waited for the end
 
 Which run belongs to which point is in the runs' own records, so nothing has to be kept in step.
-
-How the points of a sweep are doing: the states of their newest runs, by one query for all.
 """
 
 from __future__ import annotations
 
-import getpass
 import json
 import shutil
-import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,15 +48,37 @@ LOG_NAME, CANCEL_NAME = "sweep.log", "cancel.json"
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """Paths of one sweep, and its record."""
+    """Paths of one sweep, what its record says, and the runs that were made for it."""
 
-    root: Path
-    record: Mapping[str, Any]
+    folder: Path
 
-    @property
-    def name(self) -> str:
-        """The folder's name, unique among sweeps."""
-        return self.root.name
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder).resolve())
+
+    @cached_property
+    def record(self) -> Mapping[str, Any]:
+        """``sweep.json``, which never changes.
+
+        Raises:
+            UserError: this is no sweep's folder, or its record cannot be read.
+        """
+        path = self.folder / RECORD_NAME
+        try:
+            record: Mapping[str, Any] = json.loads(path.read_text())
+            if record["kind"] != "sweep" or not record["points"]:
+                raise ValueError("no sweep's record")
+            for value in record["points"]:
+                Point.from_json(value)
+        except FileNotFoundError as error:
+            what = f"there is no {RECORD_NAME} in it"
+            if (self.folder / "record.json").exists():
+                what = "a run: see `python -m launcher status`"
+            raise UserError(
+                f"sweep: expected the folder of a sweep, got {self.folder}; {what}"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: expected the record of a sweep, got {error!r}") from error
+        return record
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -68,44 +86,61 @@ class SweepFolder:
         return tuple(Point.from_json(value) for value in self.record["points"])
 
     @property
+    def cluster(self) -> str:
+        """local or slurm."""
+        return str(self.record["cluster"])
+
+    @property
     def config(self) -> Path:
         """The configuration that the points change."""
-        return self.root / CONFIG_NAME
+        return self.folder / CONFIG_NAME
 
     @property
     def cancel_request(self) -> Path:
         """There as long as nothing of the sweep is to be started."""
-        return self.root / CANCEL_NAME
+        return self.folder / CANCEL_NAME
 
     @property
     def claims(self) -> RunDir:
-        """Where conductors claim the sweep."""
-        return RunDir(self.root)
+        """Where processes claim to start points of the sweep."""
+        return RunDir(self.folder)
 
-    def runs(self) -> dict[str, list[Path]]:
+    @property
+    def claimed(self) -> bool:
+        """Whether a living process starts points of this sweep."""
+        claims = read_claims(self.claims)
+        return bool(claims) and claims[-1].held
+
+    def run_folders(self) -> dict[str, list[Path]]:
         """Run folders of every point that has some, the oldest first."""
         found: dict[str, list[Path]] = {}
-        for folder in list_runs(self.root):
-            found.setdefault(_point_of(folder), []).append(folder)
+        for folder in list_runs(self.folder):
+            try:
+                name = str(json.loads((folder / "record.json").read_text()).get("name"))
+            except (OSError, ValueError, AttributeError):
+                name = ""
+            found.setdefault(name, []).append(folder)
         return found
 
 
-def make_sweep(plan: SweepPlan) -> SweepFolder:
+def make_sweep(plan: SweepPlan) -> Path:
     """Make the folder, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
-    from submitrain.launcher.sweeps.plan import record_of
-
-    record = record_of(plan, by=getpass.getuser(), host=socket.gethostname())
     with folders_of(plan.runs_dir):
         temporary = plan.runs_dir / f".sweep-{time.monotonic_ns()}"
         try:
             temporary.mkdir()
             write_text_atomically(temporary / CONFIG_NAME, plan.base.text)
-            write_json_atomically(temporary / RECORD_NAME, record)
-            return SweepFolder(_published(temporary, plan), record)
+            write_json_atomically(temporary / RECORD_NAME, plan.record())
+            while True:
+                stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+                target = plan.runs_dir / f"{plan.base.name}-sweep-{stamp}"
+                if not target.exists():
+                    return temporary.rename(target).resolve()
+                time.sleep(0.1)  # another sweep took the name of this second
         except OSError as error:
             raise UserError(
                 f"runs_dir: expected a folder that can be written, got {plan.runs_dir}: "
@@ -115,73 +150,28 @@ def make_sweep(plan: SweepPlan) -> SweepFolder:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _published(temporary: Path, plan: SweepPlan) -> Path:
-    """Give the folder its name; one that another sweep took in this second waits for the next."""
-    while True:
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        target = plan.runs_dir / f"{plan.base.name}-sweep-{stamp}"
-        if not target.exists():
-            return temporary.rename(target).resolve()
-        time.sleep(0.1)
-
-
-def open_sweep(name: str | Path, runs_dir: str | Path = "runs") -> SweepFolder:
-    """The sweep of that folder, name, unique beginning of a name, or the ``latest`` one.
+def find_sweep(name: str | Path, runs_dir: str | Path = "runs") -> Path:
+    """The folder of that name, unique beginning of a name, or of the ``latest`` sweep.
 
     Raises:
-        UserError: there is none, or more than one, or its record cannot be read.
+        UserError: there is none, or more than one.
     """
-    folder = Path(name).expanduser()
+    folder, runs = Path(name).expanduser(), Path(runs_dir).expanduser()
     if folder.is_dir():
-        return _read(folder.resolve())
-    sweeps = list(_list(Path(runs_dir).expanduser()))
-    if str(name) == LATEST and sweeps:
-        return _read(sweeps[-1].resolve())
-    found = [one for one in sweeps if one.name == str(name)] or [
-        one for one in sweeps if one.name.startswith(str(name))
-    ]
+        return folder.resolve()
+    sweeps = [one for one in runs.glob("[!.]*") if (one / RECORD_NAME).is_file()]
+    sweeps.sort(key=lambda one: one.name.rpartition("-")[2])
+    found = [one for one in sweeps if one.name == str(name)]
+    found = found or [one for one in sweeps if one.name.startswith(str(name))]
+    if str(name) == LATEST:
+        found = sweeps[-1:]
     if len(found) != 1:
-        where = Path(runs_dir).absolute()
         there = ", ".join(one.name for one in (found or sweeps)[-3:]) or "none"
         raise UserError(
-            f"sweep: expected the folder or name of one sweep, got {name}; in {where} there is: "
-            f"{there} (name another folder by --runs-dir)"
+            f"sweep: expected the folder or name of one sweep, got {name}; in {runs.absolute()} "
+            f"there is: {there} (name another folder by --runs-dir)"
         )
-    return _read(found[0].resolve())
-
-
-def _list(runs_dir: Path) -> Iterator[Path]:
-    """Sweep folders, the oldest first."""
-    if runs_dir.is_dir():
-        found = [entry for entry in runs_dir.iterdir() if (entry / RECORD_NAME).is_file()]
-        visible = [entry for entry in found if not entry.name.startswith(".")]
-        yield from sorted(visible, key=lambda entry: entry.name.rpartition("-")[2])
-
-
-def _read(folder: Path) -> SweepFolder:
-    path = folder / RECORD_NAME
-    try:
-        record = json.loads(path.read_text())
-        sweep = SweepFolder(folder, record)
-        if record["kind"] != "sweep" or not sweep.points:
-            raise ValueError("no sweep's record")
-    except FileNotFoundError as error:
-        what = (
-            "a run: see `python -m launcher status`"
-            if (folder / "record.json").exists()
-            else (f"there is no {RECORD_NAME} in it")
-        )
-        raise UserError(f"sweep: expected the folder of a sweep, got {folder}; {what}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected the record of a sweep, got {error!r}") from error
-    return sweep
-
-
-def _point_of(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "record.json").read_text()).get("name"))
-    except (OSError, ValueError, AttributeError):
-        return ""
+    return found[0].resolve()
 
 
 class SweepState(StrEnum):
@@ -244,32 +234,23 @@ class PointState:
 
 def point_states(sweep: SweepFolder) -> list[PointState]:
     """All points in their order."""
-    runs = sweep.runs()
+    runs = sweep.run_folders()
     newest = [folders[-1] for folders in runs.values()]
     statuses = {Path(one.folder): one for one in read_statuses(newest)}
     states = []
     for point in sweep.points:
         folders = tuple(runs.get(point.id, ()))
-        status = statuses.get(folders[-1]) if folders else None
-        states.append(PointState(point, folders, status))
+        states.append(PointState(point, folders, statuses.get(folders[-1]) if folders else None))
     return states
 
 
 def sweep_state(sweep: SweepFolder, states: Sequence[PointState]) -> SweepState:
-    """What the points, a cancellation and a living conductor make together."""
+    """What the points, a cancellation and a process that starts points make together."""
     if all(one.finished for one in states):
         return SweepState.FINISHED
-    if any(one.alive for one in states) or conducted(sweep):
+    if any(one.alive for one in states) or sweep.claimed:
         return SweepState.RUNNING
-    if sweep.cancel_request.exists():
-        return SweepState.CANCELLED
-    return SweepState.INCOMPLETE
-
-
-def conducted(sweep: SweepFolder) -> bool:
-    """Whether a living process starts points of this sweep."""
-    claims = read_claims(sweep.claims)
-    return bool(claims) and claims[-1].held
+    return SweepState.CANCELLED if sweep.cancel_request.exists() else SweepState.INCOMPLETE
 
 
 def counts(states: Sequence[PointState]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +61,43 @@ class SweepPlan:
     """Sequences of a step, by point."""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+
+    def record(self) -> dict[str, Any]:
+        """What the sweep's folder keeps of it: plain values, written once."""
+        request, config = self.request, self.base.config
+        every = config.step_scheduler.ckpt_every_steps
+        return {
+            "v": 1,
+            "kind": "sweep",
+            "name": self.base.name,
+            "created_at": time.time(),
+            "by": getpass.getuser(),
+            "host": socket.gethostname(),
+            "workdir": str(self.workdir),
+            "config": str(self.base.path) if self.base.path else None,
+            "digest": self.base.digest,
+            "cluster": self.cluster,
+            "mode": self.mode,
+            "nodes": sorted(request.nodes) if request.nodes else None,
+            "grid": {key: list(values) for key, values in request.grid},
+            "repeats": self.repeats,
+            "warmup_steps": self.shape.warmup,
+            "timed_steps": self.shape.timed if request.scaling else None,
+            "at_once": (request.at_once or AT_ONCE) if self.cluster == "slurm" else 1,
+            "price": request.price,
+            "currency": request.currency,
+            "ranks_per_node": self.ranks_per_node,
+            "gpus_per_node": self.gpus_per_node,
+            "goal": {
+                "tokens": request.tokens,
+                "steps": config.step_scheduler.max_steps,
+                "global_batch": config.batch().global_size,
+                "save_every_steps": every if isinstance(every, int) else None,
+            },
+            "global_batches": dict(self.global_batches),
+            "notes": list(self.notes),
+            "points": [point.as_json() for point in self.points],
+        }
 
 
 def plan_sweep(request: Request) -> SweepPlan:
@@ -205,41 +244,3 @@ def impossible(prepared: Iterable[Prepared]) -> list[str]:
     judged = [judge(request_of(one.plan.sbatch), facts) for one in prepared]
     found = [one for one in judged if one.outcome is Outcome.IMPOSSIBLE]
     return list(dict.fromkeys(line for one in found for line in one.why))
-
-
-def record_of(plan: SweepPlan, *, by: str, host: str) -> dict[str, Any]:
-    """What the sweep's folder keeps of it: plain values, written once."""
-    request, config = plan.request, plan.base.config
-    every = config.step_scheduler.ckpt_every_steps
-    return {
-        "v": 1,
-        "kind": "sweep",
-        "name": plan.base.name,
-        "created_at": time.time(),
-        "by": by,
-        "host": host,
-        "workdir": str(plan.workdir),
-        "config": str(plan.base.path) if plan.base.path else None,
-        "digest": plan.base.digest,
-        "cluster": plan.cluster,
-        "mode": plan.mode,
-        "nodes": sorted(request.nodes) if request.nodes else None,
-        "grid": {key: list(values) for key, values in request.grid},
-        "repeats": plan.repeats,
-        "warmup_steps": plan.shape.warmup,
-        "timed_steps": plan.shape.timed if request.scaling else None,
-        "at_once": (request.at_once or AT_ONCE) if plan.cluster == "slurm" else 1,
-        "price": request.price,
-        "currency": request.currency,
-        "ranks_per_node": plan.ranks_per_node,
-        "gpus_per_node": plan.gpus_per_node,
-        "goal": {
-            "tokens": request.tokens,
-            "steps": config.step_scheduler.max_steps,
-            "global_batch": config.batch().global_size,
-            "save_every_steps": every if isinstance(every, int) else None,
-        },
-        "global_batches": dict(plan.global_batches),
-        "notes": list(plan.notes),
-        "points": [point.as_json() for point in plan.points],
-    }

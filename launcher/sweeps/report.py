@@ -158,7 +158,7 @@ def read_sweep(sweep: SweepFolder) -> SweepReport:
     in_order = sorted(found, key=lambda one: (one.point.repeat, one.point.id))
     combinations = dict.fromkeys(one.point.combination for one in in_order)
     return SweepReport(
-        folder=str(sweep.root),
+        folder=str(sweep.folder),
         record=sweep.record,
         state=sweep_state(sweep, states),
         series=tuple(_series(sweep.record, one, found) for one in combinations),

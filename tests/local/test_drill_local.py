@@ -91,7 +91,7 @@ def test_an_interrupted_drill_cancels_its_run_and_reports_what_it_has(tmp_path: 
     (run,) = report["runs"]
     assert (run["state"], run["verdict"]) == ("interrupted", "interrupted by you")
     assert Run(Path(run["folder"])).status().state == "cancelled"
-    assert "No verdict: interrupted" in (Path(report["folder"]) / "drill.html").read_text()
+    assert "No result: interrupted" in (Path(report["folder"]) / "drill.html").read_text()
 
 
 def test_a_training_that_never_repeats_itself_is_told_from_a_bad_recovery(tmp_path: Path) -> None:

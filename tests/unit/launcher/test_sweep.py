@@ -13,9 +13,9 @@ from submitrain.errors import UserError
 from submitrain.launcher import Run, Sweep, launch, sweep
 from submitrain.launcher.cli.main import main
 from submitrain.launcher.sweeps.folder import make_sweep
-from submitrain.launcher.sweeps.handle import request_of
 from submitrain.launcher.sweeps.plan import SweepPlan, plan_sweep
 from submitrain.launcher.sweeps.request import Point, in_blocks, parse_grid, split_values
+from submitrain.launcher.sweeps.sweep import request_of
 from tests.tiny import tiny_config
 
 
@@ -208,12 +208,12 @@ def test_values_are_split_at_commas_outside_of_brackets_and_quotes() -> None:
 
 def test_the_folder_holds_all_that_a_later_resume_needs(project: Path) -> None:
     plan = planned([1, 2], price="2.10EUR", overrides=["optimizer.lr=2e-3"])
-    made = make_sweep(plan)
+    made = Sweep(make_sweep(plan))
     assert made.points == plan.points
-    record = json.loads((made.root / "sweep.json").read_text())
+    record = json.loads((made.folder / "sweep.json").read_text())
     assert (record["price"], record["currency"], record["workdir"]) == (2.1, "EUR", str(project))
     opened = Sweep.open("latest")
-    assert opened.folder == made.root
+    assert opened.folder == made.folder
     assert repr(opened).endswith("incomplete, 0 of 6 finished, 6 not started")
     from submitrain.launcher.plan.prepare import prepare
 

@@ -1,4 +1,4 @@
-"""The handle of one sweep: made from its folder alone, in this process or in any other one."""
+"""What Python and the command line do with a sweep: begin, open, wait, report, cancel, resume."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from submitrain.errors import SubmitrainError, UserError
 from submitrain.launcher.cli.screen import Screen
 from submitrain.launcher.run import WAIT_POLL_S, Run
 from submitrain.launcher.submit.start import folders_of
-from submitrain.launcher.sweeps.conduct import conduct, start_in_background
 from submitrain.launcher.sweeps.folder import (
     HTML_NAME,
     JSON_NAME,
     PointState,
     SweepFolder,
     SweepState,
-    conducted,
     counts,
+    find_sweep,
     make_sweep,
-    open_sweep,
     point_states,
     sweep_state,
 )
@@ -34,6 +32,7 @@ from submitrain.launcher.sweeps.plan import SweepPlan
 from submitrain.launcher.sweeps.report import SweepReport, read_sweep
 from submitrain.launcher.sweeps.request import Request, grid_of, parse_price
 from submitrain.launcher.sweeps.scaling import Mode
+from submitrain.launcher.sweeps.start import start_in_background, start_missing
 from submitrain.run_folder import write_json_atomically, write_text_atomically
 
 
@@ -85,24 +84,24 @@ class Quiet:
         """Nothing."""
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """One sweep. All knowledge is read anew from its folder and the scheduler when asked for."""
-
-    folder: Path
+@dataclass(frozen=True, repr=False)
+class Sweep(SweepFolder):
+    """One sweep, made from its folder alone. How it is doing is read anew when asked for."""
 
     @classmethod
     def open(cls, name: str | Path, *, runs_dir: str | Path = "runs") -> Sweep:
         """The sweep of that folder, name, unique beginning of a name, or the ``latest`` one.
 
         Raises:
-            UserError: there is none, or more than one.
+            UserError: there is none, or more than one, or its record cannot be read.
         """
-        return cls(open_sweep(name, runs_dir).root)
+        sweep = cls(find_sweep(name, runs_dir))
+        _ = sweep.record
+        return sweep
 
     @classmethod
     def begin(cls, plan: SweepPlan, screen: Screen | None = None, *, stay: bool = False) -> Sweep:
-        """Make its folder and start it; with ``stay`` a local one is conducted by this process.
+        """Make its folder and start it; with ``stay`` this process runs the points of a local one.
 
         Raises:
             SubmitrainError: the folder cannot be written, or the cluster refuses a job. Where that
@@ -110,9 +109,9 @@ class Sweep:
                 ``resume`` does the rest.
         """
         with folders_of(plan.runs_dir):
-            sweep = cls(make_sweep(plan).root)
+            sweep = cls(make_sweep(plan))
             try:
-                sweep._conduct(screen or Quiet(), stay=stay)
+                sweep._start_missing(screen or Quiet(), stay=stay)
             except SubmitrainError:
                 if not sweep.runs():
                     shutil.rmtree(sweep.folder, ignore_errors=True)
@@ -121,17 +120,8 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """The folder's name, unique among sweeps."""
         return self.folder.name
-
-    @property
-    def _files(self) -> SweepFolder:
-        return open_sweep(self.folder)
-
-    @property
-    def cluster(self) -> str:
-        """local or slurm."""
-        return str(self._files.record["cluster"])
 
     def __repr__(self) -> str:
         state, points = self.status()
@@ -142,17 +132,16 @@ class Sweep:
 
     def status(self) -> tuple[SweepState, list[PointState]]:
         """How it is doing as a whole, and each point; asks the scheduler once."""
-        files = self._files
-        states = point_states(files)
-        return sweep_state(files, states), states
+        states = point_states(self)
+        return sweep_state(self, states), states
 
     def runs(self) -> dict[str, Run]:
         """The newest run of each point that was started."""
-        return {name: Run(folders[-1]) for name, folders in self._files.runs().items()}
+        return {name: Run(folders[-1]) for name, folders in self.run_folders().items()}
 
     def report(self) -> SweepReport:
         """What it has measured so far; shows itself in a notebook."""
-        return read_sweep(self._files)
+        return read_sweep(self)
 
     def write_report(self, html: Path | None = None) -> SweepReport:
         """Write ``report.json`` and ``report.html`` into the folder, and the page to ``html``.
@@ -202,14 +191,21 @@ class Sweep:
         state, _ = self.status()
         if state.ended:
             raise UserError(f"{self.name} has ended already: {state}")
-        files = self._files
-        write_json_atomically(files.cancel_request, {"by": getpass.getuser(), "at": time.time()})
-        # Only now: whoever conducts it may just have started one more.
+        write_json_atomically(self.cancel_request, {"by": getpass.getuser(), "at": time.time()})
+        # Only now: whoever starts its points may just have started one more.
         _, states = self.status()
         stopped = []
         # The last first: a job that waits for another one must not start meanwhile.
         for one in reversed(states):
-            if one.alive and one.folder is not None and _cancelled(Run(one.folder)):
+            if not one.alive or one.folder is None:
+                continue
+            run = Run(one.folder)
+            try:
+                run.cancel()
+            except UserError:
+                if not run.status().state.ended:
+                    raise
+            else:
                 stopped.append(one.point.id)
         return stopped
 
@@ -217,12 +213,12 @@ class Sweep:
         """Run what is missing, failed or was cancelled; what has finished is not run again.
 
         Raises:
-            UserError: it has finished, or somebody conducts it now.
+            UserError: it has finished, or somebody starts its points now.
         """
         state, _ = self.status()
         if state is SweepState.FINISHED:
             raise UserError(f"{self.name} has finished; `sweep report` shows what it measured")
-        self._conduct(screen or Quiet(), stay=stay)
+        self._start_missing(screen or Quiet(), stay=stay)
         return self
 
     @property
@@ -231,40 +227,26 @@ class Sweep:
         in_default = self.folder.parent == Path("runs").resolve()
         return self.name if in_default else str(self.folder)
 
-    def _conduct(self, screen: Screen, *, stay: bool) -> None:
-        files = self._files
-        if files.cancel_request.exists():
-            # Whoever conducted it ends soon, and must find the request until then.
-            while conducted(files):
+    def _start_missing(self, screen: Screen, *, stay: bool) -> None:
+        if self.cancel_request.exists():
+            # Whoever starts its points ends soon, and must find the request until then.
+            while self.claimed:
                 screen.doing("waits until the cancelled sweep has ended")
                 time.sleep(WAIT_POLL_S["local"])
-            files.cancel_request.unlink(missing_ok=True)
+            self.cancel_request.unlink(missing_ok=True)
         if not stay and self.cluster == "local":
-            start_in_background(files)
+            start_in_background(self)
             return
+        how = f"go on with: python -m launcher sweep resume {self.shown}"
         try:
-            conduct(files, screen)
+            start_missing(self, screen)
         except KeyboardInterrupt:
             if self.cluster == "local":
                 screen.say("interrupted: saves and stops")
                 self.cancel()
-            screen.say(self._go_on())
+            screen.say(how)
             raise
         except SubmitrainError:
-            if self.runs() and not conducted(files):
-                screen.say(self._go_on())
+            if self.runs() and not self.claimed:
+                screen.say(how)
             raise
-
-    def _go_on(self) -> str:
-        return f"go on with: python -m launcher sweep resume {self.shown}"
-
-
-def _cancelled(run: Run) -> bool:
-    """Ask a run to stop; False when it has ended meanwhile."""
-    try:
-        run.cancel()
-    except UserError:
-        if not run.status().state.ended:
-            raise
-        return False
-    return True

@@ -12,8 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from submitrain.launcher.submit.start import start
 from submitrain.launcher.submit.submit import job_environment
 from submitrain.launcher.sweeps.folder import LOG_NAME, PointState, SweepFolder, point_states
 from submitrain.launcher.sweeps.request import Point
-from submitrain.run_folder import RunDir
 from submitrain.status import RunState
 from submitrain.text import last_lines
 
@@ -37,44 +35,37 @@ BACKGROUND_START_S = 60.0
 _POLL_S = 0.1
 
 
-def conduct(sweep: SweepFolder, screen: Screen) -> None:
+def start_missing(sweep: SweepFolder, screen: Screen) -> None:
     """Start every point that is missing; returns when all are submitted, or here have ended.
 
-    Raises:
-        UserError: somebody else conducts it, the cluster refuses a job, or nothing can run.
-    """
-    with claim_submission(sweep.claims, "sweep"), _in_its_folder(sweep):
-        _await_cancelled(sweep, screen)
-        if sweep.record["cluster"] == "slurm":
-            _submit_all(sweep, screen)
-        else:
-            _one_after_the_other(sweep, screen)
-
-
-@contextmanager
-def _in_its_folder(sweep: SweepFolder) -> Iterator[None]:
-    """Relative paths of the configuration mean the folder that the sweep was started in.
+    Relative paths of the configuration mean the folder that the sweep was started in.
 
     Raises:
-        UserError: it is gone.
+        UserError: somebody else does so, that folder is gone, the cluster refuses a job, or nothing
+            can run.
     """
-    workdir = Path(sweep.record["workdir"])
-    if not workdir.is_dir():
-        raise UserError(f"sweep: expected the folder {workdir} that it was started in, got none")
-    with chdir(workdir):
-        yield
-
-
-def _await_cancelled(sweep: SweepFolder, screen: Screen) -> None:
-    """Runs that were asked to stop must have stopped before their points can start again."""
-    while stopping := [one.point.id for one in point_states(sweep) if one.stopping]:
-        screen.doing(f"waits until cancelled runs have saved and ended: {', '.join(stopping)}")
-        time.sleep(WAIT_POLL_S["local"])
+    with claim_submission(sweep.claims, "sweep"):
+        workdir = Path(sweep.record["workdir"])
+        if not workdir.is_dir():
+            raise UserError(
+                f"sweep: expected the folder {workdir} that it was started in, got none"
+            )
+        with chdir(workdir):
+            # Runs that were asked to stop must have stopped before their points start again.
+            while stopping := [one.point.id for one in point_states(sweep) if one.stopping]:
+                names = ", ".join(stopping)
+                screen.doing(f"waits until cancelled runs have saved and ended: {names}")
+                time.sleep(WAIT_POLL_S["local"])
+            if sweep.cluster == "slurm":
+                _submit_all(sweep, screen)
+            else:
+                _one_after_the_other(sweep, screen)
 
 
 def _submit_all(sweep: SweepFolder, screen: Screen) -> None:
     states = point_states(sweep)
-    lanes: deque[str | None] = deque(_newest_job(one) for one in states if one.alive)
+    jobs = [one.status.job_ids if one.status else () for one in states if one.alive]
+    lanes: deque[str | None] = deque(of_run[-1] if of_run else None for of_run in jobs)
     while len(lanes) < sweep.record["at_once"]:
         lanes.appendleft(None)
     for state in states:
@@ -83,20 +74,10 @@ def _submit_all(sweep: SweepFolder, screen: Screen) -> None:
         if sweep.cancel_request.exists():
             return
         before = lanes.popleft()
-        run = _start(sweep, state, before)
-        lanes.append(_job_of(run))
+        submitted = read_submissions(_start(sweep, state, before).run_dir)
+        lanes.append(str(submitted[-1]["job_id"]) if submitted else None)
         after = f", after job {before}" if before else ""
         screen.say(f"{state.point.id}: job {lanes[-1]}{after}")
-
-
-def _newest_job(state: PointState) -> str | None:
-    jobs = state.status.job_ids if state.status else ()
-    return jobs[-1] if jobs else None
-
-
-def _job_of(run: Run) -> str | None:
-    lines = read_submissions(run.run_dir)
-    return str(lines[-1]["job_id"]) if lines else None
 
 
 def _one_after_the_other(sweep: SweepFolder, screen: Screen) -> None:
@@ -110,41 +91,30 @@ def _one_after_the_other(sweep: SweepFolder, screen: Screen) -> None:
         began = time.monotonic()
         screen.say(f"{number}/{len(points)} {point.id}")
         run = Run(state.folder) if state.alive and state.folder else _start(sweep, state, None)
-        _follow(run, screen)
-        status = run.status()
+        while not (status := run.status()).state.ended:
+            total = f" of {status.total_steps}" if status.total_steps else ""
+            screen.doing(f"{run.run_id}: {status.state}, step {status.step}{total}")
+            time.sleep(WAIT_POLL_S["local"])
         why = f": {status.why}" if status.why and status.state is not RunState.FINISHED else ""
         screen.say(f"  {status.state}{why} ({time.monotonic() - began:.0f} s)")
         if status.user_error and not any(one.finished for one in point_states(sweep)):
             raise UserError(f"sweep: {point.id} failed: {status.why}; no other point was started")
 
 
-def _follow(run: Run, screen: Screen) -> None:
-    while not (status := run.status()).state.ended:
-        total = f" of {status.total_steps}" if status.total_steps else ""
-        screen.doing(f"{run.run_id}: {status.state}, step {status.step}{total}")
-        time.sleep(WAIT_POLL_S["local"])
-
-
 def _start(sweep: SweepFolder, state: PointState, before: str | None) -> Run:
-    """Start a point anew; a run that was cut short goes on where it is not timed."""
-    run = _resumed(sweep, state, before) or Run(
-        start(_after(_prepared(sweep, state.point), before)).root
-    )
+    """Start a point once the job ``before`` has ended; a run that was cut short goes on, unless it
+    is timed: after a stop it is cold again, so that it starts anew."""
+    timed = sweep.record["mode"] is not None
+    if not timed and state.folder is not None and state.status and state.status.state.ended:
+        run = Run(state.folder)
+        resume_run(run, {}, after=before)
+    else:
+        prepared = _prepared(sweep, state.point)
+        if before is not None:
+            prepared = replace(prepared, plan=after_job(prepared.plan, before))
+        run = Run(start(prepared).root)
     if sweep.cancel_request.exists() and not run.status().state.ended:
         run.cancel()  # whoever cancelled could not see it yet
-    return run
-
-
-def _resumed(sweep: SweepFolder, state: PointState, before: str | None) -> Run | None:
-    """The point's old run, gone on with; None where a new one is better.
-
-    A run that is timed is cold again after a stop, so it starts anew.
-    """
-    timed = sweep.record["mode"] is not None
-    if timed or state.folder is None or state.status is None or not state.status.state.ended:
-        return None
-    run = Run(state.folder)
-    resume_run(run, {}, after=before)
     return run
 
 
@@ -154,8 +124,8 @@ def _prepared(sweep: SweepFolder, point: Point) -> Prepared:
     Raises:
         UserError: it is not what it was when the sweep was planned.
     """
-    overrides = [*point.overrides, f"name={point.id}", f"runs_dir={sweep.root}"]
-    prepared = prepare(sweep.config, overrides=overrides, cluster=sweep.record["cluster"])
+    overrides = [*point.overrides, f"name={point.id}", f"runs_dir={sweep.folder}"]
+    prepared = prepare(sweep.config, overrides=overrides, cluster=sweep.cluster)
     if prepared.loaded.digest != point.digest:
         raise UserError(
             f"sweep: {sweep.config} was changed since the sweep was started: {point.id} would be "
@@ -165,24 +135,17 @@ def _prepared(sweep: SweepFolder, point: Point) -> Prepared:
     return prepared
 
 
-def _after(prepared: Prepared, before: str | None) -> Prepared:
-    """The same launch, once the job ``before`` has ended; the configuration does not change."""
-    if before is None:
-        return prepared
-    return replace(prepared, plan=after_job(prepared.plan, before))
-
-
 def start_in_background(sweep: SweepFolder) -> None:
-    """Let a process in a session of its own conduct a local sweep, and see that it began.
+    """Let a process in a session of its own start the points of a local sweep, and see it begin.
 
     Raises:
         RunError: it ended before it began.
     """
     inherited = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     environ = job_environment(os.environ, os.pathsep.join([str(IMPORT_ROOT), *inherited]))
-    before = len(read_claims(RunDir(sweep.root)))
-    log = sweep.root / LOG_NAME
-    command = [sys.executable, "-m", "submitrain", "sweep", "resume", str(sweep.root), "--wait"]
+    before = len(read_claims(sweep.claims))
+    log = sweep.folder / LOG_NAME
+    command = [sys.executable, "-m", "submitrain", "sweep", "resume", str(sweep.folder), "--wait"]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -196,7 +159,7 @@ def start_in_background(sweep: SweepFolder) -> None:
     # Reaped when it ends, however long this process lives; it outlives this process as well.
     threading.Thread(target=process.wait, name="reap-sweep", daemon=True).start()
     deadline = time.monotonic() + BACKGROUND_START_S
-    while len(read_claims(RunDir(sweep.root))) == before:
+    while len(read_claims(sweep.claims)) == before:
         if process.poll() is not None:
             said = (last_lines(log, 1) or ["no word"])[0]
             raise RunError(f"sweep: it did not start: {said} ({log})")
