@@ -25,9 +25,8 @@ from submitrain.launcher.submit.snapshot import python_path
 from submitrain.launcher.submit.start import folders_of, make_folder
 from submitrain.launcher.submit.submit import job_environment, make_executor, submit_callable
 from submitrain.launcher.supervisor.allocation import allocation_of
+from submitrain.launcher.supervisor.attempt import SignalNotes
 from submitrain.launcher.supervisor.job import configure_log
-from submitrain.launcher.supervisor.requeue import SignalNotes
-from submitrain.preflight_results import preflight_text
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import ask, show_job
 from submitrain.text import last_lines

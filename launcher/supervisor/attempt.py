@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import FrameType
 
 import structlog
 
@@ -24,7 +25,6 @@ from submitrain.launcher.supervisor.hang_watch import HangWatch
 from submitrain.launcher.supervisor.node_failures import NodeWatch
 from submitrain.launcher.supervisor.processes import RankGroup
 from submitrain.launcher.supervisor.rank_events import RankRecords
-from submitrain.launcher.supervisor.requeue import SignalNotes
 from submitrain.launcher.supervisor.srun import step_ended_for
 from submitrain.monitor.diagnose import diagnose_run
 from submitrain.run_folder import RunDir, write_json_atomically
@@ -46,7 +46,39 @@ _STRENGTH = {
     StopCause.CANCEL: 3,
 }
 
+NOTED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCONT)
+
 log = structlog.get_logger(__name__)
+
+
+class SignalNotes:
+    """Which signals this process got. Handlers only write it down."""
+
+    def __init__(self) -> None:
+        self._seen: list[signal.Signals] = []
+
+    def install(self) -> None:
+        """Take the signals over, from submitit's own handlers too: the supervisor decides."""
+        for number in NOTED_SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._seen.append(signal.Signals(number))
+
+    @property
+    def terminated(self) -> bool:
+        """Whether anybody asked this process to end."""
+        return signal.SIGTERM in self._seen or signal.SIGINT in self._seen
+
+    @property
+    def warnings(self) -> int:
+        """How often a warning came: the time limit or a preemption is near."""
+        return self._seen.count(signal.SIGUSR2)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of what came, in order."""
+        return [number.name for number in self._seen]
 
 
 @dataclass

@@ -14,27 +14,24 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
+from submitit.core.job_environment import JobEnvironment
+from submitit.helpers import DelayedSubmission
 
 from submitrain.attempts import Action, Cause, Decision
 from submitrain.config.resolve import load_resolved
 from submitrain.errors import RunError, UserError
 from submitrain.events import EXIT_FENCED
 from submitrain.launcher.submit.claims import adopt
-from submitrain.launcher.supervisor.allocation import Allocation, allocation_of
-from submitrain.launcher.supervisor.requeue import SignalNotes
+from submitrain.launcher.supervisor.allocation import allocation_of
+from submitrain.launcher.supervisor.attempt import SignalNotes
+from submitrain.launcher.supervisor.requeue import requeue_with_submitit, resubmit
 from submitrain.launcher.supervisor.supervise import Supervisor
 from submitrain.processes import tolerate_log_write_errors
 from submitrain.run_folder import RunDir, write_json_atomically
 from submitrain.train.context import leave
-
-if TYPE_CHECKING:
-    from submitit.helpers import DelayedSubmission
-
-    from submitrain.slurm.client import JobInfo
-
 
 EXIT_LEFT = 143
 """Exit code where Slurm requeues the job, or a new one goes on: neither success nor failure."""
@@ -65,12 +62,11 @@ class TrainingJob:
             leave(EXIT_FENCED)  # submitit would write a result over that of the job's successor
         if decision.action is not Action.DONE:
             raise RunError(f"{decision.state}: {decision.explanation}")
-        return read_summary(run_dir)
+        summary: dict[str, Any] = json.loads(run_dir.summary.read_text())
+        return summary
 
     def checkpoint(self) -> DelayedSubmission:
         """submitit's requeue hook: the same job again; where it goes on is in the run folder."""
-        from submitit.helpers import DelayedSubmission
-
         return DelayedSubmission(self)
 
     def _supervise(self, run_dir: RunDir, signals: SignalNotes) -> Decision:
@@ -78,12 +74,15 @@ class TrainingJob:
         try:
             config = load_resolved(run_dir.config, os.environ)
             allocation = allocation_of(run_dir, config, os.environ)
-            forget_old_result()
-            requeue = functools.partial(requeue_job, allocation, signals)
-            resubmit = functools.partial(resubmit_run, run_dir, allocation.job_id)
+            if "SUBMITIT_FOLDER" in os.environ:
+                # By an earlier attempt's result submitit would take the running job for done.
+                JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
+            job_id, restarts = allocation.job_id, allocation.restarts
             if allocation.has_queue:
-                adopt(run_dir, allocation.job_id)
-            supervisor = Supervisor(run_dir, config, allocation, signals, requeue, resubmit)
+                adopt(run_dir, job_id)
+            requeue = functools.partial(requeue_with_submitit, job_id, restarts, signals)
+            again = functools.partial(resubmit, run_dir, job_id)
+            supervisor = Supervisor(run_dir, config, allocation, signals, requeue, again)
             return supervisor.run()
         except Exception as error:
             # Whatever went wrong: a run without a summary looks as if it were still going.
@@ -91,24 +90,6 @@ class TrainingJob:
                 with suppress(OSError):  # the first error says more than a second one
                     write_json_atomically(run_dir.summary, supervisor_failed(error, run_dir))
             raise
-
-
-def requeue_job(
-    allocation: Allocation, signals: SignalNotes, job: JobInfo | None, exclude: tuple[str, ...]
-) -> Decision:
-    """Requeue the surrounding job; imported late, since only Slurm jobs need submitit for it."""
-    from submitrain.launcher.supervisor.requeue import requeue_with_submitit
-
-    return requeue_with_submitit(allocation.job_id, allocation.restarts, signals, exclude)
-
-
-def resubmit_run(
-    run_dir: RunDir, job_id: str, exclude: tuple[str, ...], *, dependency: str | None = None
-) -> str:
-    """Submit a new job for the run; imported late, as submitit is."""
-    from submitrain.launcher.supervisor.requeue import resubmit
-
-    return resubmit(run_dir, job_id, exclude, dependency=dependency)
 
 
 def supervisor_failed(error: Exception, run_dir: RunDir) -> dict[str, Any]:
@@ -122,21 +103,6 @@ def supervisor_failed(error: Exception, run_dir: RunDir) -> dict[str, Any]:
         "attempts": run_dir.newest_attempt(),
         "ended_at": round(time.time(), 3),
     }
-
-
-def forget_old_result() -> None:
-    """Remove an earlier attempt's result: submitit would take the running job for done."""
-    if "SUBMITIT_FOLDER" not in os.environ:
-        return
-    from submitit.core.job_environment import JobEnvironment
-
-    JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
-
-
-def read_summary(run_dir: RunDir) -> dict[str, Any]:
-    """``summary.json`` as it was just written."""
-    summary: dict[str, Any] = json.loads(run_dir.summary.read_text())
-    return summary
 
 
 def configure_log() -> None:

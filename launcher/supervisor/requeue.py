@@ -1,34 +1,29 @@
-"""Back into Slurm's queue, through submitit's own hook, once, and never against the user's will.
+"""Gives the run another job: this one back in the queue, or a new one for the same run folder.
 
-submitit's signal handler knows how to do it: call ``TrainingJob.checkpoint()``, store the returned
+Back into the queue through submitit's own hook, once, and never against the user's will. submitit's
+signal handler knows how to do it: call ``TrainingJob.checkpoint()``, store the returned
 DelayedSubmission where the restarted job looks for it, requeue, exit. Three things differ here:
 
 - ``scontrol requeue Incomplete <id>`` instead of the plain form, which can bring a job back to life
   that its user has cancelled;
 - submitit's count of timeouts is left alone (it takes every run of a short job for one): budgets
-  are ``policy``'s;
+  are ``decide``'s;
 - exit only when Slurm itself ends the process, so that a job that is about to be requeued can never
   count as completed.
 
-Signals that reach the supervisor: noted, in order, and acted upon by its loop.
-
-A new job for the same run folder, submitted from inside the old one that Slurm does not requeue.
-
-Like ``resume``, but by the supervisor and with the recorded parameters: after a preemption that
-cancels (PreemptMode=CANCEL), a job without ``--requeue``, or a site that forbids it. Only where it
-is certain that Slurm does not bring the old job back, and never against a cancellation.
+A new job is like ``resume``, but by the supervisor and with the recorded parameters: after a
+preemption that cancels (PreemptMode=CANCEL), a job without ``--requeue``, or a site that forbids
+it. Only where it is certain that Slurm does not bring the old job back.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from types import FrameType
 from typing import Any, NoReturn
 
 import structlog
@@ -46,44 +41,11 @@ from submitrain.launcher.submit.claims import (
     read_submissions,
     recorded_parameters,
 )
-from submitrain.launcher.submit.snapshot import python_path
 from submitrain.launcher.submit.start import RecordedLaunch
-from submitrain.launcher.submit.submit import job_environment, submit_slurm
+from submitrain.launcher.submit.submit import submit_slurm
+from submitrain.launcher.supervisor.attempt import SignalNotes
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import Answer, JobInfo, ask, show_job
-
-NOTED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCONT)
-
-
-class SignalNotes:
-    """Which signals this process got. Handlers only write it down."""
-
-    def __init__(self) -> None:
-        self._seen: list[signal.Signals] = []
-
-    def install(self) -> None:
-        """Take the signals over, from submitit's own handlers too: the supervisor decides."""
-        for number in NOTED:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._seen.append(signal.Signals(number))
-
-    @property
-    def terminated(self) -> bool:
-        """Whether anybody asked this process to end."""
-        return signal.SIGTERM in self._seen or signal.SIGINT in self._seen
-
-    @property
-    def warnings(self) -> int:
-        """How often a warning came: the time limit or a preemption is near."""
-        return self._seen.count(signal.SIGUSR2)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of what came, in order."""
-        return [number.name for number in self._seen]
-
 
 ASK_AGAIN_S = 2.0
 GIVE_UP_S = 1800.0
@@ -152,8 +114,8 @@ def ask_slurm(job_id: str, restarts_before: int) -> tuple[Requeued, str]:
         time.sleep(ASK_AGAIN_S)
 
 
-def exclude_nodes(job_id: str, nodes: Sequence[str]) -> bool:
-    """Set the nodes that a requeued job shall not get; whether Slurm's list is that one now.
+def _exclude_nodes(job_id: str, nodes: Sequence[str]) -> None:
+    """Set the nodes that a requeued job shall not get, and see that Slurm's list is that one.
 
     Measured: a job that was just taken back counts as pending, although its processes have KillWait
     left, so its owner may change ExcNodeList from inside; while it runs that is refused.
@@ -162,18 +124,18 @@ def exclude_nodes(job_id: str, nodes: Sequence[str]) -> bool:
     while True:
         now = show_job(job_id)
         if set(now.excluded) == set(nodes):
-            return True
+            return
         if time.monotonic() > give_up_at:
             log.warning("not_excluded", job_id=job_id, nodes=list(nodes), now=list(now.excluded))
-            return False
-        listed = ",".join(nodes)
-        answer = ask(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={listed}"])
+            return
+        change = f"ExcNodeList={','.join(nodes)}"
+        answer = ask(["scontrol", "update", f"JobId={job_id}", change])
         log.info("exclude", job_id=job_id, nodes=list(nodes), slurm=answer.error or "done")
         if answer.code != 0:
             time.sleep(ASK_PAUSE_S)
 
 
-class CarefulSlurmEnvironment(SlurmJobEnvironment):  # type: ignore[misc]
+class GuardedSlurmEnvironment(SlurmJobEnvironment):  # type: ignore[misc]
     """submitit's view of the job, with a requeue that respects a cancellation."""
 
     restarts_before: int = 0  # set after construction: submitit's __new__ takes no arguments
@@ -189,7 +151,7 @@ class CarefulSlurmEnvironment(SlurmJobEnvironment):  # type: ignore[misc]
         log.info("requeue", job_id=self.job_id, result=str(result), slurm=words)
         if result not in (Requeued.ACCEPTED, Requeued.ALREADY):
             raise RequeueRefusedError(result, words)
-        exclude_nodes(self.job_id, self.exclude)
+        _exclude_nodes(self.job_id, self.exclude)
 
 
 class RequeueHandler(SignalHandler):  # type: ignore[misc]
@@ -216,10 +178,10 @@ class RequeueHandler(SignalHandler):  # type: ignore[misc]
 
 
 def requeue_with_submitit(
-    job_id: str, restarts_before: int, signals: SignalNotes, exclude: tuple[str, ...] = ()
+    job_id: str, restarts_before: int, signals: SignalNotes, exclude: tuple[str, ...]
 ) -> Decision:
     """Requeue this job and end this process; returns only when Slurm did not take it back."""
-    environment = CarefulSlurmEnvironment()
+    environment = GuardedSlurmEnvironment()
     environment.restarts_before, environment.exclude = restarts_before, exclude
     paths = environment.paths
     # A leftover of a killed predecessor makes submitit's atomic save assert.
@@ -261,25 +223,24 @@ def resubmit(
         raise ClusterError(
             f"{run_dir.submissions}: expected the parameters of an earlier submission, got none"
         )
-    path = python_path(
-        run_dir,
-        pinned=launch.pinned,
-        workdir=launch.workdir,
-        inherited=os.environ.get("PYTHONPATH", ""),
-    )
     again = without_once(parameters)
     if dependency is not None:
         again["dependency"] = dependency
     with claim_submission(run_dir, f"the supervisor of job {job_id}") as claim:
-        environ = {**job_environment(os.environ, path), CLAIM_VARIABLE: str(claim.number)}
+        environ = {**launch.environment(run_dir), CLAIM_VARIABLE: str(claim.number)}
         claim.job_id = new_id = submit_slurm(
             run_dir, with_exclusion(again, exclude), workdir=launch.workdir, environ=environ
         )
-    # Without the exclusion: strikes expire, and each new job has a list of its own.
-    line = {"job_id": new_id, "attempt": run_dir.newest_attempt(), "sbatch": again}
-    note_submission(
-        run_dir, "slurm", {**line, "via": SUPERVISOR, "after": job_id, "excluded": list(exclude)}
-    )
+    line = {
+        "job_id": new_id,
+        "attempt": run_dir.newest_attempt(),
+        # Without the exclusion: strikes expire, and each new job has a list of its own.
+        "sbatch": again,
+        "via": SUPERVISOR,
+        "after": job_id,
+        "excluded": list(exclude),
+    }
+    note_submission(run_dir, "slurm", line)
     if run_dir.cancel_request.exists():
         # The user cancelled while sbatch ran, and saw only the old job.
         ask(["scancel", new_id])
@@ -289,11 +250,10 @@ def resubmit(
 def without_once(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters less those that only made sense for the first submission."""
     kept = {key: value for key, value in parameters.items() if key not in ONLY_ONCE}
-    additional = kept.get("additional_parameters")
-    if isinstance(additional, Mapping):
-        kept["additional_parameters"] = {
-            key: value for key, value in additional.items() if key not in ONLY_ONCE_ADDITIONAL
-        }
+    more = kept.get("additional_parameters")
+    if isinstance(more, Mapping):
+        more = {key: value for key, value in more.items() if key not in ONLY_ONCE_ADDITIONAL}
+        kept["additional_parameters"] = more
     return kept
 
 

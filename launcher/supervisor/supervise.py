@@ -42,7 +42,7 @@ from submitrain.launcher.submit.dependency import (
 from submitrain.launcher.submit.submit import SubmissionUnknownError
 from submitrain.launcher.supervisor.after_run import follow_up
 from submitrain.launcher.supervisor.allocation import Allocation
-from submitrain.launcher.supervisor.attempt import AttemptWatch, log_tail
+from submitrain.launcher.supervisor.attempt import AttemptWatch, SignalNotes, log_tail
 from submitrain.launcher.supervisor.decide import (
     after_failed_resubmission,
     after_failed_rollback,
@@ -55,19 +55,17 @@ from submitrain.launcher.supervisor.evidence import AttemptEvidence
 from submitrain.launcher.supervisor.guard import Guard
 from submitrain.launcher.supervisor.nodes import NodeSelector
 from submitrain.launcher.supervisor.ownership import Ownership, retry_on_oserror
-from submitrain.launcher.supervisor.requeue import SignalNotes
 from submitrain.launcher.supervisor.watcher import RunWatcher
 from submitrain.monitor.accounting.goodput import read_goodput
 from submitrain.rollbacks import record_rollback
 from submitrain.run_folder import RunDir, write_json_atomically
-from submitrain.slurm.client import JobInfo
 
 RESTART_PAUSES_S = (0.1, 1.0, 5.0)
 """Seconds before the next attempt, by attempts in a row without a new step; the last one stays."""
 
 log = structlog.get_logger(__name__)
 
-Requeue = Callable[[JobInfo | None, tuple[str, ...]], Decision]
+Requeue = Callable[[tuple[str, ...]], Decision]
 """Puts this job back into the queue, without some nodes; returns only when that did not happen."""
 
 
@@ -188,7 +186,7 @@ class Supervisor:
         else:
             self.ownership.check()
             self.audit.requeue(evidence.attempt, decision)
-            refused = self.requeue(evidence.job, self.nodes.exclusion(decision.exclude))
+            refused = self.requeue(self.nodes.exclusion(decision.exclude))
             self.audit.not_requeued(evidence.attempt, refused)
             decision = after_refused_requeue(decision, refused, self.config.resilience)
         if decision.action is not Action.RESUBMIT:
@@ -275,7 +273,7 @@ class Supervisor:
             return
         log.warning("leave_again", nodes=self.allocation.spawner.nodes, without=exclude)
         self.ownership.check()
-        refused = self.requeue(None, self.nodes.exclusion(exclude))
+        refused = self.requeue(self.nodes.exclusion(exclude))
         log.warning("stays", why=refused.explanation)
 
     def _cancelled_between_attempts(self) -> Decision:

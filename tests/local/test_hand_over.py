@@ -13,11 +13,10 @@ from submitrain.config.resolve import load_resolved
 from submitrain.errors import ClusterError
 from submitrain.events import Kind, read_events
 from submitrain.launcher.supervisor.allocation import Allocation, allocation_of
-from submitrain.launcher.supervisor.requeue import SignalNotes
+from submitrain.launcher.supervisor.attempt import SignalNotes
 from submitrain.launcher.supervisor.supervise import Resubmit, Supervisor
 from submitrain.monitor.audit.ledger import read_trail
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import JobInfo
 from tests.supervised import make_run, rank_environment
 
 pytestmark = pytest.mark.ranks
@@ -26,7 +25,7 @@ PLAN = {"steps": 10_000, "step_s": 0.05}
 NEARLY_OVER = {"stop_lead_s": 57}
 
 
-def refused(job: JobInfo | None, exclude: tuple[str, ...]) -> Decision:
+def refused(exclude: tuple[str, ...]) -> Decision:
     """What Slurm says of a job with ``--no-requeue``."""
     return Decision(Cause.TIME_LIMIT, Action.RESUBMIT, "Slurm did not requeue job 7")
 
@@ -83,9 +82,9 @@ def test_a_new_job_that_slurm_refuses_is_in_the_trail(run_dir: RunDir) -> None:
 def test_a_supervisor_that_lost_the_run_submits_nothing(run_dir: RunDir) -> None:
     submitted = []
 
-    def lose(job: JobInfo | None, exclude: tuple[str, ...]) -> Decision:
+    def lose(exclude: tuple[str, ...]) -> Decision:
         assert run_dir.claim_attempt(after=1) == 2  # another supervisor, while Slurm was asked
-        return refused(job, exclude)
+        return refused(exclude)
 
     def resubmit(exclude: tuple[str, ...]) -> str:
         submitted.append(exclude)
