@@ -27,6 +27,7 @@ from submitrain.launcher.submit.submit import job_environment, make_executor, su
 from submitrain.launcher.supervisor.allocation import allocation_of
 from submitrain.launcher.supervisor.attempt import SignalNotes
 from submitrain.launcher.supervisor.job import configure_log
+from submitrain.preflight_results import preflight_text
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import ask, show_job
 from submitrain.text import last_lines
