@@ -36,7 +36,7 @@ def launch(
         overrides: ``["optimizer.lr=1e-4", ...]``, as on the command line.
         cluster: ``local``, ``slurm`` or ``auto``; default: what ``cfg`` says.
         wait: return only when the run has ended.
-        force: submit what Slurm would never start, too (``plan`` says why not).
+        force: submit even if the job cannot be scheduled (``plan`` says why not).
         max_wait: refuse when the job would wait longer in the queue (``"2h"``, or minutes).
         changes: keys that replace those of ``cfg``: ``optimizer__lr=1e-4``, ``optimizer={"lr":
             1e-4}`` (merged into the section) or ``**{"optimizer.lr": 1e-4}``.

@@ -277,7 +277,7 @@ class Run:
         may change (``nodes=4``, ``time="2h"``); the global batch size stays what it was.
 
         Args:
-            force: submit what Slurm would never start, too.
+            force: submit even if the job cannot be scheduled.
 
         Raises:
             UserError: it still runs, may still run, or has finished; or Slurm would never start it.

@@ -6,12 +6,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from rich.console import Console
 from rich.text import Text
 
 from submitrain.errors import UserError
@@ -29,16 +28,9 @@ _LOG_POLL_S = 0.5
 
 def run(options: argparse.Namespace) -> int:
     """Start a run, and stay with it where that is asked for or usual."""
-    from submitrain.launcher.plan.prepare import prepare
     from submitrain.launcher.submit.start import start
 
-    log_to_stderr()
-    prepared = prepare(
-        options.config,
-        overrides=_overrides(options),
-        cluster=options.cluster,
-        plan_only=options.dry_run,
-    )
+    prepared = _prepare(options, plan_only=options.dry_run)
     if options.dry_run and (options.force or options.max_wait is not None):
         raise UserError("--dry-run starts nothing: leave --force and --max-wait out")
     if options.dry_run:
@@ -50,6 +42,17 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         print(f"{started.run_id} on {prepared.cluster.name} ({prepared.cluster.reason})")
     return _stay(started, prepared.cluster.name, options)
+
+
+def _prepare(options: argparse.Namespace, *, plan_only: bool) -> Prepared:
+    from submitrain.launcher.plan.prepare import prepare
+
+    log_to_stderr()
+    after = [] if options.after is None else [f"after={options.after}"]
+    overrides = [*options.overrides, *after]
+    return prepare(
+        options.config, overrides=overrides, cluster=options.cluster, plan_only=plan_only
+    )
 
 
 def _permit(prepared: Prepared, options: argparse.Namespace) -> None:
@@ -77,51 +80,63 @@ def _permit(prepared: Prepared, options: argparse.Namespace) -> None:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Show the plan, or what becomes of every key."""
-    from submitrain.launcher.plan.prepare import prepare
-
-    log_to_stderr()
+    """Show the plan, or what becomes of every key (2 where one is refused), or the environment."""
     if options.keys and options.env:
         raise UserError("--keys and --env: expected one of them, got both; ask twice")
     if options.keys:
-        return _show_keys(options)
-    prepared = prepare(
-        options.config, overrides=_overrides(options), cluster=options.cluster, plan_only=True
-    )
-    if options.env:
-        return _show_environment(prepared, options.json)
-    return _show_plan(prepared, options.json)
+        from submitrain.launcher.plan.keys import KeyStatus, account, account_text
 
-
-def _show_environment(prepared: Prepared, as_json: bool) -> int:
-    """Every variable of the ranks, and from where; then what is wrong with them."""
+        log_to_stderr()
+        found = account(options.config, options.overrides)
+        if options.json:
+            _print_json([one.as_json() for one in found])
+        else:
+            print(account_text(found))
+        refused = any(one.status is KeyStatus.REFUSED for one in found)
+        return UserError.exit_code if refused else 0
+    prepared = _prepare(options, plan_only=True)
+    if not options.env:
+        return _show_plan(prepared, options.json)
     from submitrain.launcher.checks.environment import listing
 
     variables = prepared.environment
-    if as_json:
+    if options.json:
         _print_json([one.as_json() for one in variables])
-    else:
-        print(listing(variables, prepared.loaded.config))
-        for warning in prepared.plan.warnings:
-            print(f"warning: {warning}")
+        return 0
+    print(listing(variables, prepared.loaded.config))
+    for warning in prepared.plan.warnings:
+        print(f"warning: {warning}")
     return 0
 
 
-def _show_keys(options: argparse.Namespace) -> int:
-    """An account of every key; 2 where one of them is refused."""
-    from submitrain.launcher.plan.keys import KeyStatus, account, account_text
+def _show_plan(prepared: Prepared, as_json: bool) -> int:
+    """The plan, and for Slurm the batch script; in its paths only the start's time is open."""
+    from submitrain.launcher.checks.environment import in_short
+    from submitrain.launcher.checks.schedulability import Outcome
+    from submitrain.launcher.plan.prepare import srun_text
+    from submitrain.launcher.plan.sbatch import script_text
 
-    told = account(options.config, options.overrides)
-    if options.json:
-        _print_json([one.as_json() for one in told])
+    plan, script, srun, schedulability = prepared.plan, None, None, prepared.schedulability()
+    if prepared.cluster.name == "slurm":
+        run_dir = RunDir(prepared.runs_dir / f"{plan.name}-<start>-{plan.digest[:8]}")
+        script = script_text(plan.sbatch, run_dir.submitit)
+        srun = srun_text(plan, prepared.loaded.config, run_dir)
+    if as_json:
+        judged = None if schedulability is None else schedulability.as_json()
+        shown = {"cluster_reason": prepared.cluster.reason, "verdict": judged}
+        _print_json({**plan.as_json(), **shown, "script": script, "srun": srun})
     else:
-        print(account_text(told))
-    return UserError.exit_code if any(one.status is KeyStatus.REFUSED for one in told) else 0
-
-
-def _overrides(options: argparse.Namespace) -> list[str]:
-    after = [] if options.after is None else [f"after={options.after}"]
-    return [*options.overrides, *after]
+        print(plan.render())
+        print(f"{'environment':<13}{in_short(prepared.environment)}")
+        for number, line in enumerate(schedulability.lines() if schedulability else ()):
+            print(f"{'' if number else 'scheduling':<13}{line}")
+        if script is not None:
+            print(f"\nbatch script, as submitit writes it:\n\n{script.rstrip()}")
+            print(f"\nthe ranks' step, as the supervisor starts it:\n\n{srun}")
+    if schedulability is not None and schedulability.outcome is Outcome.IMPOSSIBLE:
+        print("error: Slurm would never start this job (see scheduling)", file=sys.stderr)
+        return UserError.exit_code
+    return 0
 
 
 def list_all(options: argparse.Namespace) -> int:
@@ -150,8 +165,14 @@ def logs(options: argparse.Namespace) -> int:
         return 0
     while True:
         ended = opened.status().state.ended
-        for path in _log_files(opened, options):
-            sizes[path] = _print_from(path, sizes.get(path, 0))
+        with suppress(UserError):  # a new attempt has begun and this rank has not written yet
+            for path in opened.log_files(options.rank, options.attempt):
+                with path.open("rb") as file:
+                    file.seek(sizes.get(path, 0))
+                    data = file.read()
+                sizes[path] = sizes.get(path, 0) + len(data)
+                sys.stdout.write(data.decode(errors="replace"))
+                sys.stdout.flush()
         if ended:
             return 0
         time.sleep(_LOG_POLL_S)
@@ -168,17 +189,8 @@ def cancel(options: argparse.Namespace) -> int:
 def resume(options: argparse.Namespace) -> int:
     """Submit a run again."""
     log_to_stderr()
-    opened = _open(options).resume(force=options.force, **_resources(options.overrides))
-    cluster = opened.status().cluster
-    if not options.json:
-        print(f"{opened.run_id} goes on, on {cluster}")
-    return _stay(opened, cluster, options)
-
-
-def _resources(overrides: Sequence[str]) -> dict[str, Any]:
-    """Keys of the slurm section from ``slurm.nodes=4``; nothing else can change at a resume."""
-    found: dict[str, Any] = {}
-    for text in overrides:
+    resources: dict[str, Any] = {}
+    for text in options.overrides:
         key, equals, value = text.partition("=")
         section, _, name = key.partition(".")
         if not equals or section != "slurm" or not name:
@@ -186,8 +198,12 @@ def _resources(overrides: Sequence[str]) -> dict[str, Any]:
                 f"resume: expected slurm.KEY=VALUE, got {text}; everything else stays as it was "
                 "launched: launch a new run for that"
             )
-        found[name] = value
-    return found
+        resources[name] = value
+    opened = _open(options).resume(force=options.force, **resources)
+    cluster = opened.status().cluster
+    if not options.json:
+        print(f"{opened.run_id} resumed on {cluster}")
+    return _stay(opened, cluster, options)
 
 
 def schema(options: argparse.Namespace) -> int:
@@ -198,9 +214,8 @@ def schema(options: argparse.Namespace) -> int:
         from submitrain.launcher.cli.explain import reference
 
         sys.stdout.write(reference())
-        return 0
-
-    _print_json(editor_schema())
+    else:
+        _print_json(editor_schema())
     return 0
 
 
@@ -229,31 +244,24 @@ def _watch(opened: Run) -> int:
             found = follow_on(opened, screen)
             break
         except KeyboardInterrupt:
-            if not _goes_on_watching(opened, screen):
+            # Ask once what is meant; without a terminal, or at a second one, detach.
+            choices = "[d]etach (the run goes on), [s]top (save, then end), [k]eep watching"
+            try:
+                answer = screen.input(Text(f"\n{choices}: ")) if sys.stdin.isatty() else "d"
+            except (KeyboardInterrupt, EOFError):
+                answer = "d"
+            letter = answer.strip().lower()[:1]
+            if letter == "s":
+                opened.cancel()
+                screen.print("saves and stops ...")
+            elif letter != "k":
+                _print_how_to_follow(opened)
                 return 0
     show_summary(opened, found, screen)
     if found.state is RunState.FAILED:
         line = failure_line(opened.folder) or found.why
         print(f"error: {line}", file=sys.stderr)
     return exit_code(found)
-
-
-def _goes_on_watching(opened: Run, screen: Console) -> bool:
-    """After Ctrl-C: ask once what is meant; without a terminal, or at a second one, detach."""
-    choices = "[d]etach (the run goes on), [s]top (save, then end), [k]eep watching"
-    try:
-        answer = screen.input(Text(f"\n{choices}: ")) if sys.stdin.isatty() else "d"
-    except (KeyboardInterrupt, EOFError):
-        answer = "d"
-    letter = answer.strip().lower()[:1]
-    if letter == "s":
-        opened.cancel()
-        screen.print("saves and stops ...")
-        return True
-    if letter == "k":
-        return True
-    _print_how_to_follow(opened)
-    return False
 
 
 def exit_code(found: RunStatus) -> int:
@@ -264,70 +272,17 @@ def exit_code(found: RunStatus) -> int:
 
 
 def _print_how_to_follow(opened: Run) -> None:
+    """Commands with what finds the run again from here: its id where the usual folder holds it."""
+    usual = opened.folder.parent == Path("runs").resolve()
     print(f"  folder   {opened.folder}")
     for command in ("status", "logs", "cancel"):
         option = " -f" if command == "logs" else ""
-        print(f"  {command:8} python -m launcher {command} {_name(opened)}{option}")
-
-
-def _name(opened: Run) -> str:
-    """What finds the run again from here: its id where the default folder holds it."""
-    in_default = opened.folder.parent == Path("runs").resolve()
-    return opened.run_id if in_default else str(opened.folder)
+        name = opened.run_id if usual else opened.folder
+        print(f"  {command:8} python -m launcher {command} {name}{option}")
 
 
 def _open(options: argparse.Namespace) -> Run:
     return Run.open(options.run, runs_dir=options.runs_dir)
-
-
-def _show_plan(prepared: Prepared, as_json: bool) -> int:
-    """The plan, and for Slurm the batch script; in its paths only the start's time is open."""
-    from submitrain.launcher.checks.environment import in_short
-    from submitrain.launcher.checks.schedulability import Outcome
-
-    plan, script, srun, schedulability = prepared.plan, None, None, prepared.schedulability()
-    if prepared.cluster.name == "slurm":
-        from submitrain.launcher.plan.plan import sbatch_text
-        from submitrain.launcher.plan.step_text import srun_text
-
-        run_dir = RunDir(prepared.runs_dir / f"{plan.name}-<start>-{plan.digest[:8]}")
-        script = sbatch_text(plan, run_dir.submitit)
-        srun = srun_text(plan, prepared.loaded.config, run_dir)
-    if as_json:
-        judged = None if schedulability is None else schedulability.as_json()
-        shown = {"cluster_reason": prepared.cluster.reason, "verdict": judged}
-        _print_json({**plan.as_json(), **shown, "script": script, "srun": srun})
-    else:
-        print(plan.render())
-        print(f"{'environment':<13}{in_short(prepared.environment)}")
-        if schedulability is not None:
-            labels = ["scheduling", *[""] * 99]
-            for label, line in zip(labels, schedulability.lines(), strict=False):
-                print(f"{label:<13}{line}")
-        if script is not None:
-            print(f"\nbatch script, as submitit writes it:\n\n{script.rstrip()}")
-            print(f"\nthe ranks' step, as the supervisor starts it:\n\n{srun}")
-    if schedulability is not None and schedulability.outcome is Outcome.IMPOSSIBLE:
-        print("error: Slurm would never start this job (see scheduling)", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _log_files(opened: Run, options: argparse.Namespace) -> Sequence[Path]:
-    try:
-        return opened.log_files(options.rank, options.attempt)
-    except UserError:
-        # A new attempt has begun and this rank has not written yet.
-        return []
-
-
-def _print_from(path: Path, start: int) -> int:
-    with path.open("rb") as file:
-        file.seek(start)
-        data = file.read()
-    sys.stdout.write(data.decode(errors="replace"))
-    sys.stdout.flush()
-    return start + len(data)
 
 
 def _print_json(value: Any) -> None:

@@ -4,13 +4,17 @@ The shells' scripts ask ``completion words`` at every TAB, so they never go out 
 come from the generated schema file, not from the types.
 """
 
+# ruff: noqa: T201 - printing is what a command line does
+
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+from submitrain.errors import UserError
 
 _BASH = """\
 # submitrain: eval "$(python -m launcher completion bash)", or this line in ~/.bashrc
@@ -79,13 +83,26 @@ end
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
-_SUFFIXES = (".yaml", ".yml")
-_FILE_VALUES = frozenset({"FILE", "CFG.yaml", "CONFIG"})
+
+def completion(options: argparse.Namespace) -> int:
+    """Print a shell's script, or what may follow the words that its script passes on."""
+    if options.shell == "words":
+        print("\n".join(candidates(options.words, Path.cwd())))
+    elif options.words:
+        raise UserError(f"completion: expected a shell only, got {' '.join(options.words)} as well")
+    else:
+        sys.stdout.write(SCRIPTS[options.shell])
+    return 0
 
 
 def candidates(words: Sequence[str], here: Path) -> list[str]:
     """What may stand for the last of ``words``, the command line up to the cursor."""
-    parser, given = _parser(words)
+    from submitrain.launcher.cli.main import build_parser
+    from submitrain.monitor.cli import build_parser as build_monitor
+
+    module = words[2] if words[1:2] == ["-m"] and len(words) > 2 else ""
+    parser = build_monitor() if module == "monitor" else build_parser()
+    given = words[3:] if module else words[1:]
     current, before = (given[-1], given[:-1]) if given else ("", [])
     if current == "=" or before[-1:] == ["="]:  # bash parts a.b=c; values are the user's to know
         return []
@@ -93,20 +110,13 @@ def candidates(words: Sequence[str], here: Path) -> list[str]:
     return [word for word in found if word.startswith(current) and word != current]
 
 
-def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, list[str]]:
-    """The command line's parser, and its own words, the one at the cursor included."""
-    from submitrain.launcher.cli.main import build_parser
-    from submitrain.monitor.cli import build_parser as build_monitor
-
-    if words[1:2] == ["-m"] and len(words) > 2:
-        return (build_monitor() if words[2] == "monitor" else build_parser()), list(words[3:])
-    return build_parser(), list(words[1:])
-
-
 def _offered(
-    parser: argparse.ArgumentParser, before: list[str], current: str, here: Path
+    parser: argparse.ArgumentParser, before: Sequence[str], current: str, here: Path
 ) -> Iterator[str]:
-    commands = _commands(parser)
+    """Commands and files in the first place; then the command's options and what it waits for."""
+    commands: dict[str, argparse.ArgumentParser] = next(
+        dict(one.choices) for one in parser._actions if isinstance(one, argparse._SubParsersAction)
+    )
     named = next((word for word in before if not word.startswith("-")), None)
     if named is None:
         yield from commands
@@ -117,117 +127,67 @@ def _offered(
     command = commands.get(named) or commands.get("run")
     if command is None:
         return
-    expects = _expected_value(command, before[-1])
-    if expects is not None:
-        yield from _values(expects, current, here)
+    with_value = {
+        name: action
+        for action in command._actions
+        for name in action.option_strings
+        if action.nargs != 0
+    }
+    if before[-1] in with_value:
+        yield from _values(with_value[before[-1]], current, here, before)
         return
     yield from _options(command)
     rest = before[before.index(named) + 1 :] if named in commands else before
-    yield from _positionals(command, rest, current, here)
-
-
-def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
+    given = sum(
+        not word.startswith("-") and previous not in with_value
+        for previous, word in zip(["", *rest], rest, strict=False)
+    )
+    waiting = [action for action in command._actions if not action.option_strings]
+    if waiting and (given < len(waiting) or waiting[-1].nargs in ("*", "+")):
+        yield from _values(waiting[min(given, len(waiting) - 1)], current, here, before)
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
     return [name for action in parser._actions for name in action.option_strings if len(name) > 2]
 
 
-def _expected_value(parser: argparse.ArgumentParser, word: str) -> argparse.Action | None:
-    """The option that waits for its value at the cursor."""
-    for action in parser._actions:
-        if word in action.option_strings and action.nargs != 0:
-            return action
-    return None
-
-
-def _positionals(
-    command: argparse.ArgumentParser, before: list[str], current: str, here: Path
-) -> Iterator[str]:
-    waiting = [action for action in command._actions if not action.option_strings]
-    values = {
-        index + 1
-        for index, word in enumerate(before)
-        if (_expected_value(command, word)) is not None
-    }
-    given = sum(
-        not word.startswith("-") for index, word in enumerate(before) if index not in values
-    )
-    if not waiting:
-        return
-    many = waiting[-1].nargs in ("*", "+", argparse.REMAINDER)
-    if given < len(waiting) or many:
-        yield from _values(waiting[min(given, len(waiting) - 1)], current, here, before)
-
-
 def _values(
-    action: argparse.Action, current: str, here: Path, before: Sequence[str] = ()
+    action: argparse.Action, current: str, here: Path, before: Sequence[str]
 ) -> Iterator[str]:
+    name = str(action.metavar or action.dest)
     if action.choices:
         yield from map(str, action.choices)
-        return
-    name = str(action.metavar or action.dest)
-    if name in _FILE_VALUES:
+    elif name in ("FILE", "CFG.yaml", "CONFIG"):
         yield from _configs(current, here)
     elif name == "KEY":
-        yield from _keys("")
-    elif "=" in name or name == "a.b=c":
-        yield from _keys("=", only="slurm" if name.startswith("slurm.") else None)
+        yield from _keys()
+    elif "=" in name:
+        wanted = "slurm." if name.startswith("slurm.") else ""
+        yield from (f"{key}=" for key in _keys(sections=False) if key.startswith(wanted))
     elif "RUN" in name:
-        yield from _runs(here / _runs_dir(before))
-
-
-def _runs_dir(before: Sequence[str]) -> str:
-    at = [index for index, word in enumerate(before) if word == "--runs-dir"]
-    return before[at[-1] + 1] if at and at[-1] + 1 < len(before) else "runs"
-
-
-def _runs(folder: Path) -> list[str]:
-    try:
-        found = [one.name for one in folder.iterdir() if (one / "record.json").is_file()]
-    except OSError:
-        return []
-    return [*found, "latest"] if found else []
+        at = [index for index, word in enumerate(before) if word == "--runs-dir"]
+        folder = before[at[-1] + 1] if at and at[-1] + 1 < len(before) else "runs"
+        runs = [one.parent.name for one in (here / folder).glob("*/record.json")]
+        yield from [*runs, "latest"] if runs else []
 
 
 def _configs(current: str, here: Path) -> Iterator[str]:
     """YAML files, and folders to go on into."""
     above = current.rpartition("/")[0] + "/" if "/" in current else ""
-    folder = (here / above).expanduser()
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
+    for entry in (here / above).expanduser().glob("[!.]*"):
         if entry.is_dir():
             yield f"{above}{entry.name}/"
-        elif entry.suffix in _SUFFIXES:
+        elif entry.suffix in (".yaml", ".yml"):
             yield f"{above}{entry.name}"
 
 
-def _keys(ending: str, only: str | None = None) -> Iterator[str]:
-    """Every key as ``section.key``, from the generated schema."""
+def _keys(*, sections: bool = True) -> Iterator[str]:
+    """Every key as ``section.key``, from the generated schema; with the sections themselves."""
     schema = json.loads((Path(__file__).parents[1] / "config.schema.json").read_text())
     for name, part in schema["properties"].items():
-        inner = _section(part, schema)
-        if inner is None:
-            if only is None:
-                yield f"{name}{ending}"
-        elif only in (None, name):
-            yield from (f"{name}.{key}{ending}" for key in inner)
-            if not ending:
-                yield name
-
-
-def _section(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] | None:
-    for option in part.get("anyOf", [part]):
-        if "$ref" in option:
-            found = schema["$defs"][option["$ref"].rpartition("/")[2]]
-            return dict(found.get("properties", {}))
-    return None
+        refs = [option["$ref"] for option in part.get("anyOf", [part]) if "$ref" in option]
+        if sections or not refs:
+            yield name
+        for ref in refs[:1]:
+            inner = schema["$defs"][ref.rpartition("/")[2]].get("properties", {})
+            yield from (f"{name}.{key}" for key in inner)

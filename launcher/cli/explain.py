@@ -27,13 +27,7 @@ from submitrain.config.schema import (
     section_class,
     sections,
 )
-from submitrain.config.types import (
-    DurationS,
-    NodeRange,
-    Section,
-    TargetSection,
-    format_duration,
-)
+from submitrain.config.types import DurationS, NodeRange, Section, TargetSection, format_duration
 from submitrain.errors import UserError
 
 _UNITS = {

@@ -224,16 +224,3 @@ def _text(wanted: str, name: str) -> str:
             "this machine with --cluster local"
         )
     return slurm_config(offer, best, name=name, schema=str(SCHEMA))
-
-
-def completion(options: argparse.Namespace) -> int:
-    """Print a shell's script, or what may follow the words that its script passes on."""
-    from submitrain.launcher.cli.completion import SCRIPTS, candidates
-
-    if options.shell == "words":
-        print("\n".join(candidates(options.words, Path.cwd())))
-        return 0
-    if options.words:
-        raise UserError(f"completion: expected a shell only, got {' '.join(options.words)} as well")
-    sys.stdout.write(SCRIPTS[options.shell])
-    return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -19,11 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from submitrain.events import Kind, number
-from submitrain.launcher.run import Run
 from submitrain.launcher.summary import failure_line, next_steps, read_result, summary_rows
 from submitrain.launcher.supervisor.rank_events import EventTail
 from submitrain.status import RunState, RunStatus
 from submitrain.text import duration
+
+if TYPE_CHECKING:
+    from submitrain.launcher.run import Run
 
 REFRESH_S = 0.5
 STATUS_EVERY_S = {"local": 1.0, "slurm": 15.0}

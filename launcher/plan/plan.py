@@ -1,39 +1,32 @@
-"""What a launch will do, worked out before anything is done: pure functions of the configuration.
+"""What a launch will do, worked out before anything is done, and that plan as text.
 
-Imports neither torch nor submitit (``sbatch_text`` imports submitit when it is called).
-
-A plan as text for the terminal.
+Pure functions of the configuration; imports neither torch nor submitit.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from submitrain.config import RunConfig
-from submitrain.config.types import format_duration
+from submitrain.config.types import UNLIMITED_S, format_duration
 from submitrain.launcher.container import Runtime, choose_runtime
 from submitrain.launcher.plan.config import LoadedConfig
 from submitrain.launcher.plan.deadlines import saves_text
 from submitrain.launcher.plan.memory import (
     Machine,
     MemoryEstimate,
-    ModelSize,
     checkpoint_bytes,
     model_size,
     rank_memory,
     this_machine,
     trained_parameters,
 )
-from submitrain.launcher.plan.sbatch import gpus_per_node, sbatch_parameters, script_text
+from submitrain.launcher.plan.sbatch import gpus_per_node, sbatch_parameters
 from submitrain.launcher.plan.warnings import Situation, config_warnings
 from submitrain.launcher.plan.watcher import watched_by, watcher_sbatch, watcher_text
 from submitrain.text import bytes_text, count_text, counted
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -100,9 +93,10 @@ class Plan:
         return value
 
     def render(self) -> str:
-        """For a terminal: one line for each fact, warnings last."""
-
-        return render(self)
+        """For a terminal: one line for each fact, then notes, warnings last."""
+        rows = [*_rows(self), *(("note", note) for note in self.notes)]
+        rows += [("warning", warning) for warning in self.warnings]
+        return "\n".join(f"{label:<13}{text}" for label, text in rows)
 
 
 def make_plan(
@@ -123,12 +117,21 @@ def make_plan(
         machine: cores and memory for local runs; default: this machine's.
         runtimes: container runtimes that are installed on this machine.
     """
-    config = loaded.config
-    slurm = config.slurm
+    config, slurm = loaded.config, loaded.config.slurm
     arithmetic = None if config.entry else config.batch()
-    size = _size(loaded)
+    size = None
+    if loaded.model_config is not None:
+        vocab_size = config.model.train_tokenizer_vocab_size
+        size = model_size(loaded.model_config, vocab_size=vocab_size)
     gpus = _gpu_count(config, cluster, gpus_available)
-    estimates = _estimates(config, size, on_gpu=gpus > 0)
+    estimates = Estimates(None, None, None, None)
+    if size is not None:
+        estimates = Estimates(
+            parameters=size.parameters,
+            trained_parameters=trained_parameters(config, size),
+            checkpoint_bytes=checkpoint_bytes(config, size),
+            rank_memory=rank_memory(config, size, on_gpu=gpus > 0),
+        )
     situation = Situation(
         cluster=cluster,
         on_gpu=gpus > 0,
@@ -136,6 +139,13 @@ def make_plan(
         rank_memory=estimates.rank_memory,
         runtimes=runtimes,
     )
+    notes = [*loaded.notes]
+    if size is None and config.entry is None:
+        name = config.model.pretrained_model_name_or_path
+        about = f"{name} is not a folder on this machine" if name else "an unknown model family"
+        notes.append(f"parameters, memory and checkpoint size are not known here: {about}")
+    if slurm.time >= UNLIMITED_S:
+        notes.append("no time limit: the run is not stopped and saved ahead of one")
     return Plan(
         name=loaded.name,
         digest=loaded.digest,
@@ -158,14 +168,9 @@ def make_plan(
         watcher=watcher_text(config, cluster),
         watcher_sbatch=watcher_sbatch(config) if watched_by(config, cluster) == "job" else None,
         warnings=(*loaded.warnings, *config_warnings(config, situation)),
-        notes=(*loaded.notes, *_notes(config, size)),
+        notes=tuple(notes),
         entry=config.entry.target if config.entry else None,
     )
-
-
-def sbatch_text(plan: Plan, folder: Path, *, python: str = sys.executable) -> str:
-    """The batch script exactly as submitit will write it into ``folder`` (the run's submitit/)."""
-    return script_text(plan.sbatch, folder, python=python)
 
 
 def count_steps(config: RunConfig, samples: int | None) -> Steps:
@@ -196,25 +201,6 @@ def count_steps(config: RunConfig, samples: int | None) -> Steps:
     return Steps(total, f"{passes} of {samples} samples: {total} steps")
 
 
-def _size(loaded: LoadedConfig) -> ModelSize | None:
-    if loaded.model_config is None:
-        return None
-    return model_size(
-        loaded.model_config, vocab_size=loaded.config.model.train_tokenizer_vocab_size
-    )
-
-
-def _estimates(config: RunConfig, size: ModelSize | None, *, on_gpu: bool) -> Estimates:
-    if size is None:
-        return Estimates(None, None, None, None)
-    return Estimates(
-        parameters=size.parameters,
-        trained_parameters=trained_parameters(config, size),
-        checkpoint_bytes=checkpoint_bytes(config, size),
-        rank_memory=rank_memory(config, size, on_gpu=on_gpu),
-    )
-
-
 def _gpu_count(config: RunConfig, cluster: str, gpus_available: bool) -> int:
     """GPUs per node; by gres they are taken for one a rank."""
     if config.slurm.gpus_per_node == 0 or config.distributed.backend == "gloo":
@@ -227,100 +213,49 @@ def _gpu_count(config: RunConfig, cluster: str, gpus_available: bool) -> int:
     return config.slurm.ntasks_per_node if "gpu" in (config.slurm.gres or "") else 0
 
 
-def _notes(config: RunConfig, size: ModelSize | None) -> list[str]:
-    notes = []
-    if size is None and config.entry is None:
-        name = config.model.pretrained_model_name_or_path
-        about = f"{name} is not a folder on this machine" if name else "an unknown model family"
-        notes.append(f"parameters, memory and checkpoint size are not known here: {about}")
-    if config.slurm.time >= 365 * 24 * 3600:
-        notes.append("no time limit: the run is not stopped and saved ahead of one")
-    return notes
-
-
-_WIDTH = 13
-
-
-def render(plan: Plan) -> str:
-    """One line for each fact, then notes and warnings; ends without a line break."""
+def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Label and text of each fact."""
     where = "this machine" if plan.cluster == "local" else "Slurm"
-    gpus = f", {plan.gpus_per_node} GPUs per node" if plan.gpus_per_node else ", no GPUs"
-    rows = [
-        ("run", f"{plan.name} ({plan.digest[:8]}) on {where}"),
-        ("ranks", f"{_nodes(plan)} x {plan.ranks_per_node} ranks = {_world(plan)}{gpus}"),
-        *_spares(plan),
-        *([("trains", plan.entry)] if plan.entry else _batch(plan)),
-        ("steps", plan.steps.text),
-        ("time limit", f"{format_duration(plan.time_limit_s)} for each job"),
-        *_sizes(plan),
-        ("saves", plan.saves),
-        ("watcher", plan.watcher),
-    ]
-    lines = [f"{label:<{_WIDTH}}{text}" for label, text in rows]
-    lines += [f"{'note':<{_WIDTH}}{note}" for note in plan.notes]
-    lines += [f"{'warning':<{_WIDTH}}{warning}" for warning in plan.warnings]
-    return "\n".join(lines)
-
-
-def _nodes(plan: Plan) -> str:
+    yield "run", f"{plan.name} ({plan.digest[:8]}) on {where}"
+    nodes, world = counted(plan.nodes, "node"), str(plan.world_size)
     if plan.min_nodes < plan.nodes:
-        return f"{plan.min_nodes} to {plan.nodes} nodes"
-    return counted(plan.nodes, "node")
-
-
-def _world(plan: Plan) -> str:
-    if plan.min_nodes < plan.nodes:
-        return f"{plan.min_nodes * plan.ranks_per_node} to {plan.world_size}"
-    return str(plan.world_size)
-
-
-def _batch(plan: Plan) -> list[tuple[str, str]]:
-    meaning = "(local x accumulation x world)"
-    if plan.min_nodes == plan.nodes:
-        return [("batch", f"{plan.batch}  {meaning}")]
-    return [
-        ("batch", f"{plan.batch} on {plan.nodes} nodes  {meaning}"),
-        ("", f"{plan.smallest_batch} on {plan.min_nodes}: the same steps, fewer ranks"),
-    ]
-
-
-def _spares(plan: Plan) -> list[tuple[str, str]]:
-    """Spares cost as much as nodes that train; locally there are none."""
-    if not plan.spare_nodes or plan.cluster == "local":
-        return []
-    spares, charged = plan.spare_nodes, plan.nodes + plan.spare_nodes
-    gpus = spares * plan.gpus_per_node
-    idle = f"{gpus} GPUs idle" if gpus else "idle"
-    return [
-        (
+        nodes = f"{plan.min_nodes} to {nodes}"
+        world = f"{plan.min_nodes * plan.ranks_per_node} to {world}"
+    gpus = f"{plan.gpus_per_node} GPUs per node" if plan.gpus_per_node else "no GPUs"
+    yield "ranks", f"{nodes} x {plan.ranks_per_node} ranks = {world}, {gpus}"
+    spares = plan.spare_nodes
+    if spares and plan.cluster == "slurm":  # they cost as much as nodes that train
+        idle = f"{spares * plan.gpus_per_node} GPUs idle" if plan.gpus_per_node else "idle"
+        yield (
             "spare",
-            f"{counted(spares, 'node')}, {idle} until another one fails: {charged} "
-            f"nodes are charged, {100 * spares / plan.nodes:.0f}% more",
+            f"{counted(spares, 'node')}, {idle} until another one fails: "
+            f"{plan.nodes + spares} nodes are charged, {100 * spares / plan.nodes:.0f}% more",
         )
-    ]
-
-
-def _sizes(plan: Plan) -> list[tuple[str, str]]:
-    estimates = plan.estimates
-    memory = estimates.rank_memory
-    if estimates.parameters is None or memory is None or estimates.checkpoint_bytes is None:
-        return []
-    trained = ""
-    if estimates.trained_parameters not in (None, estimates.parameters):
-        trained = f", {count_text(estimates.trained_parameters or 0)} trained"
-    parts = (
-        ("weights", memory.parameters + memory.gathered),
-        ("gradients", memory.gradients),
-        ("optimizer", memory.optimizer),
-        ("activations", memory.activations),
-        ("logits", memory.logits),
-    )
-    return [
-        ("model", f"{count_text(estimates.parameters)} parameters{trained}"),
-        (
-            "rank memory",
-            f"about {bytes_text(memory.total)}: "
-            + ", ".join(f"{name} {bytes_text(size)}" for name, size in parts),
-        ),
-        ("checkpoint", f"about {bytes_text(estimates.checkpoint_bytes)}"),
-    ]
+    meaning = "(local x accumulation x world)"
+    if plan.entry:
+        yield "trains", plan.entry
+    elif plan.min_nodes == plan.nodes:
+        yield "batch", f"{plan.batch}  {meaning}"
+    else:
+        yield "batch", f"{plan.batch} on {plan.nodes} nodes  {meaning}"
+        yield "", f"{plan.smallest_batch} on {plan.min_nodes}: the same steps, fewer ranks"
+    yield "steps", plan.steps.text
+    yield "time limit", f"{format_duration(plan.time_limit_s)} for each job"
+    sizes, memory = plan.estimates, plan.estimates.rank_memory
+    if sizes.parameters and sizes.trained_parameters and sizes.checkpoint_bytes and memory:
+        trained = ""
+        if sizes.trained_parameters != sizes.parameters:
+            trained = f", {count_text(sizes.trained_parameters)} trained"
+        yield "model", f"{count_text(sizes.parameters)} parameters{trained}"
+        parts = {
+            "weights": memory.parameters + memory.gathered,
+            "gradients": memory.gradients,
+            "optimizer": memory.optimizer,
+            "activations": memory.activations,
+            "logits": memory.logits,
+        }
+        listed = ", ".join(f"{name} {bytes_text(size)}" for name, size in parts.items())
+        yield "rank memory", f"about {bytes_text(memory.total)}: {listed}"
+        yield "checkpoint", f"about {bytes_text(sizes.checkpoint_bytes)}"
+    yield "saves", plan.saves
+    yield "watcher", plan.watcher

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from submitrain.config import RunConfig
+from submitrain.config.resolve import SECRET_VARIABLES, secret_environment
 from submitrain.errors import ClusterError, ConfigError, UserError
+from submitrain.launcher.checks.environment import Setting, Variable, lint, ranks_environment
+from submitrain.launcher.checks.finding import Level
 from submitrain.launcher.container import Runtime, installed_runtimes
 from submitrain.launcher.container_paths import path_problems
+from submitrain.launcher.plan.config import LoadedConfig, load_config
+from submitrain.launcher.plan.deadlines import deadline_problems, deadline_warnings
 from submitrain.launcher.plan.inputs import check_inputs
-from submitrain.launcher.submit.submit import Cluster, choose_cluster, slurm_problem
+from submitrain.launcher.plan.plan import Plan, make_plan
+from submitrain.launcher.plan.sbatch import script_text
+from submitrain.launcher.plan.watcher import watcher_warnings
+from submitrain.launcher.submit.claims import CLAIM_VARIABLE
+from submitrain.launcher.submit.dependency import Predecessor, dependency_on
+from submitrain.launcher.submit.submit import (
+    Cluster,
+    choose_cluster,
+    job_environment,
+    slurm_problem,
+)
+from submitrain.run_folder import RunDir, find_run
+from submitrain.slurm.client import ask, kill_wait_s
 
 if TYPE_CHECKING:
-    from submitrain.config import RunConfig
-    from submitrain.launcher.checks.environment import Variable
     from submitrain.launcher.checks.schedulability import Schedulability
-    from submitrain.launcher.plan.config import LoadedConfig
-    from submitrain.launcher.plan.plan import Plan
     from submitrain.slurm.cluster import ClusterFacts
 
 
@@ -35,8 +50,6 @@ class Prepared:
     @property
     def environment(self) -> list[Variable]:
         """What will reach the ranks, and from where."""
-        from submitrain.launcher.checks.environment import ranks_environment
-
         return ranks_environment(
             self.loaded.config,
             os.environ,
@@ -59,10 +72,9 @@ class Prepared:
         from submitrain.launcher.checks.objections import request_of
         from submitrain.launcher.checks.queue import expect
         from submitrain.launcher.checks.schedulability import Outcome, Schedulability
-        from submitrain.launcher.plan.plan import sbatch_text
 
         try:
-            script = sbatch_text(self.plan, self.runs_dir / "submitit")
+            script = script_text(self.plan.sbatch, self.runs_dir / "submitit")
             return expect(request_of(self.plan.sbatch), script, facts=facts)
         except Exception as error:  # an opinion must not keep a run from its submission
             return Schedulability(
@@ -85,13 +97,9 @@ def prepare(
     Raises:
         UserError: the input is wrong; one line for every problem.
     """
-    from submitrain.config.resolve import secret_environment
-    from submitrain.launcher.plan.config import load_config
-    from submitrain.launcher.plan.plan import make_plan
-
     loaded = load_config(source, overrides, changes)
     if loaded.config.after is not None:
-        before = run_before(loaded.config)
+        before = _run_before(loaded.config)
         loaded = load_config(source, [*overrides, f"after={before}"], changes)
     # Only to learn here, and not from a failed run, that a variable is missing.
     secret_environment(loaded.config, os.environ)
@@ -113,21 +121,22 @@ def prepare(
     if (runtime := plan.container_runtime) is not None and runtime not in runtimes:
         note = f"{runtime} is not on this machine: every node of the job must have it"
         plan = replace(plan, notes=(*plan.notes, note))
-    plan = _with_environment(plan, loaded.config)
-    plan = chained(_with_deadlines(plan, loaded.config, chosen), loaded.config)
-    return Prepared(loaded, chosen, plan, workdir)
+    warnings = [
+        *_environment_warnings(plan, loaded.config),
+        *_deadline_warnings(plan, loaded.config, chosen),
+    ]
+    plan = replace(plan, warnings=(*plan.warnings, *warnings))
+    return Prepared(loaded, chosen, chained(plan, loaded.config), workdir)
 
 
-def run_before(config: RunConfig) -> Path:
+def _run_before(config: RunConfig) -> Path:
     """Folder of the run that ``after`` names.
 
     Raises:
         UserError: there is none, or more than one.
     """
-    from submitrain.launcher.run import Run
-
     try:
-        return Run.open(config.after or "", runs_dir=config.runs_dir).folder
+        return find_run(config.after or "", Path(config.runs_dir).expanduser())
     except UserError as error:
         words = str(error).removeprefix("run: ").replace("by --runs-dir", "by its path")
         raise UserError(f"after: {words}") from error
@@ -139,8 +148,6 @@ def chained(plan: Plan, config: RunConfig) -> Plan:
     Raises:
         UserError: that run has ended without finishing, or nobody could wait for it.
     """
-    from submitrain.launcher.submit.dependency import Predecessor, dependency_on
-
     if config.after is None:
         return plan
     before = Predecessor(Path(config.after))
@@ -151,31 +158,22 @@ def chained(plan: Plan, config: RunConfig) -> Plan:
     return replace(plan, sbatch={**plan.sbatch, **waits}, notes=(*plan.notes, note))
 
 
-def _with_environment(plan: Plan, config: RunConfig) -> Plan:
-    """The plan with what variables of the ranks cost; refuses those that break the run."""
-    from submitrain.launcher.checks.environment import Setting, lint
-    from submitrain.launcher.checks.finding import Level
-    from submitrain.launcher.submit.submit import job_environment
-
+def _environment_warnings(plan: Plan, config: RunConfig) -> list[str]:
+    """What variables of the ranks cost; refuses those that break the run."""
     found = lint(config.slurm.env, job_environment(os.environ, ""), Setting.of(plan, config))
     told = [f"{one.id}: {one.evidence}" for one in found]
     if broken := sum(one.level is Level.FAIL for one in found):
         raise UserError("\n".join(told[:broken]))
-    return replace(plan, warnings=(*plan.warnings, *told))
+    return told
 
 
-def _with_deadlines(plan: Plan, config: RunConfig, cluster: Cluster) -> Plan:
-    """The plan with what deadlines and this environment mean; refuses what cannot be met."""
-    from submitrain.launcher.plan.deadlines import deadline_problems, deadline_warnings
-    from submitrain.launcher.plan.watcher import watcher_warnings
-    from submitrain.slurm.client import kill_wait_s
-
+def _deadline_warnings(plan: Plan, config: RunConfig, cluster: Cluster) -> list[str]:
+    """What deadlines and this environment mean; refuses what cannot be met."""
     size = plan.estimates.checkpoint_bytes
     if problems := list(deadline_problems(config, size)):
         raise UserError("\n".join(problems))
     granted = kill_wait_s() if cluster.name == "slurm" else None
-    found = [*deadline_warnings(config, size, granted), *watcher_warnings(config, os.environ)]
-    return replace(plan, warnings=(*plan.warnings, *found))
+    return [*deadline_warnings(config, size, granted), *watcher_warnings(config, os.environ)]
 
 
 def check_paths(config: RunConfig, workdir: Path) -> None:
@@ -199,8 +197,6 @@ def gpus_available(cluster: Cluster) -> bool:
         return os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in {"", "-1"} and any(
             Path("/dev").glob("nvidia[0-9]*")
         )
-    from submitrain.slurm.client import ask
-
     answer = ask(["sinfo", "--noheader", "--format=%G"])
     if answer.code != 0:
         raise ClusterError(
@@ -208,3 +204,27 @@ def gpus_available(cluster: Cluster) -> bool:
             f"({answer.error or 'no answer'}); try again when Slurm answers"
         )
     return "gpu" in answer.out
+
+
+def srun_text(plan: Plan, config: RunConfig, run_dir: RunDir) -> str:
+    """The command line of the first attempt's ranks, as far as it is known before the job."""
+    from submitrain.launcher.supervisor.processes import rank_environment
+    from submitrain.launcher.supervisor.srun import (
+        StepShape,
+        named_variables,
+        srun_command,
+        step_container,
+    )
+
+    # As in the job: Slurm tells a step's CPUs only where they were asked for.
+    cpus = config.slurm.cpus_per_task or (None if config.slurm.nodes.fixed else 1)
+    shape = StepShape(plan.nodes, plan.ranks_per_node, cpus, has_gpus=plan.gpus_per_node > 0)
+    environment = rank_environment({CLAIM_VARIABLE: ""}, run_dir, attempt=1, job_id="", extra={})
+    if cpus is not None:
+        environment["OMP_NUM_THREADS"] = ""
+    secrets = [name for key, name in SECRET_VARIABLES.items() if getattr(config.slurm, key)]
+    names = (*named_variables(environment, ()), *config.slurm.env, *secrets)
+    variables, runtime = tuple(dict.fromkeys(names)), plan.container_runtime
+    container = step_container(shape, config, run_dir, runtime=runtime, variables=variables)
+    command = srun_command(shape, config, run_dir, attempt=1, container=container)
+    return shlex.join(command)

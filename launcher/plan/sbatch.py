@@ -269,7 +269,7 @@ def job_python(python: str = sys.executable) -> str:
 def script_text(
     parameters: Mapping[str, Any], folder: Path, *, python: str = sys.executable
 ) -> str:
-    """The batch script exactly as submitit writes it for these parameters and this folder."""
+    """The batch script as submitit will write it into ``folder`` (the run's submitit/)."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     command = f"{job_python(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"

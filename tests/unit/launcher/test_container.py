@@ -19,7 +19,7 @@ from submitrain.launcher.container import (
 )
 from submitrain.launcher.container_paths import outside_path, path_problems
 from submitrain.launcher.plan.inputs import check_inputs
-from submitrain.launcher.plan.step_text import srun_text
+from submitrain.launcher.plan.prepare import srun_text
 from submitrain.launcher.supervisor.processes import package_root
 from submitrain.launcher.supervisor.srun import StepShape, srun_command, step_container
 from submitrain.run_folder import RunDir

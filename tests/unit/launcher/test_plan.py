@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from submitrain.launcher.plan.config import load_config
-from submitrain.launcher.plan.plan import make_plan, sbatch_text
-from submitrain.launcher.plan.sbatch import job_python
+from submitrain.launcher.plan.plan import make_plan
+from submitrain.launcher.plan.sbatch import job_python, script_text
 from tests.config_parts import MACHINE, SMALL, load, plan
 from tests.paths import TESTS
 
@@ -77,13 +77,13 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_batch_script_is_the_golden_one(name: str) -> None:
-    text = sbatch_text(GOLDEN[name](), FOLDER, python=PYTHON)
+    text = script_text(GOLDEN[name]().sbatch, FOLDER, python=PYTHON)
     assert text == (HERE / "golden" / f"sbatch_{name}.sh").read_text()
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_batch_script_is_valid_shell_and_holds_no_secret(name: str) -> None:
-    text = sbatch_text(GOLDEN[name](), FOLDER, python=PYTHON)
+    text = script_text(GOLDEN[name]().sbatch, FOLDER, python=PYTHON)
     done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not any(value in text for value in SECRETS.values())
@@ -97,7 +97,7 @@ def test_the_shown_script_is_the_one_that_submitit_submits(tmp_path: Path) -> No
     executor = SlurmExecutor(folder=tmp_path, python=job_python(PYTHON))
     executor.update_parameters(**wanted.sbatch)
     submitted = executor._make_submission_file_text(executor._submitit_command_str, "uid")
-    assert sbatch_text(wanted, tmp_path, python=PYTHON) == submitted
+    assert script_text(wanted.sbatch, tmp_path, python=PYTHON) == submitted
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is None, reason="needs Slurm's sbatch")

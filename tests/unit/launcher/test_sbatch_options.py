@@ -13,8 +13,7 @@ import pytest
 
 from submitrain.config.job import SlurmConfig
 from submitrain.errors import ConfigError
-from submitrain.launcher.plan.plan import sbatch_text
-from submitrain.launcher.plan.sbatch import KEYS, PASSED_ON, REFUSED
+from submitrain.launcher.plan.sbatch import KEYS, PASSED_ON, REFUSED, script_text
 from tests.config_parts import load, plan
 
 MANUAL = Path("/usr/share/man/man1/sbatch.1.gz")
@@ -56,7 +55,7 @@ def test_an_option_has_one_place_and_a_key_exists() -> None:
 @pytest.mark.parametrize("option", sorted(PASSED_ON))
 def test_what_is_passed_on_is_in_the_batch_script(option: str) -> None:
     shown = plan({"slurm": {"additional_parameters": {option.replace("-", "_"): "7"}}})
-    assert f"#SBATCH --{option}=7\n" in sbatch_text(shown, Path("/runs/a/submitit"))
+    assert f"#SBATCH --{option}=7\n" in script_text(shown.sbatch, Path("/runs/a/submitit"))
 
 
 @pytest.mark.parametrize("option", sorted(REFUSED))
@@ -88,4 +87,4 @@ def test_slips_are_refused(slurm: dict[str, Any], says: str) -> None:
 
 def test_nodes_may_be_shared_with_ones_own_jobs() -> None:
     shown = plan({"slurm": {"exclusive": "user"}})
-    assert "#SBATCH --exclusive=user\n" in sbatch_text(shown, Path("/runs/a/submitit"))
+    assert "#SBATCH --exclusive=user\n" in script_text(shown.sbatch, Path("/runs/a/submitit"))
