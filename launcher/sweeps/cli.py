@@ -14,7 +14,7 @@ from submitrain.launcher.cli.commands import log_to_stderr
 from submitrain.launcher.cli.screen import Screen, make_screen
 from submitrain.launcher.run import WAIT_POLL_S
 from submitrain.launcher.sweeps.folder import HTML_NAME, SweepState, counts
-from submitrain.launcher.sweeps.plan import SweepPlan, plan_sweep
+from submitrain.launcher.sweeps.plan import plan_sweep
 from submitrain.launcher.sweeps.render import report_parts, status_table
 from submitrain.launcher.sweeps.request import Request, parse_grid, parse_nodes, parse_price
 from submitrain.launcher.sweeps.sweep import Sweep
@@ -23,17 +23,8 @@ from submitrain.monitor.status import console
 # ruff: noqa: T201 - printing is what a command line does
 
 
-ACTS = ("status", "report", "cancel", "resume")
-_STARTING = (
-    "cluster",
-    "nodes",
-    "mode",
-    "repeats",
-    "grid",
-    "steps",
-    "warmup",
-    "tokens",
-    "price",
+_ONLY_TO_START = (
+    *("cluster", "nodes", "mode", "repeats", "grid", "steps", "warmup", "tokens", "price"),
     "at_once",
 )
 
@@ -45,19 +36,19 @@ def main(options: argparse.Namespace) -> int:
         UserError: the input is wrong; nothing was started.
     """
     log_to_stderr()
-    if options.config not in ACTS:
+    acts = {"status": _status, "report": _report, "cancel": _cancel, "resume": _resume}
+    if options.config not in acts:
         return _begin(options)
     _check_act(options)
     sweep = Sweep.open(options.overrides[0], runs_dir=options.runs_dir)
     _check_page(options, written=options.config == "report" or _stays(sweep.cluster, options))
-    acts = {"status": _status, "report": _report, "cancel": _cancel, "resume": _resume}
     return acts[options.config](sweep, options)
 
 
 def _check_act(options: argparse.Namespace) -> None:
     """Refuse what only a start takes, and what would have no effect."""
     act = options.config
-    given = [name for name in _STARTING if getattr(options, name) is not None]
+    given = [name for name in _ONLY_TO_START if getattr(options, name) is not None]
     if given:
         raise UserError(
             f"sweep {act}: expected no --{given[0].replace('_', '-')}, which a sweep is started "
@@ -96,28 +87,34 @@ def _begin(options: argparse.Namespace) -> int:
             f"runs_dir={options.runs_dir}"
         )
     price, currency = (None, "") if options.price is None else parse_price(options.price)
+    same = ("cluster", "mode", "repeats", "steps", "warmup", "tokens", "at_once")
     plan = plan_sweep(
         Request(
             options.config,
             overrides=tuple(options.overrides),
-            cluster=options.cluster,
             nodes=None if options.nodes is None else parse_nodes(options.nodes),
-            mode=options.mode,
             grid=parse_grid(options.grid or ()),
-            repeats=options.repeats,
-            steps=options.steps,
-            warmup=options.warmup,
-            tokens=options.tokens,
             price=price,
             currency=currency,
-            at_once=options.at_once,
+            **{name: getattr(options, name) for name in same},
         )
     )
     stay = _stays(plan.cluster, options)
     _check_page(options, written=stay)
     with ExitStack() as stack:
         screen = make_screen(stack)
-        _introduce(plan, screen)
+        screen.say(
+            f"sweep of {plan.base.name} on {plan.cluster} ({plan.cluster_reason}): "
+            f"{len(plan.points)} runs, {plan.repeats} of each configuration"
+        )
+        if plan.mode is not None:
+            shown = {p.nodes: plan.global_batches[p.id] for p in plan.points}
+            sizes = ", ".join(f"{size} on {nodes}" for nodes, size in sorted(shown.items()))
+            screen.say(f"  {plan.mode}: sequences of a step: {sizes} node(s)")
+        for line in plan.found.notes:
+            screen.say(f"note: {line}")
+        for line in plan.warnings:
+            screen.say(f"warning: {line}")
         sweep = Sweep.begin(plan, screen, stay=stay)
         if stay:
             _wait(sweep, screen)
@@ -127,21 +124,6 @@ def _begin(options: argparse.Namespace) -> int:
 def _stays(cluster: str, options: argparse.Namespace) -> bool:
     """Local sweeps attach by default, Slurm's do not: as runs do."""
     return bool(options.wait or (cluster == "local" and not options.detach))
-
-
-def _introduce(plan: SweepPlan, screen: Screen) -> None:
-    screen.say(
-        f"sweep of {plan.base.name} on {plan.cluster} ({plan.cluster_reason}): "
-        f"{len(plan.points)} runs, {plan.repeats} of each configuration"
-    )
-    if plan.mode is not None:
-        shown = {p.nodes: plan.global_batches[p.id] for p in plan.points}
-        sizes = ", ".join(f"{size} on {nodes}" for nodes, size in sorted(shown.items()))
-        screen.say(f"  {plan.mode}: sequences of a step: {sizes} node(s)")
-    for line in plan.notes:
-        screen.say(f"note: {line}")
-    for line in plan.warnings:
-        screen.say(f"warning: {line}")
 
 
 def _wait(sweep: Sweep, screen: Screen) -> None:
@@ -162,7 +144,7 @@ def _tell(sweep: Sweep, options: argparse.Namespace, *, stayed: bool) -> int:
         return 0
     print(f"{sweep.name}: {counts(points)}")
     print(f"  folder   {sweep.folder}")
-    for act in ACTS[:3]:
+    for act in ("status", "report", "cancel"):
         print(f"  {act:8} python -m launcher sweep {act} {sweep.shown}")
     return 0
 

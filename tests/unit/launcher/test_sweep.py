@@ -13,8 +13,8 @@ from submitrain.errors import UserError
 from submitrain.launcher import Run, Sweep, launch, sweep
 from submitrain.launcher.cli.main import main
 from submitrain.launcher.sweeps.folder import make_sweep
-from submitrain.launcher.sweeps.plan import SweepPlan, plan_sweep
-from submitrain.launcher.sweeps.request import Point, in_blocks, parse_grid, split_values
+from submitrain.launcher.sweeps.plan import SweepPlan, in_blocks, plan_sweep
+from submitrain.launcher.sweeps.request import Point, parse_grid, split_values
 from submitrain.launcher.sweeps.sweep import request_of
 from tests.tiny import tiny_config
 
@@ -187,7 +187,7 @@ def test_equal_configurations_run_once_and_repeats_share_a_digest(project: Path)
     plan = planned(grid={"optimizer.lr": ["1e-3", 0.001, 0.002]}, repeats=2)
     assert len(plan.points) == 4
     assert len({point.digest for point in plan.points}) == 2
-    assert "c2 (lr=0.001) is the same configuration as c1" in plan.notes[0]
+    assert "c2 (lr=0.001) is the same configuration as c1" in plan.found.notes[0]
 
 
 def test_a_grid_alone_trains_as_configured(project: Path) -> None:
