@@ -1,11 +1,9 @@
-"""The chain of hashes in a ledger: how a line is sealed, and which line breaks the chain. Pure.
+"""The chain of hashes in an audit ledger: how a line is sealed, which line breaks the chain. Pure.
 
 A line is canonical JSON (sorted keys, no blanks, ASCII) with ``seq`` from 1, ``prev`` (hash of the
 line before) and ``hash`` (SHA-256 of the rest in canonical form). So every byte of it is fixed by
 its content, and its content by its hash. A chain cannot see that its own end was cut off: anchors,
 kept elsewhere, can.
-
-What one line of an audit ledger says. Imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from enum import StrEnum
 from typing import Any
 
 VERSION = 1
+_LINE_START = b'{"act":"'
 
 
 class Act(StrEnum):
@@ -57,6 +56,10 @@ def make_entry(
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of a line: who, what, when (UTC seconds), with what outcome; no chain yet."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())  # a uid without a name, as in many containers
     return {
         "v": VERSION,
         "t": round(time.time(), 6),
@@ -64,7 +67,7 @@ def make_entry(
         "outcome": outcome,
         "who": {
             "uid": os.getuid(),
-            "user": user_name(),
+            "user": user,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "via": via,
@@ -73,17 +76,6 @@ def make_entry(
         "attempt": attempt,
         "facts": dict(facts or {}),
     }
-
-
-def user_name() -> str:
-    """The user's name, or the uid where it has none, as in many containers."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
-_LINE_START = b'{"act":"'
 
 
 class Damage(StrEnum):
@@ -115,8 +107,8 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one ledger is worth."""
+class LedgerCheck:
+    """What the check of one ledger found."""
 
     entries: tuple[Mapping[str, Any], ...]
     """Entries up to the first broken line."""
@@ -151,28 +143,26 @@ def seal(entry: Mapping[str, Any], seq: int, previous: str) -> tuple[bytes, str]
     return canonical({**body, "hash": digest}) + b"\n", digest
 
 
-def check(name: str, data: bytes, anchors: Iterable[Anchor] = ()) -> Verdict:
+def check(name: str, data: bytes, anchors: Iterable[Anchor] = ()) -> LedgerCheck:
     """Find the first line of the ledger ``name`` that was not written like this, if any."""
     *lines, tail = data.split(b"\n")
     parsed = [_parse(line) for line in lines]
-    head, entries = Anchor(0, genesis(name)), []
-    hashes = []
-    broken = None
+    head, entries, broken = Anchor(0, genesis(name)), list[dict[str, Any]](), None
     for number, entry in enumerate(parsed, start=1):
-        broken = _link(parsed, number, head.hash)
+        broken = _why_broken(parsed, number, head.hash)
         if broken is not None or entry is None:
             break
         head = Anchor(number, entry["hash"])
-        hashes.append(head.hash)
         entries.append(entry)
     known = sorted(anchors, key=lambda one: one.seq)
-    broken = broken or _against(known, hashes, tail)
-    torn = broken is None and bool(tail)
-    if torn and not _may_be_torn(tail):
-        torn = False
+    broken = broken or _contradiction(known, [one["hash"] for one in entries], tail)
+    # These bytes can be the beginning of an entry whose writer was killed.
+    may_be_torn = tail.startswith(_LINE_START) or _LINE_START.startswith(tail)
+    if broken is None and tail and not may_be_torn:
         broken = Broken(len(lines) + 1, Damage.INSERTED, "what follows the last line is no entry")
+    torn = broken is None and bool(tail)
     vouched = max((one.seq for one in known), default=0)
-    return Verdict(tuple(entries), head, broken, torn, vouched)
+    return LedgerCheck(tuple(entries), head, broken, torn, vouched)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -189,7 +179,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return entry if whole and entry.get("hash") == digest else None
 
 
-def _link(parsed: Sequence[Mapping[str, Any] | None], number: int, head: str) -> Broken | None:
+def _why_broken(
+    parsed: Sequence[Mapping[str, Any] | None], number: int, head: str
+) -> Broken | None:
     """Why line ``number`` does not continue the chain that ends in ``head``; None when it does."""
     entry = parsed[number - 1]
     if entry is None:
@@ -212,7 +204,7 @@ def _link(parsed: Sequence[Mapping[str, Any] | None], number: int, head: str) ->
     return None
 
 
-def _against(anchors: Sequence[Anchor], hashes: Sequence[str], tail: bytes) -> Broken | None:
+def _contradiction(anchors: Sequence[Anchor], hashes: Sequence[str], tail: bytes) -> Broken | None:
     """The first anchor that a chain, valid by itself, contradicts; ``tail`` has no newline."""
     for anchor in anchors:
         if anchor.seq > len(hashes) and tail:
@@ -225,8 +217,3 @@ def _against(anchors: Sequence[Anchor], hashes: Sequence[str], tail: bytes) -> B
             why = "the line has another hash than when it was written"
             return Broken(anchor.seq, Damage.REWRITTEN, why)
     return None
-
-
-def _may_be_torn(tail: bytes) -> bool:
-    """Whether these bytes can be the beginning of an entry whose writer was killed."""
-    return tail.startswith(_LINE_START) or _LINE_START.startswith(tail)

@@ -1,5 +1,7 @@
 """``python -m monitor audit``: show, verify or export the trail of runs."""
 
+# ruff: noqa: T201 - printing is what a command line does
+
 from __future__ import annotations
 
 import argparse
@@ -7,6 +9,7 @@ import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -16,9 +19,6 @@ from submitrain.errors import RunError, UserError
 from submitrain.monitor.audit.chain import Act
 from submitrain.monitor.audit.ledger import AuditLedger, Trail, read_trail
 from submitrain.run_folder import RunDir, select_runs, write_text_atomically
-
-# ruff: noqa: T201 - printing is what a command line does
-
 
 _COLUMNS = ("time", "run", "act", "outcome", "user", "uid", "host", "via", "job_id", "attempt")
 
@@ -41,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
     else:
         print(text, end="")
     for trail in trails:
-        for line in _complaints(trail):
+        for line in _errors(trail):
             print(f"error: {line}", file=sys.stderr)
     return 1 if any(trail.broken for trail in trails) else 0
 
@@ -52,13 +52,15 @@ def _verify(folders: Sequence[Path], options: argparse.Namespace) -> int:
     trails = [read_trail(RunDir(folder)) for folder in folders]
     moved = bool(options.head) and trails[0].head != options.head
     if options.format == "json":
-        print(json.dumps([_verdict(trail) for trail in trails], indent=2))
+        print(json.dumps([_as_json(trail) for trail in trails], indent=2))
     else:
         for trail in trails:
-            for line in [*_complaints(trail), *_notes(trail)]:
+            for line in [*_errors(trail), *_notes(trail)]:
                 print(line)
             state = "BROKEN" if trail.broken else "intact"
-            print(f"{trail.folder.name}: {state}, {_size(trail)}, head {trail.head}")
+            lines = sum(len(one.entries) for one in trail.ledgers.values())
+            size = f"{lines} lines in {len(trail.ledgers)} ledgers"
+            print(f"{trail.folder.name}: {state}, {size}, head {trail.head}")
     if moved:
         raise RunError(
             f"--head: expected {options.head}, got {trails[0].head}: the trail is not the one that "
@@ -67,12 +69,7 @@ def _verify(folders: Sequence[Path], options: argparse.Namespace) -> int:
     return 1 if any(trail.broken for trail in trails) else 0
 
 
-def _size(trail: Trail) -> str:
-    lines = sum(len(one.entries) for one in trail.ledgers.values())
-    return f"{lines} lines in {len(trail.ledgers)} ledgers"
-
-
-def _complaints(trail: Trail) -> list[str]:
+def _errors(trail: Trail) -> list[str]:
     return [
         f"{RunDir(trail.folder).audit / name}:{broken.line}: {broken.damage}: {broken.why}"
         for name, broken in trail.broken
@@ -96,27 +93,18 @@ def _notes(trail: Trail) -> list[str]:
     return notes
 
 
-def _verdict(trail: Trail) -> dict[str, Any]:
-    return {
-        "run": trail.folder.name,
-        "intact": not trail.broken,
-        "head": trail.head,
-        "ledgers": {
-            name: {
-                "lines": len(one.entries),
-                "anchored": one.anchored,
-                "torn": one.torn,
-                "broken": None
-                if one.broken is None
-                else {
-                    "line": one.broken.line,
-                    "damage": str(one.broken.damage),
-                    "why": one.broken.why,
-                },
-            }
-            for name, one in trail.ledgers.items()
-        },
+def _as_json(trail: Trail) -> dict[str, Any]:
+    ledgers = {
+        name: {
+            "lines": len(one.entries),
+            "anchored": one.anchored,
+            "torn": one.torn,
+            "broken": asdict(one.broken) if one.broken is not None else None,
+        }
+        for name, one in trail.ledgers.items()
     }
+    intact = not trail.broken
+    return {"run": trail.folder.name, "intact": intact, "head": trail.head, "ledgers": ledgers}
 
 
 def _rendered(trails: Sequence[Trail], form: str) -> str:

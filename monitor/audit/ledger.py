@@ -1,10 +1,8 @@
-"""Writes audit ledgers: one file for each writer, one write and one fsync at a time.
+"""Audit ledgers of a run folder: one file for each writer, one write and one fsync at a time.
 
 The head of each ledger is anchored in ``record.json``, and the first line of a ledger carries the
 heads of all others, so that a tail or a file that is cut off is missed. An act that cannot be
-written is loud, and stops nothing.
-
-Reads and checks all ledgers of a run folder.
+written is loud, and stops nothing. ``read_trail`` reads and checks all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from submitrain.monitor.audit.chain import (
     Anchor,
     Broken,
     Damage,
-    Verdict,
+    LedgerCheck,
     canonical,
     check,
     genesis,
@@ -70,7 +68,8 @@ class AuditLedger:
         try:
             self.append(entries)
         except (OSError, ValueError, TypeError) as error:
-            log.error("audit_not_written", acts=len(entries), why=_words(error))
+            why = f"{type(error).__name__}: {error}"
+            log.error("audit_not_written", acts=len(entries), why=why)
             return False
         self._anchor()
         return True
@@ -86,9 +85,12 @@ class AuditLedger:
         path, head = self.path, self.head
         flags = 0
         if path is None:
-            path, flags = self._new_path(), os.O_CREAT | os.O_EXCL
-            head = Anchor(0, genesis(path.name))
-            others = {name: _plain(one) for name, one in read_anchors(self.run_dir).items()}
+            host = re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()) or "host"
+            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+            name = f"{stamp}-{host}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
+            path, flags = self.run_dir.audit / name, os.O_CREAT | os.O_EXCL
+            head = Anchor(0, genesis(name))
+            others = {name: asdict(one) for name, one in read_anchors(self.run_dir).items()}
             entries = [{**entries[0], "others": others}, *entries[1:]]
         lines = []
         for entry in entries:
@@ -100,22 +102,16 @@ class AuditLedger:
         _append(path, b"".join(lines), flags)
         self.path, self.head = path, head
 
-    def _new_path(self) -> Path:
-        host = re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()) or "host"
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        name = f"{stamp}-{host}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
-        return self.run_dir.audit / name
-
     def _anchor(self) -> None:
         """Tell ``record.json`` the new head; a lost update only leaves an older anchor behind."""
         assert self.path is not None
         try:
             with _locked(self.run_dir.audit / ".lock"):
                 record = json.loads(self.run_dir.record.read_text())
-                record[ANCHORS] = {**record.get(ANCHORS, {}), self.path.name: _plain(self.head)}
+                record[ANCHORS] = {**record.get(ANCHORS, {}), self.path.name: asdict(self.head)}
                 write_json_atomically(self.run_dir.record, record)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            log.error("audit_not_anchored", why=_words(error))
+            log.error("audit_not_anchored", why=f"{type(error).__name__}: {error}")
 
 
 def read_anchors(run_dir: RunDir) -> dict[str, Anchor]:
@@ -138,14 +134,6 @@ def anchors_of(value: object) -> dict[str, Anchor]:
         and isinstance(one.get("seq"), int)
         and isinstance(one.get("hash"), str)
     }
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _plain(anchor: Anchor) -> dict[str, Any]:
-    return {"seq": anchor.seq, "hash": anchor.hash}
 
 
 def _append(path: Path, line: bytes, flags: int = 0) -> None:
@@ -191,10 +179,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trail:
-    """The audit trail of one run: a verdict for each ledger, by file name."""
+    """The audit trail of one run: the check of each ledger, by file name."""
 
     folder: Path
-    ledgers: Mapping[str, Verdict]
+    ledgers: Mapping[str, LedgerCheck]
 
     @property
     def broken(self) -> list[tuple[str, Broken]]:
@@ -206,8 +194,8 @@ class Trail:
         """All entries that hold, in the order of time."""
         found = [
             {**entry, "ledger": name}
-            for name, verdict in self.ledgers.items()
-            for entry in verdict.entries
+            for name, checked in self.ledgers.items()
+            for entry in checked.entries
         ]
         return sorted(
             found, key=lambda one: (float(one.get("t") or 0), str(one["ledger"]), one["seq"])
@@ -220,40 +208,27 @@ class Trail:
         return hashlib.sha256(canonical(heads)).hexdigest()
 
 
-def _when(entry: Mapping[str, Any]) -> tuple[float, str, int]:
-    return float(entry.get("t") or 0), str(entry["ledger"]), entry["seq"]
-
-
 def read_trail(run_dir: RunDir) -> Trail:
     """Check every ledger of a run against itself, ``record.json`` and the other ledgers.
 
     Raises:
         RunError: a ledger cannot be read now.
     """
-    data = _read(run_dir)
+    try:
+        data = {path.name: path.read_bytes() for path in sorted(run_dir.audit.glob("*.jsonl"))}
+    except OSError as error:
+        raise RunError(
+            f"audit: expected ledgers that can be read in {run_dir.audit}, got {error}"
+        ) from error
     anchors: dict[str, list[Anchor]] = {name: [one] for name, one in read_anchors(run_dir).items()}
     for name, content in data.items():
         first = check(name, content).entries[:1]
         for other, anchor in anchors_of(first[0].get("others") if first else None).items():
             anchors.setdefault(other, []).append(anchor)
-    names = sorted({*data, *anchors})
-    return Trail(
-        run_dir.root, {name: _judge(name, data.get(name), anchors.get(name, ())) for name in names}
-    )
-
-
-def _judge(name: str, content: bytes | None, anchors: Sequence[Anchor]) -> Verdict:
-    if content is not None:
-        return check(name, content, anchors)
-    lost = max(anchor.seq for anchor in anchors)
-    why = f"the file is gone; it had at least {lost} lines"
-    return Verdict((), Anchor(0, genesis(name)), Broken(1, Damage.REMOVED, why), anchored=lost)
-
-
-def _read(run_dir: RunDir) -> dict[str, bytes]:
-    try:
-        return {path.name: path.read_bytes() for path in sorted(run_dir.audit.glob("*.jsonl"))}
-    except OSError as error:
-        raise RunError(
-            f"audit: expected ledgers that can be read in {run_dir.audit}, got {error}"
-        ) from error
+    checks = {name: check(name, content, anchors.get(name, ())) for name, content in data.items()}
+    for name in anchors.keys() - data.keys():
+        lost = max(anchor.seq for anchor in anchors[name])
+        why = f"the file is gone; it had at least {lost} lines"
+        broken = Broken(1, Damage.REMOVED, why)
+        checks[name] = LedgerCheck((), Anchor(0, genesis(name)), broken, anchored=lost)
+    return Trail(run_dir.root, dict(sorted(checks.items())))

@@ -1,19 +1,15 @@
-"""Transcribes what the ranks published into the supervisor's ledger: checkpoints, the model.
+"""Transcribes into audit ledgers what others wrote already, each line once.
 
-The ranks write their event files only, so that nothing of the audit can hold training up. Whoever
-supervises next transcribes what a killed supervisor could not.
-
-Transcribes the alerts of a run into the monitor's ledger: raised, reminded of, resolved, sent.
-
-Of the two logs that the monitor keeps anyway (``alerts.jsonl``, ``deliveries.jsonl``), so that
-whoever looks next writes what a killed monitor could not, and nothing is written twice.
+``transcribe`` notes what the ranks published (checkpoints, the model) in the supervisor's ledger:
+ranks write their event files only, so that nothing of the audit can hold training up.
+``transcribe_alerts`` notes alerts and deliveries in the monitor's. Whoever supervises or watches
+next transcribes what one that was killed could not.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from submitrain.events import Kind, parse_event
@@ -76,23 +72,37 @@ def transcribe(run_dir: RunDir, ledger: AuditLedger) -> int:
         SubmitrainError: the trail cannot be read.
         OSError: the events cannot be read.
     """
-    known = {_key(entry["act"], entry) for entry in read_trail(run_dir).entries}
-    new = new_publications(_lines(run_dir.events(0)), known)
-    ledger.note_all([_entry(run_dir, ledger.via, act, event) for act, event in new])
+    known = set[Key]()
+    for entry in read_trail(run_dir).entries:
+        facts = entry.get("facts") or {}
+        at = facts.get("published_at")
+        known.add((str(entry["act"]), entry.get("attempt"), facts.get("step"), at))
+    try:
+        with run_dir.events(0).open("rb") as lines:
+            new = new_publications(lines, known)
+    except FileNotFoundError:
+        return 0
+    entries = []
+    for act, event in new:
+        path = str(event.get("path") or "")
+        try:
+            # The manifest holds the digests of the files; it may be gone again.
+            manifest = (run_dir.root / path / "manifest.json").read_bytes()
+        except OSError:
+            manifest = None
+        facts = {
+            "step": event.get("step"),
+            "path": path,
+            "bytes": event.get("bytes"),
+            "published_at": event.get("t"),
+            "manifest_sha256": hashlib.sha256(manifest).hexdigest()
+            if manifest is not None
+            else None,
+        }
+        job_id, attempt = str(event.get("job_id") or ""), event.get("attempt")
+        entries.append(make_entry(act, via=ledger.via, job_id=job_id, attempt=attempt, facts=facts))
+    ledger.note_all(entries)
     return len(new)
-
-
-def _entry(run_dir: RunDir, via: str, act: Act, event: Mapping[str, Any]) -> dict[str, Any]:
-    path = str(event.get("path") or "")
-    facts = {
-        "step": event.get("step"),
-        "path": path,
-        "bytes": event.get("bytes"),
-        "published_at": event.get("t"),
-        "manifest_sha256": _digest(run_dir, path),
-    }
-    job_id = str(event.get("job_id") or "")
-    return make_entry(act, via=via, job_id=job_id, attempt=event.get("attempt"), facts=facts)
 
 
 def new_publications(
@@ -111,24 +121,3 @@ def new_publications(
             seen.add(key)
             found.append((act, event))
     return found
-
-
-def _key(act: object, entry: Mapping[str, Any]) -> Key:
-    facts = entry.get("facts") or {}
-    return (str(act), entry.get("attempt"), facts.get("step"), facts.get("published_at"))
-
-
-def _lines(path: Path) -> Iterable[bytes]:
-    try:
-        with path.open("rb") as file:
-            yield from file
-    except FileNotFoundError:
-        return
-
-
-def _digest(run_dir: RunDir, path: str) -> str | None:
-    """SHA-256 of the manifest, which holds those of the files; None where it is gone again."""
-    try:
-        return hashlib.sha256((run_dir.root / path / "manifest.json").read_bytes()).hexdigest()
-    except OSError:
-        return None

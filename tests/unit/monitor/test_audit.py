@@ -20,7 +20,7 @@ from submitrain.monitor.audit.chain import (
     Act,
     Anchor,
     Damage,
-    Verdict,
+    LedgerCheck,
     check,
     genesis,
     make_entry,
@@ -45,7 +45,7 @@ def chain(count: int) -> tuple[list[bytes], Anchor]:
     return lines, Anchor(count, head)
 
 
-def judged(lines: list[bytes], anchor: Anchor) -> Verdict:
+def judged(lines: list[bytes], anchor: Anchor) -> LedgerCheck:
     return check(NAME, b"".join(lines), [anchor])
 
 
