@@ -22,8 +22,6 @@ from pathlib import Path
 
 from benchmarks.report import at_least, at_most, head, say
 from submitrain.monitor.diagnose import diagnose_files
-from submitrain.monitor.diagnose.scan import LogScan
-from submitrain.monitor.diagnose.tail import Tail
 
 MB = 1_000_000
 FAILURE = b"[rank3]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
@@ -54,7 +52,6 @@ def main() -> None:
             _write(path, kind, asked.megabytes * MB)
             _compare(path, kind)
             path.unlink()
-        _growth(Path(folder) / "growing.log")
 
 
 def _compare(path: Path, kind: str) -> None:
@@ -92,20 +89,6 @@ def _naive(path: Path) -> str:
     lines = path.read_text(errors="replace").splitlines()
     found = [line for line in lines if NAIVE.search(line)]
     return "cuda_oom" if any("CUDA out of memory" in line for line in found) else "benign"
-
-
-def _growth(path: Path) -> None:
-    """A log that grows by 20 KB between looks: the seconds for one look, whatever its size."""
-    _write(path, "steps", 20 * MB)
-    piece = path.read_bytes()[:20_000]
-    tail, scan = Tail(path), LogScan(str(path))
-    tail.read(scan)
-    began, looks = time.process_time(), 200
-    for _ in range(looks):
-        with path.open("ab") as file:
-            file.write(piece)
-        tail.read(scan)
-    say("a look at 20 KB more", (time.process_time() - began) / looks * 1e3, unit=" ms")
 
 
 def _write(path: Path, kind: str, size: int) -> None:

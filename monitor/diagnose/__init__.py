@@ -18,7 +18,7 @@ from submitrain.monitor.diagnose.model import (
     Trust,
 )
 from submitrain.monitor.diagnose.run import diagnose_run, kind_of_exception
-from submitrain.monitor.diagnose.tail import scan_file, scan_text
+from submitrain.monitor.diagnose.scan import scan_file, scan_text
 
 __all__ = [
     "Diagnosis",

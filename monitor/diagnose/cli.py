@@ -14,7 +14,7 @@ from submitrain.errors import UserError
 from submitrain.monitor.diagnose.cause import diagnose
 from submitrain.monitor.diagnose.model import Diagnosis, Finding
 from submitrain.monitor.diagnose.run import diagnose_run
-from submitrain.monitor.diagnose.tail import scan_file
+from submitrain.monitor.diagnose.scan import scan_file
 from submitrain.run_facts import read_evidence
 from submitrain.slurm.client import JobInfo, query_jobs
 

@@ -18,7 +18,7 @@ from submitrain.events import Kind, read_events
 from submitrain.monitor.diagnose.cause import diagnose
 from submitrain.monitor.diagnose.model import Diagnosis, FailureClass, Finding, Moment, Trust
 from submitrain.monitor.diagnose.remedy import remedy_for
-from submitrain.monitor.diagnose.tail import scan_file, scan_text
+from submitrain.monitor.diagnose.scan import scan_file, scan_text
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import JobInfo
 

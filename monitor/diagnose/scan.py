@@ -1,7 +1,6 @@
-r"""Finds the lines of a log that speak of a failure: block by block, in bounded memory. Pure.
+r"""Finds the lines of a log that speak of a failure: block by block, in bounded memory.
 
-Blocks are whole lines (``\n`` or ``\r`` end one), except where a line is gigantic. Nothing here
-opens a file: ``monitor.diagnose.tail`` does.
+Blocks are whole lines (``\n`` or ``\r`` end one), except where a line is gigantic.
 
 A healthy log says the same few things with other numbers. One ``bytes.translate`` lowers the case,
 deletes digits and blanks out punctuation; what is left of a line is its template. Templates that
@@ -12,10 +11,13 @@ what is too long or too much is forgotten and judged again.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
 
 from submitrain.monitor.diagnose.match import (
     RuleIndex,
@@ -304,3 +306,52 @@ def went_on(after: bytes) -> bool:
             if healthy >= WENT_ON_LINES:
                 return True
     return False
+
+
+def scan_file(
+    path: Path, *, name: str | None = None, last_bytes: int | None = None
+) -> list[Finding]:
+    """Findings of a log, marked where training went on; ``last_bytes``: of its end only.
+
+    Line numbers then count from there.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    scan = LogScan(name or str(path))
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        start = 0 if last_bytes is None else max(0, size - last_bytes)
+        for block, offset in _blocks(file, start):
+            scan.feed(block, offset)
+
+        def read_at(offset: int, size: int) -> bytes:
+            file.seek(offset)
+            return file.read(size)
+
+        return with_survivals(scan.findings(), read_at)
+
+
+def _blocks(file: BinaryIO, start: int) -> Iterator[tuple[bytes, int]]:
+    """Blocks of whole lines and their offsets; a line larger than a block comes in pieces."""
+    file.seek(start)
+    offset, rest = start, b""
+    while chunk := file.read(BLOCK_BYTES - len(rest)):
+        data = rest + chunk
+        cut = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        if not cut and len(data) >= BLOCK_BYTES:
+            cut = data.rfind(b" ") + 1 or len(data)
+        if cut:
+            yield data[:cut], offset
+        offset, rest = offset + cut, data[cut:]
+    if rest:
+        yield rest, offset
+
+
+def scan_text(text: str, *, name: str = "") -> list[Finding]:
+    """Findings of a log that is at hand as text."""
+    data = text.encode("utf-8", "surrogateescape")
+    scan = LogScan(name)
+    for start in range(0, len(data), BLOCK_BYTES):
+        scan.feed(data[start : start + BLOCK_BYTES], start)
+    return with_survivals(scan.findings(), lambda offset, size: data[offset : offset + size])
