@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from submitrain.attempts import Action, Attempt, Cause
@@ -103,6 +103,14 @@ class RuleResults:
 
     findings: tuple[Finding, ...] = ()
     unknown: dict[Rule, str] = field(default_factory=dict)
+
+    def redacted(self, redact: Callable[[str], str]) -> RuleResults:
+        """The same with what findings say passed through ``redact``."""
+        findings = tuple(
+            replace(one, text=redact(one.text), next_step=redact(one.next_step))
+            for one in self.findings
+        )
+        return RuleResults(findings, self.unknown)
 
 
 MUTED_BY: dict[Rule, frozenset[Rule]] = {

@@ -14,9 +14,8 @@ from pathlib import Path
 from submitrain.errors import UserError
 from submitrain.monitor.alerts.state import Alert
 from submitrain.monitor.alerts.store import AlertFiles
-from submitrain.monitor.watch.observe import RankPoint, ranks_of
+from submitrain.monitor.watch.observe import RankPoint, Stamps, ranks_of, stamps
 from submitrain.run_facts import RunHead
-from submitrain.run_folder import RunDir
 from submitrain.status import (
     JobState,
     OnReadError,
@@ -27,9 +26,6 @@ from submitrain.status import (
     poll_heads,
     read_head_or_report,
 )
-
-Stamps = tuple[int, ...]
-_PATIENT = frozenset({RunState.UNKNOWN})
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,8 @@ class Fleet:
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
-        self._ended: dict[Path, tuple[Stamps, RunView]] = {}
-        self._gone: dict[Path, Stamps] = {}
+        self._ended: dict[Path, tuple[Stamps, RunView | None]] = {}
+        """None: it ended too long ago to be shown."""
         self._alerts: dict[Path, tuple[int, tuple[Alert, ...]]] = {}
 
     def poll(self) -> FleetView:
@@ -86,27 +82,26 @@ class Fleet:
         """
         began, now = time.monotonic(), self.clock()
         folders = list(self.find())
-        self._forget(folders)
-        stamps = {folder: _stamps(folder) for folder in folders}
+        for gone in self._ended.keys() - set(folders):
+            del self._ended[gone]
+        for gone in self._alerts.keys() - set(folders):
+            del self._alerts[gone]
+        times = {folder: stamps(folder) for folder in folders}
         problems: dict[str, str] = {}
 
-        def trouble(folder: Path, error: Exception) -> None:
+        def on_error(folder: Path, error: Exception) -> None:
             problems[folder.name] = str(error)
 
-        heads = [
-            head
-            for folder in reversed(folders)
-            if not self._known(folder, stamps[folder])
-            and (head := self._head(folder, stamps[folder], now, trouble)) is not None
-        ]
-        ended = [view for folder, (_, view) in self._ended.items() if self._recent(view, now)]
+        heads = self._heads(times, now, on_error)
+        ended = [view for _, view in self._ended.values() if view and self._recent(view, now)]
         chosen, over = self._chosen(heads, len(ended))
-        found = [
-            self._view(observation, stamps[observation.evidence.folder])
-            for observation in poll_heads(chosen, trouble)
-        ]
-        views = [one for one, _ in found] + ended
-        views = [one for one in views if self._recent(one, now)]
+        views, answers = [], []
+        for observation in poll_heads(chosen, on_error):
+            views.append(self._view(observation, times[observation.evidence.folder]))
+            on_slurm = (observation.evidence.submission or {}).get("cluster") == "slurm"
+            if on_slurm and not ended_by_summary(observation.evidence):
+                answers.append(observation.job.state is not JobState.UNKNOWN)
+        views = [one for one in [*views, *ended] if self._recent(one, now)]
         views.sort(key=_order, reverse=True)
         limit = len(views) if self.max_runs is None else self.max_runs
         return FleetView(
@@ -114,37 +109,25 @@ class Fleet:
             runs=tuple(self._with_alerts(view, problems) for view in views[:limit]),
             over_limit=over + len(views[limit:]),
             long_ended=len(folders) - over - len(views),
-            scheduler_answers=_answered([observation for _, observation in found]),
+            scheduler_answers=any(answers) if answers else None,
             problems=problems,
             took_s=time.monotonic() - began,
         )
 
-    def _forget(self, folders: Sequence[Path]) -> None:
-        for known in (self._ended, self._gone, self._alerts):
-            for folder in known.keys() - set(folders):
-                del known[folder]
-
-    def _known(self, folder: Path, stamps: Stamps) -> bool:
-        """Whether a run has ended and nothing has touched it since it was read."""
-        if self._gone.get(folder) == stamps:
-            return True
-        if folder in self._ended and self._ended[folder][0] == stamps:
-            return True
-        self._ended.pop(folder, None)
-        self._gone.pop(folder, None)
-        return False
-
-    def _head(
-        self, folder: Path, stamps: Stamps, now: float, trouble: OnReadError
-    ) -> RunHead | None:
-        head = read_head_or_report(folder, trouble)
-        if head is None:
-            return None
-        long_ago = self.keep_ended_s is not None and now - stamps[-1] / 1e9 > self.keep_ended_s
-        if ended_by_summary(head) and long_ago:
-            self._gone[folder] = stamps
-            return None
-        return head
+    def _heads(self, times: dict[Path, Stamps], now: float, on_error: OnReadError) -> list[RunHead]:
+        """Heads of the runs that may have changed, the newest first."""
+        heads = []
+        for folder, stamp in reversed(times.items()):
+            if folder in self._ended and self._ended[folder][0] == stamp:
+                continue
+            self._ended.pop(folder, None)
+            head = read_head_or_report(folder, on_error)
+            long_ago = self.keep_ended_s is not None and now - stamp[-1] / 1e9 > self.keep_ended_s
+            if head is not None and ended_by_summary(head) and long_ago:
+                self._ended[folder] = stamp, None
+            elif head is not None:
+                heads.append(head)
+        return heads
 
     def _recent(self, view: RunView, now: float) -> bool:
         if self.keep_ended_s is None or not view.status.state.ended:
@@ -161,17 +144,15 @@ class Fleet:
         chosen = living[: self.max_runs] + others[:room]
         return chosen, len(heads) - len(chosen)
 
-    def _view(self, observation: RunObservation, stamps: Stamps) -> tuple[RunView, JobState | None]:
+    def _view(self, observation: RunObservation, stamp: Stamps) -> RunView:
         """What is worth keeping: events of many runs would not fit into memory together."""
         folder, status = observation.evidence.folder, observation.status
         # Only the run's own word lasts: the scheduler's may be that of a job between two lives.
         if status.state.ended and ended_by_summary(observation.evidence):
             view = RunView(status)
-            self._ended[folder] = stamps, view
-            return view, None
-        view = RunView(status, ranks_of(observation.evidence) if self.with_ranks else ())
-        asked = (observation.evidence.submission or {}).get("cluster") == "slurm"
-        return view, observation.job.state if asked else None
+            self._ended[folder] = stamp, view
+            return view
+        return RunView(status, ranks_of(observation.evidence) if self.with_ranks else ())
 
     def _with_alerts(self, view: RunView, problems: dict[str, str]) -> RunView:
         folder = Path(view.status.folder)
@@ -190,28 +171,7 @@ class Fleet:
         return RunView(view.status, view.ranks, self._alerts[folder][1])
 
 
-def _answered(states: Sequence[JobState | None]) -> bool | None:
-    asked = [state for state in states if state is not None]
-    return any(state is not JobState.UNKNOWN for state in asked) if asked else None
-
-
 def _order(view: RunView) -> tuple[bool, bool, float, str]:
-    status = view.status
-    return (
-        not status.state.ended,
-        status.state not in _PATIENT,
-        status.submitted_at or 0.0,
-        status.run_id,
-    )
-
-
-def _stamps(folder: Path) -> Stamps:
-    """Times of the files that change when a run ends or is resumed; the summary's comes last."""
-    run_dir = RunDir(folder)
-    found = []
-    for path in (run_dir.submissions, run_dir.attempts, run_dir.cancel_request, run_dir.summary):
-        try:
-            found.append(path.stat().st_mtime_ns)
-        except OSError:
-            found.append(0)
-    return tuple(found)
+    one = view.status
+    known = one.state is not RunState.UNKNOWN
+    return not one.state.ended, known, one.submitted_at or 0.0, one.run_id

@@ -109,7 +109,6 @@ class Snapshot:
     checkpoints: CheckpointFacts = CheckpointFacts(None)
     disk: DiskFacts | None = None
     queued_since: float | None = None
-    submitted_at: float | None = None
     diagnosis: str = ""
     remedy: str = ""
     samples: Samples = field(default=Samples())
@@ -137,6 +136,8 @@ def observe(
     evidence, status = observation.evidence, observation.status
     steps = steps_of(evidence.tail)
     ranks = ranks_of(evidence)
+    ended = evidence.attempts[-1].ended_at if evidence.attempts else None
+    queued = [t for t in (status.submitted_at, ended) if t is not None]
     return Snapshot(
         run_id=evidence.folder.name,
         now=now,
@@ -149,11 +150,16 @@ def observe(
         steps=steps,
         ranks=ranks,
         attempts=evidence.attempts,
-        anomalies=_anomalies(evidence.tail, past.seen_step),
+        anomalies=tuple(
+            (event["step"], str(event.get("what", "")), str(event.get("action", "")))
+            for event in evidence.tail
+            if event["kind"] == Kind.ANOMALY
+            and isinstance(event.get("step"), int)
+            and event["step"] > past.seen_step
+        ),
         checkpoints=checkpoints_of(evidence, checkpoint_interval_steps),
         disk=disk,
-        queued_since=_queued_since(evidence),
-        submitted_at=status.submitted_at,
+        queued_since=max(queued, default=None),
         samples=_extended(past, steps, ranks, disk, now, status.attempt),
     )
 
@@ -202,7 +208,11 @@ def ranks_of(evidence: RunEvidence) -> tuple[RankPoint, ...]:
 
 def _rank(events: Sequence[Event], attempt: Attempt) -> RankPoint:
     rank = int(events[-1].get("rank", 0))
-    host = next((str(e["host"]) for e in reversed(events) if e.get("host")), _host(rank, attempt))
+    host = next((str(e["host"]) for e in reversed(events) if e.get("host")), "")
+    nodes, world_size = attempt.nodes, attempt.world_size
+    if not host and nodes and world_size and world_size % len(nodes) == 0:
+        # Its own word has scrolled away: ranks are spread evenly, in order.
+        host = nodes[min(rank // (world_size // len(nodes)), len(nodes) - 1)]
     phase, step, advanced = str(Phase.IMPORT), 0, number(events[0].get("t")) or 0.0
     busy = []
     for event in events:
@@ -218,15 +228,7 @@ def _rank(events: Sequence[Event], attempt: Attempt) -> RankPoint:
         if busy_s is not None and phase == Phase.STEP:
             busy.append((step, busy_s))
     last = number(events[-1].get("t")) or advanced
-    return RankPoint(rank, host, phase, step, advanced, last, tuple(busy))
-
-
-def _host(rank: int, attempt: Attempt) -> str:
-    """The node of a rank whose own word has scrolled away: ranks are spread evenly, in order."""
-    nodes, world_size = attempt.nodes, attempt.world_size
-    if not nodes or not world_size or world_size % len(nodes):
-        return "?"
-    return nodes[min(rank // (world_size // len(nodes)), len(nodes) - 1)]
+    return RankPoint(rank, host or "?", phase, step, advanced, last, tuple(busy))
 
 
 def checkpoints_of(evidence: RunEvidence, interval_steps: int | None) -> CheckpointFacts:
@@ -244,22 +246,6 @@ def checkpoints_of(evidence: RunEvidence, interval_steps: int | None) -> Checkpo
         elif event["kind"] == Kind.CHECKPOINT_FAILED:
             failed = step, str(event.get("reason", "no reason given"))
     return CheckpointFacts(interval_steps, committed, size, failed)
-
-
-def _anomalies(tail: Sequence[Event], seen_step: int) -> tuple[tuple[int, str, str], ...]:
-    return tuple(
-        (event["step"], str(event.get("what", "")), str(event.get("action", "")))
-        for event in tail
-        if event["kind"] == Kind.ANOMALY
-        and isinstance(event.get("step"), int)
-        and event["step"] > seen_step
-    )
-
-
-def _queued_since(evidence: RunEvidence) -> float | None:
-    submitted = number((evidence.submission or {}).get("t"))
-    ended = evidence.attempts[-1].ended_at if evidence.attempts else None
-    return max((t for t in (submitted, ended) if t is not None), default=None)
 
 
 def _extended(
@@ -285,6 +271,21 @@ def _extended(
     if lag and (not lags or lags[-1] != (attempt, lag)):
         lags = (*lags, (attempt, lag))
     return replace(past, rates=rates[-720:], free=free[-720:], lags=lags[-16:])
+
+
+Stamps = tuple[int, ...]
+
+
+def stamps(folder: Path) -> Stamps:
+    """Times of the files that change when a run progresses, ends or is resumed; summary's last."""
+    run_dir = RunDir(folder)
+    found = []
+    for path in (run_dir.submissions, run_dir.attempts, run_dir.cancel_request, run_dir.summary):
+        try:
+            found.append(path.stat().st_mtime_ns)
+        except OSError:
+            found.append(0)
+    return tuple(found)
 
 
 def lag_of(ranks: Sequence[RankPoint]) -> dict[int, float]:

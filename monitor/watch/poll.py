@@ -32,7 +32,7 @@ from submitrain.monitor.alerts.store import AlertFiles
 from submitrain.monitor.audit.ledger import AuditLedger
 from submitrain.monitor.audit.transcribe import transcribe_alerts
 from submitrain.monitor.watch.disk import read_disk
-from submitrain.monitor.watch.observe import DiskFacts, Samples, Snapshot, diagnosed, observe
+from submitrain.monitor.watch.observe import Snapshot, diagnosed, observe
 from submitrain.run_folder import RunDir
 from submitrain.status import RunObservation
 
@@ -105,23 +105,17 @@ class RunPoller:
     ) -> PollResult:
         # A monitor that was killed after its state was saved may not have logged what is in it.
         before = files.record(files.load() or RunAlerts(files.run_id))
-        pending = _pruned(before, files)
-        snapshot = observe(
-            observation,
-            before.samples,
-            now=now,
-            checkpoint_interval_steps=settings.checkpoint_interval_steps,
-            disk=_disk(observation, before.samples, now),
-        )
-        snapshot = _with_cause(snapshot, before, observation.evidence.folder)
-        results = _redacted(judge(snapshot, settings.limits), settings)
+        snapshot = self._snapshot(observation, settings, before, now)
+        # Evidence is text from logs: secrets must not leave with it.
+        results = judge(snapshot, settings.limits).redacted(settings.redact)
+        tries = tries_of(files.read_deliveries()) if before.outbox else {}
+        undone = tuple(m for m in before.outbox if not (m.key in tries and tries[m.key].done))
         ended = snapshot.state.ended
         timing = Timing(settings.alerts.remind_s, 0.0 if ended else RESOLVE_AFTER_S)
-        state = advance(pending, results, now, timing)
+        state = advance(replace(before, outbox=undone), results, now, timing)
         at_once = self.at_once or (ended and self.end_at_once)
         group_s = 0.0 if at_once else settings.alerts.group_s
-        routing = routes(settings.alerts, settings.channels)
-        state = seal(state, routing, now, group_s=group_s)
+        state = seal(state, routes(settings.alerts, settings.channels), now, group_s=group_s)
         samples = replace(snapshot.samples, seen_step=snapshot.step, looked_at=now)
         line = line_of(snapshot, results, state, settings)
         write = _differs(before.last, line)
@@ -131,7 +125,7 @@ class RunPoller:
             files.append_history(line)
         files.record(state)
         if self.state_dir is None:
-            told = bool(state.unlogged) or pending.outbox != before.outbox
+            told = bool(state.unlogged) or undone != before.outbox
             self._audit(observation.evidence.folder, files, told=told)
         return PollResult(
             line,
@@ -142,6 +136,24 @@ class RunPoller:
             closed=ended and not state.unsent,
             due_in_s=due_in_s(state, now, group_s=group_s),
         )
+
+    def _snapshot(
+        self, observation: RunObservation, settings: Settings, before: RunAlerts, now: float
+    ) -> Snapshot:
+        folder, free = observation.evidence.folder, before.samples.free
+        disk = None
+        recently = bool(free) and 0 <= now - free[-1][0] < DISK_EVERY_S
+        if not observation.status.state.ended and not recently:
+            disk = read_disk(RunDir(folder).checkpoints.resolve())
+        interval = settings.checkpoint_interval_steps
+        snapshot = observe(
+            observation, before.samples, now=now, checkpoint_interval_steps=interval, disk=disk
+        )
+        last = before.last
+        if last.get("attempt") == snapshot.attempt and last.get("diagnosis"):
+            # The logs of a failed run are read only once.
+            return replace(snapshot, diagnosis=last["diagnosis"], remedy=last.get("remedy", ""))
+        return diagnosed(snapshot, folder)
 
     def _audit(self, folder: Path, files: AlertFiles, *, told: bool) -> None:
         """Put what was told and delivered into the audit trail, whoever polled when it happened."""
@@ -190,42 +202,7 @@ def line_of(
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _with_cause(snapshot: Snapshot, before: RunAlerts, folder: Path) -> Snapshot:
-    """A failed run's snapshot with its diagnosis, for which the logs are read only once."""
-    last = before.last
-    if last.get("attempt") == snapshot.attempt and last.get("diagnosis"):
-        return replace(snapshot, diagnosis=last["diagnosis"], remedy=last.get("remedy", ""))
-    return diagnosed(snapshot, folder)
-
-
 def _differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     lasting = (old.keys() | new.keys()) - {"t", "free_bytes", "unknown"}
     overdue = float(new["t"]) - float(old.get("t", 0.0)) >= HISTORY_EVERY_S
     return overdue or any(old.get(key) != new.get(key) for key in lasting)
-
-
-def _pruned(state: RunAlerts, files: AlertFiles) -> RunAlerts:
-    """The state without messages that were delivered, or given up."""
-    if not state.outbox:
-        return state
-    tries = tries_of(files.read_deliveries())
-    left = tuple(m for m in state.outbox if not (m.key in tries and tries[m.key].done))
-    return replace(state, outbox=left)
-
-
-def _redacted(results: RuleResults, settings: Settings) -> RuleResults:
-    """The results without secrets: evidence is text from logs."""
-    findings = tuple(
-        replace(one, text=settings.redact(one.text), next_step=settings.redact(one.next_step))
-        for one in results.findings
-    )
-    return RuleResults(findings, results.unknown)
-
-
-def _disk(observation: RunObservation, past: Samples, now: float) -> DiskFacts | None:
-    """The file system beneath the checkpoints of a run that may write to it."""
-    if observation.status.state.ended:
-        return None
-    if past.free and 0 <= now - past.free[-1][0] < DISK_EVERY_S:
-        return None
-    return read_disk(RunDir(observation.evidence.folder).checkpoints.resolve())

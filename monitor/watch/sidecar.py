@@ -17,8 +17,9 @@ from pathlib import Path
 from submitrain.errors import SubmitrainError, UserError
 from submitrain.monitor.report.page import report_page
 from submitrain.monitor.report.read import REPORT_NAME, read_report
+from submitrain.monitor.watch.observe import stamps
 from submitrain.monitor.watch.poll import PollResult, RunPoller
-from submitrain.monitor.watch.watch import Printer, Watcher, stamps, warn
+from submitrain.monitor.watch.watch import Printer, Watcher, warn
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import RunDir, write_text_atomically
 

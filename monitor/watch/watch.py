@@ -21,8 +21,9 @@ from submitrain.errors import UserError
 from submitrain.monitor.alerts.channels import DeliveryError, load_apprise, moment
 from submitrain.monitor.alerts.delivery import DeliveryTask, Sender, pings_of
 from submitrain.monitor.alerts.settings import Settings, read_settings
+from submitrain.monitor.watch.observe import Stamps, stamps
 from submitrain.monitor.watch.poll import PollResult, RunPoller
-from submitrain.run_folder import RunDir, find_run, list_runs
+from submitrain.run_folder import find_run, list_runs
 from submitrain.status import RunObservation, RunState, poll_runs
 
 LAST_SENDING_S = 120.0
@@ -48,7 +49,7 @@ class Watcher:
     """Whether to stop after a round of polls, although not all is told."""
 
     def __post_init__(self) -> None:
-        self._closed: dict[Path, tuple[float, ...]] = {}
+        self._closed: dict[Path, Stamps] = {}
         self._warned: dict[str, str] = {}
 
     def poll_all(self) -> list[PollResult]:
@@ -133,18 +134,6 @@ class Watcher:
             self.warn(text)
 
 
-def stamps(folder: Path) -> tuple[float, ...]:
-    """Times of the files that change when a run is resumed, progresses, or ends."""
-    run_dir = RunDir(folder)
-    found = []
-    for path in (run_dir.submissions, run_dir.attempts, run_dir.summary):
-        try:
-            found.append(path.stat().st_mtime_ns)
-        except OSError:
-            found.append(0)
-    return tuple(found)
-
-
 def main(options: argparse.Namespace) -> int:
     """Watch one run until its end, or all for ever."""
     config = None if options.config is None else Path(options.config).expanduser()
@@ -191,7 +180,10 @@ class Printer:
         if self._json:
             print(json.dumps(line), flush=True)
             return
-        alerts = tuple(_in_short(one) for one in line.get("alerts", ()))
+        alerts = []
+        for one in line.get("alerts", ()):
+            muted = f" (follows from {one['muted_by']})" if one.get("muted_by") else ""
+            alerts.append(f"{one['severity']} {one['rule']}{muted}: {one['text']}")
         new = (line["state"], alerts, line.get("step") if self._steps else None)
         if self._shown.get(line["run_id"]) != new:
             self._shown[line["run_id"]] = new
@@ -207,11 +199,6 @@ def _text(line: dict[str, Any], alerts: Sequence[str]) -> str:
     speed = f" {rate:,.0f} tokens/s" if rate else ""
     head = f"{moment(line['t'])}  {line['run_id']}  {line['state']}{step}{total}{shown}{speed}"
     return "\n".join([head, *(f"    {alert}" for alert in alerts)])
-
-
-def _in_short(alert: dict[str, Any]) -> str:
-    muted = f" (follows from {alert['muted_by']})" if alert.get("muted_by") else ""
-    return f"{alert['severity']} {alert['rule']}{muted}: {alert['text']}"
 
 
 def _first_settings(poller: RunPoller, folder: Path | None) -> Settings:
