@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from submitrain.monitor.accounting.goodput import Goodput, category_rows, headline, read_goodput
+from submitrain.monitor.accounting.goodput import category_rows, headline, read_goodput
 from submitrain.run_folder import find_run, list_runs
 from submitrain.slurm.client import Ask, ask
 from submitrain.status import RunState, RunStatus, read_statuses
@@ -176,13 +176,6 @@ def _newest_checkpoint(found: RunStatus) -> str:
     return ", ".join(parts)
 
 
-def time_rows(goodput: Goodput, *, whole: bool) -> list[tuple[str, str]]:
-    """The effective share in one line, and where the rest went once the run has ended."""
-    line = headline(goodput)
-    parts = [("", f"{text}  {name}") for name, text in category_rows(goodput)] if whole else []
-    return [("time", line), *parts] if line else []
-
-
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
@@ -234,7 +227,12 @@ def show_run(found: RunStatus, *, as_json: bool) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     rows = [*status_rows(found), *efficiency_rows(efficiency)]
-    for label, text in [*rows, *time_rows(goodput, whole=found.state.ended)]:
+    if line := headline(goodput):
+        rows.append(("time", line))
+        # Where the rest of the time went is told once the run has ended.
+        parts = category_rows(goodput) if found.state.ended else []
+        rows += [("", f"{text}  {name}") for name, text in parts]
+    for label, text in rows:
         table.add_row(label, Text(text))
     console().print(table, markup=False)
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, TypeVar
 
 from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.live import Live
@@ -30,7 +30,7 @@ from submitrain.monitor.top.screen import (
     read_keys,
     runs_table,
 )
-from submitrain.monitor.watch.fleet import Fleet, FleetView
+from submitrain.monitor.watch.fleet import Fleet
 from submitrain.run_folder import list_runs
 
 T = TypeVar("T")
@@ -44,11 +44,9 @@ class Background(Generic[T]):
         self._poked = threading.Event()
         self.value = first
         self.problem = ""
-        threading.Thread(target=self._loop, daemon=True).start()
-
-    def poke(self) -> None:
+        self.poke = self._poked.set
         """Read again now."""
-        self._poked.set()
+        threading.Thread(target=self._loop, daemon=True).start()
 
     def _loop(self) -> None:
         while True:
@@ -76,19 +74,16 @@ def main(options: argparse.Namespace) -> int:
     fleet = Fleet(find=lambda: list_runs(runs_dir), state_dir=state_dir, with_ranks=False)
     screen = console()
     if not (sys.stdin.isatty() and screen.is_terminal and not screen.is_dumb_terminal):
-        return _once(fleet.poll(), runs_dir)
-    signal.signal(signal.SIGTERM, _leave)
+        # One frame for a pipe, a file or a notebook.
+        view, screen = fleet.poll(), Console(width=PIPE_WIDTH)
+        if view.runs:
+            screen.print(runs_table(view.runs, PIPE_WIDTH, view.at))
+        else:
+            screen.print(f"no runs in {runs_dir.absolute()}", markup=False, soft_wrap=True)
+        return 0
+    # TERM leaves the terminal as it was.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     _Top(fleet, screen, options.interval).run()
-    return 0
-
-
-def _once(view: FleetView, runs_dir: Path) -> int:
-    """One frame for a pipe, a file or a notebook."""
-    screen = Console(width=PIPE_WIDTH)
-    if view.runs:
-        screen.print(runs_table(view.runs, PIPE_WIDTH, view.at))
-    else:
-        screen.print(f"no runs in {runs_dir.absolute()}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -110,7 +105,10 @@ class _Top:
             Live(console=self._screen, screen=True, auto_refresh=False) as live,
         ):
             while True:
-                self._measure()
+                # Follow the terminal's size: an exported COLUMNS would fix it for ever.
+                size = os.get_terminal_size(sys.stdout.fileno())
+                if size.columns and size.lines:
+                    self._screen.size = ConsoleDimensions(size.columns, size.lines)
                 live.update(self._frame(), refresh=True)
                 for key in read_keys(keyboard, KEYS_S):
                     if key is Key.QUIT:
@@ -119,19 +117,11 @@ class _Top:
                     self._log.poke()
 
     def _frame(self) -> RenderableType:
-        view = self._fleet.value
+        view, choice = self._fleet.value, self._choice
         run_id, log = self._log.value
-        mine = log if run_id == self._chosen(view) else Log()
-        return frame(view, self._choice, mine, size=(self._screen.width, self._screen.height))
-
-    def _measure(self) -> None:
-        """Follow the terminal's size: an exported COLUMNS would fix it for ever."""
-        size = os.get_terminal_size(sys.stdout.fileno())
-        if size.columns and size.lines:
-            self._screen.size = ConsoleDimensions(size.columns, size.lines)
-
-    def _chosen(self, view: FleetView) -> str:
-        return view.runs[self._choice.place(view.runs)].status.run_id if view.runs else ""
+        chosen = view.runs[choice.place(view.runs)].status.run_id if view.runs else ""
+        size = (self._screen.width, self._screen.height)
+        return frame(view, choice, log if run_id == chosen else Log(), size=size)
 
     def _read_log(self) -> tuple[str, Log]:
         view, choice = self._fleet.value, self._choice
@@ -144,8 +134,3 @@ class _Top:
         path = files[choice.log % len(files)]
         name = str(path.relative_to(status.folder))
         return status.run_id, Log(name, tuple(newest_lines(path, LOG_LINES)), len(files))
-
-
-def _leave(number: int, frame: object) -> NoReturn:
-    """TERM leaves the terminal as it was."""
-    sys.exit(128 + number)

@@ -22,7 +22,7 @@ from rich.text import Text
 from submitrain.monitor.status import status_rows
 from submitrain.monitor.watch.fleet import FleetView, RunView
 from submitrain.run_folder import RunDir
-from submitrain.status import RunState, RunStatus
+from submitrain.status import RunState
 from submitrain.text import count_text, read_end, short_duration
 
 
@@ -209,7 +209,7 @@ def runs_table(
         table.add_row(
             Text(short_name(s.run_id, names)),
             Text(str(s.state), style=STYLES[s.state]),
-            Text(_steps(s)),
+            Text(f"{s.step}/{s.total_steps}" if s.total_steps else str(s.step)),
             Text("" if s.loss is None else f"{s.loss:.4f}"),
             Text(count_text(s.tokens_per_s)),
             Text(short_duration(s.eta_s)),
@@ -270,7 +270,3 @@ def _details(view: RunView) -> list[RenderableType]:
         )
         for label, text in [*firing, *rows]
     ]
-
-
-def _steps(status: RunStatus) -> str:
-    return f"{status.step}/{status.total_steps}" if status.total_steps else str(status.step)
