@@ -47,7 +47,7 @@ _CONFIDENCE = {
 
 def diagnose(findings: Sequence[Finding], notes: Sequence[str] = ()) -> Diagnosis:
     """The verdict on everything that was found; no fatal finding means ``benign``."""
-    ordered = sorted(findings, key=_order)
+    ordered = sorted(findings, key=lambda one: (one.source, one.offset))
     fatal = [one for one in ordered if not one.survived and one.trust > Trust.MENTION]
     root = _root(fatal)
     if root is None:
@@ -59,7 +59,8 @@ def diagnose(findings: Sequence[Finding], notes: Sequence[str] = ()) -> Diagnosi
         of_rank = (one for one in ordered if one.kind is root.kind and one.rank == straggler.rank)
         root = next(of_rank, root)
     root = _located(root, ordered, straggler)
-    evidence = _evidence(root, ordered)
+    more = [one for one in ordered if one.kind is root.kind and not one.survived]
+    more = [one for one in more if (one.source, one.offset) != (root.source, root.offset)]
     others = [one for one in ordered if one.kind is not root.kind]
     return Diagnosis(
         kind=root.kind,
@@ -68,14 +69,10 @@ def diagnose(findings: Sequence[Finding], notes: Sequence[str] = ()) -> Diagnosi
         remedy=remedy_for(root),
         rank=root.rank,
         node=root.node,
-        evidence=evidence,
+        evidence=(root, *more[: MAX_EVIDENCE - 1]),
         victims=_first_of_each(others)[:MAX_VICTIMS],
         notes=(*notes, *((straggler.explanation,) if straggler else ())),
     )
-
-
-def _order(one: Finding) -> tuple[str, int]:
-    return one.source, one.offset
 
 
 def _root(fatal: Sequence[Finding]) -> Finding | None:
@@ -84,21 +81,16 @@ def _root(fatal: Sequence[Finding]) -> Finding | None:
     root = _earliest(strong)
     if root is None:
         return _earliest(plain) or _weak_root(fatal)
-    root = _after_trust(root, strong)
+    # The kernel's or scheduler's word, where it explains the root or fits no order of time.
+    trusted = [one for one in strong if one.trust >= Trust.KERNEL and one.kind is not root.kind]
+    for one in sorted(trusted, key=lambda one: -one.trust):
+        late = one.kind in _ENDS and root.trust < Trust.KERNEL and not _near_before(root, one)
+        if late or root.kind in _EXPLAINS.get(one.kind, ()):
+            root = one
+            break
     if root.kind in _CONSEQUENCES and root.trust < Trust.SCHEDULER:
         before = [one for one in (*strong, *plain) if _led_to(one, root)]
         root = _earliest(before) or root
-    return root
-
-
-def _after_trust(root: Finding, strong: Sequence[Finding]) -> Finding:
-    """The kernel's or scheduler's word, where it explains ``root`` or fits no order of time."""
-    trusted = [one for one in strong if one.trust >= Trust.KERNEL and one.kind is not root.kind]
-    for one in sorted(trusted, key=lambda one: -one.trust):
-        if root.kind in _EXPLAINS.get(one.kind, ()):
-            return one
-        if one.kind in _ENDS and root.trust < Trust.KERNEL and not _near_before(root, one):
-            return one
     return root
 
 
@@ -132,14 +124,10 @@ def _earliest(findings: Sequence[Finding]) -> Finding | None:
     """The first in time; what cannot be compared goes by trust, then by the order of files."""
     best: Finding | None = None
     for one in findings:
-        if best is None or _comes_before(one, best):
+        known = _precedes(one, best) if best is not None else True
+        if best is None or known or (known is None and one.trust > best.trust):
             best = one
     return best
-
-
-def _comes_before(one: Finding, best: Finding) -> bool:
-    known = _precedes(one, best)
-    return known if known is not None else one.trust > best.trust
 
 
 def _weak_root(fatal: Sequence[Finding]) -> Finding | None:
@@ -147,18 +135,17 @@ def _weak_root(fatal: Sequence[Finding]) -> Finding | None:
     victims = [one for one in fatal if one.trust is Trust.VICTIM]
     exits = [one for one in fatal if one.trust is Trust.EXIT]
     hung = _earliest([one for one in victims if one.kind is F.NCCL_TIMEOUT])
-    if hung is not None:
-        return hung
     killed = _earliest([one for one in exits if one.kind in (F.HOST_OOM, F.SEGFAULT)])
-    return killed or _by_kind(victims, _VICTIM_ORDER) or _by_kind(exits, _EXIT_ORDER)
-
-
-def _by_kind(findings: Sequence[Finding], order: Sequence[FailureClass]) -> Finding | None:
-    for kind in order:
-        of_kind = [one for one in findings if one.kind is kind]
-        if of_kind:
-            return next((one for one in of_kind if one.first), None) or _earliest(of_kind)
-    return _earliest(findings)
+    if hung or killed:
+        return hung or killed
+    for findings, order in ((victims, _VICTIM_ORDER), (exits, _EXIT_ORDER)):
+        for kind in order:
+            of_kind = [one for one in findings if one.kind is kind]
+            if of_kind:
+                return next((one for one in of_kind if one.first), None) or _earliest(of_kind)
+        if findings:
+            return _earliest(findings)
+    return None
 
 
 def _located(root: Finding, findings: Sequence[Finding], straggler: Straggler | None) -> Finding:
@@ -174,12 +161,6 @@ def _located(root: Finding, findings: Sequence[Finding], straggler: Straggler | 
         nodes = {one.node for one in same if one.node}
         node = near[0] if near else nodes.pop() if len(nodes) == 1 else None
     return replace(root, rank=rank, node=node)
-
-
-def _evidence(root: Finding, findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    more = [one for one in findings if one.kind is root.kind and not one.survived]
-    more = [one for one in more if (one.source, one.offset) != (root.source, root.offset)]
-    return (root, *more[: MAX_EVIDENCE - 1])
 
 
 def _first_of_each(findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -205,14 +186,12 @@ def _confidence(root: Finding, fatal: Sequence[Finding]) -> float:
 
 def _benign(findings: Sequence[Finding], notes: Sequence[str]) -> Diagnosis:
     survived = _first_of_each([one for one in findings if one.survived])
-    doubt = 0.2 if findings else 0.0
-    said = "survived: " + ", ".join(str(one.kind) for one in survived) if survived else ""
-    nothing = Finding(F.BENIGN, Trust.MENTION, "")
+    said = "; survived: " + ", ".join(str(one.kind) for one in survived) if survived else ""
     return Diagnosis(
         kind=F.BENIGN,
-        confidence=0.9 - doubt,
-        summary=f"no sign of a failure{'; ' + said if said else ''}",
-        remedy=remedy_for(nothing),
+        confidence=0.7 if findings else 0.9,
+        summary=f"no sign of a failure{said}",
+        remedy=remedy_for(Finding(F.BENIGN, Trust.MENTION, "")),
         victims=_first_of_each(findings)[:MAX_VICTIMS],
         notes=tuple(notes),
     )

@@ -37,7 +37,8 @@ def find_straggler(findings: Sequence[Finding]) -> Straggler | None:
     progress: dict[int, int] = {}
     operation = ""
     for one in hung:
-        number = _progress(one.text)
+        completed, stuck = _COMPLETED.search(one.text), _STUCK_AT.search(one.text)
+        number = int(completed[1]) if completed else int(stuck[1]) - 1 if stuck else None
         if match := _OPERATION.search(one.text):
             operation = operation or match[1]
         if one.rank is not None and number is not None:
@@ -54,14 +55,6 @@ def find_straggler(findings: Sequence[Finding]) -> Straggler | None:
         text = f"all that spoke stopped at collective {low}; rank {_listed(silent)} said nothing"
         return Straggler(silent[0] if len(silent) == 1 else None, text, operation)
     return Straggler(None, f"every rank that spoke stopped at collective {low}", operation)
-
-
-def _progress(text: str) -> int | None:
-    if match := _COMPLETED.search(text):
-        return int(match[1])
-    if match := _STUCK_AT.search(text):
-        return int(match[1]) - 1
-    return None
 
 
 def _listed(ranks: Sequence[int]) -> str:

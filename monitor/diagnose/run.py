@@ -96,39 +96,30 @@ def diagnose_run(
         UserError: the folder holds no attempt (of that number).
     """
     run_dir = RunDir(folder)
-    chosen, is_first = _attempt(run_dir, attempt)
+    attempts = read_attempts(run_dir)
+    found = [one for one in attempts if attempt in (None, one.number)]
+    if not found:
+        known = ", ".join(str(one.number) for one in attempts) or "none yet"
+        asked = f"attempt {attempt}" if attempt is not None else "an attempt"
+        raise UserError(f"{run_dir.root}: expected {asked} in attempts.jsonl, got: {known}")
+    chosen = found[-1]
     if chosen.cause is Cause.FINISHED:
-        return _finished(chosen)
+        summary = f"attempt {chosen.number}: every rank recorded its finish"
+        nothing = Finding(F.BENIGN, Trust.SCHEDULER, "")
+        return Diagnosis(F.BENIGN, 0.99, summary, remedy_for(nothing))
     notes = [] if chosen.cause else [f"attempt {chosen.number} has no recorded end (yet)"]
     findings = [
         *_of_scheduler(chosen, job),
         *_of_supervisor(chosen),
         *_of_ranks(run_dir, chosen.number),
-        *_of_logs(run_dir, chosen, log_bytes, is_first=is_first),
+        *_of_logs(run_dir, chosen, log_bytes, is_first=chosen is attempts[0]),
     ]
-    verdict = diagnose(findings, notes)
-    return replace(verdict, node=verdict.node or _host_of(run_dir, chosen.number, verdict.rank))
-
-
-def _finished(attempt: Attempt) -> Diagnosis:
-    nothing = Finding(F.BENIGN, Trust.SCHEDULER, "")
-    return Diagnosis(
-        kind=F.BENIGN,
-        confidence=0.99,
-        summary=f"attempt {attempt.number}: every rank recorded its finish",
-        remedy=remedy_for(nothing),
-    )
-
-
-def _attempt(run_dir: RunDir, wanted: int | None) -> tuple[Attempt, bool]:
-    """The attempt to diagnose, and whether it is the run's first one."""
-    attempts = read_attempts(run_dir)
-    found = [one for one in attempts if wanted in (None, one.number)]
-    if not found:
-        known = ", ".join(str(one.number) for one in attempts) or "none yet"
-        asked = f"attempt {wanted}" if wanted is not None else "an attempt"
-        raise UserError(f"{run_dir.root}: expected {asked} in attempts.jsonl, got: {known}")
-    return found[-1], found[-1] is attempts[0]
+    result = diagnose(findings, notes)
+    if result.node or result.rank is None:
+        return result
+    starts = read_events(run_dir.events(result.rank), kinds=frozenset({Kind.START}))
+    hosts = (one.get("host") for one in starts if one.get("attempt") == chosen.number)
+    return replace(result, node=next((str(host) for host in hosts if host), None))
 
 
 def _of_scheduler(attempt: Attempt, job: JobInfo | None) -> Iterator[Finding]:
@@ -238,12 +229,3 @@ def _belongs(finding: Finding, attempt: Attempt, *, is_first: bool) -> bool:
     if finding.moment is None or finding.moment.clock != "wall":
         return is_first
     return finding.moment.seconds >= attempt.started_at - 1.0
-
-
-def _host_of(run_dir: RunDir, attempt: int, rank: int | None) -> str | None:
-    if rank is None:
-        return None
-    for event in read_events(run_dir.events(rank), kinds=frozenset({Kind.START})):
-        if event.get("attempt") == attempt and event.get("host"):
-            return str(event["host"])
-    return None

@@ -41,28 +41,20 @@ PATIENCE = 50
 PATIENCE_WITH_CODES = 2000
 """The same for templates whose deleted digits may be an exit code or the like."""
 _CODES = (b"exit", b"xid", b"errno", b"code", b"status", b"client error", b"signal")
-_LETTERS = frozenset(range(0x61, 0x7B))
+_LETTERS = bytes(range(0x61, 0x7B))
 _DELETED = b"0123456789"
 _BETWEEN = b" \n "
 
 
-def _mapped(byte: int) -> int:
-    lower = byte + 32 if 0x41 <= byte <= 0x5A else byte
-    if byte in (0x0A, 0x0D):
-        return 0x0A
-    return lower if lower in _LETTERS else 0x20
-
-
-_TABLE = bytes(_mapped(byte) for byte in range(256))
+_TABLE = bytes(
+    0x0A if byte in b"\r\n" else byte if byte in _LETTERS else 0x20
+    for byte in (*range(0x41), *_LETTERS, *range(0x5B, 256))
+)
 
 
 def template_of(data: bytes) -> bytes:
     r"""Lower case, digits deleted, everything but letters a blank; ``\r`` ends lines too."""
     return data.translate(_TABLE, _DELETED)
-
-
-def _patience_with(template: bytes) -> int:
-    return PATIENCE_WITH_CODES if any(word in template for word in _CODES) else PATIENCE
 
 
 @dataclass
@@ -117,7 +109,10 @@ class Prefilter:
                 line, seen = line + text.count(_BETWEEN, seen, place), place
                 found[line] = found.get(line, frozenset()) | rules
         hot = {
-            lines[line]: Suspect(sorted(rules), _patience_with(lines[line]))
+            lines[line]: Suspect(
+                sorted(rules),
+                PATIENCE_WITH_CODES if any(word in lines[line] for word in _CODES) else PATIENCE,
+            )
             for line, rules in found.items()
         }
         if remember:
@@ -214,8 +209,9 @@ class LogScan:
         self, lines: list[bytes], index: int, suspect: Suspect, number: int, offset: int
     ) -> None:
         raw = lines[index]
-        for piece in _pieces(raw):
-            text = clean(piece)
+        long = len(raw) > PIECE_BYTES
+        for start in range(0, len(raw), PIECE_BYTES - OVERLAP_BYTES) if long else (0,):
+            text = clean(raw[start : start + PIECE_BYTES])
             meaning = meaning_of(text, suspect.rules)
             if meaning is not None:
                 self._keep(self._finding(text, meaning, lines, index, number, offset))
@@ -236,9 +232,9 @@ class LogScan:
             rank, node, first = _of_report(lines[max(0, index - _REPORT_LINES) : index])
         moment = moment_of(text)
         if moment is None:
-            moment = next(
-                filter(None, (moment_of(clean(one[:200])) for one in _before(lines, index))), None
-            )
+            # The few lines before it, nearest first: a traceback carries its beginning's time.
+            before = reversed(lines[max(0, index - 39) : index])
+            moment = next(filter(None, (moment_of(clean(one[:200])) for one in before)), None)
         return Finding(
             kind=meaning[0],
             trust=meaning[1],
@@ -262,20 +258,6 @@ class LogScan:
             keep.first.append(finding)
         else:
             keep.last.append(finding)
-
-
-def _before(lines: list[bytes], index: int) -> Iterator[bytes]:
-    """The few lines before one, nearest first: a traceback carries the time of its beginning."""
-    for at in range(index - 1, max(-1, index - 40), -1):
-        yield lines[at]
-
-
-def _pieces(raw: bytes) -> Iterator[bytes]:
-    if len(raw) <= PIECE_BYTES:
-        yield raw
-        return
-    for start in range(0, len(raw), PIECE_BYTES - OVERLAP_BYTES):
-        yield raw[start : start + PIECE_BYTES]
 
 
 def _of_report(before: list[bytes]) -> tuple[int | None, str | None, bool]:
