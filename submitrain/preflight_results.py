@@ -1,15 +1,16 @@
-"""What preflights of a run found, from its folder: for status and reports."""
+"""What preflights of a run found, and what a rank of a trial reports: read from the run folder."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from submitrain.attempts import Attempt
 from submitrain.events import Event, mapping, number
+from submitrain.run_folder import write_json_atomically
 from submitrain.text import counted
 
 MOST_NAMED = 3
@@ -116,3 +117,38 @@ def _row(attempt: int, record: Event) -> PreflightResult:
 
 _TEXTS = ("evidence", "remedy")
 _RANK = {"fail": 0, "warn": 1, "unknown": 2}
+
+
+@dataclass
+class RankReport:
+    """What one rank of a preflight's trial saw; seconds unless the name says otherwise."""
+
+    rank: int
+    host: str
+    stage: str = ""
+    """Where it was last; ``done`` is the end, empty before the beginning."""
+    meet_s: float | None = None
+    join_s: float | None = None
+    wrong: list[int] = field(default_factory=list)
+    """Sizes of the sums that came out wrong."""
+    reduce_bytes: int = 0
+    reduce_s: float | None = None
+    """The quickest all-reduce of ``reduce_bytes``, by the clock."""
+    matmul_s: float | None = None
+    """The quickest multiplication: CPU time on a CPU, so that a shared core costs nothing."""
+    device: str = ""
+    error: str = ""
+    victim: bool = False
+    """The error is the consequence of another rank's."""
+
+    def write(self, folder: Path) -> None:
+        """Write it into the trial's folder."""
+        write_json_atomically(folder / f"rank{self.rank:05d}.json", vars(self))
+
+    @classmethod
+    def read(cls, folder: Path, rank: int, host: str) -> RankReport:
+        """What a rank has written so far; at no stage where that is nothing."""
+        try:
+            return cls(**json.loads((folder / f"rank{rank:05d}.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls(rank, host)

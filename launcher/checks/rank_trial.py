@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from submitrain.launcher.checks.finding import Finding, fail, ok, unknown, warn
 from submitrain.launcher.supervisor.processes import LocalSpawner, Spawner
 from submitrain.launcher.supervisor.srun import SrunSpawner
-from submitrain.text import last_lines
+from submitrain.preflight_results import RankReport
 
 SLOW = {"cpu": (1.5, 2.0), "cuda": (1.15, 1.5)}
 """From which multiple of its peers' time a multiplication is worth a warning, and a failure."""
-_FRESH = {"meet": "did not reach rank 0", "join": "did not connect to all ranks"}
-
-
-@dataclass(frozen=True)
-class RankSeen:
-    """What one rank wrote (``train.distributed.trial.Seen``), or that it wrote nothing."""
-
-    rank: int
-    host: str
-    stage: str = ""
-    """Where it was last; ``done`` is the end, empty before the beginning."""
-    meet_s: float | None = None
-    join_s: float | None = None
-    wrong: tuple[int, ...] = ()
-    reduce_bytes: int = 0
-    reduce_s: float | None = None
-    matmul_s: float | None = None
-    device: str = ""
-    error: str = ""
-    victim: bool = False
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any]) -> RankSeen:
-        """Read a rank's file; what a later version adds is left out."""
-        known = {one.name for one in fields(cls)}
-        found = {name: given for name, given in value.items() if name in known}
-        return cls(**{**found, "wrong": tuple(value.get("wrong") or ())})
+_DOING = {
+    "": "never began",
+    "start": "had just begun",
+    "multiply": "failed before it met anybody",
+    "meet": "did not reach rank 0",
+    "join": "did not connect to all ranks",
+    "reduce": "was in an all-reduce",
+    "time": "was in an all-reduce",
+    "done": "was through",
+}
+"""What a rank did whose last stage this was."""
 
 
 @dataclass(frozen=True)
@@ -58,103 +41,81 @@ class Pair:
     why: str | None
 
 
-@dataclass(frozen=True)
-class Tier:
-    """What a trial says of the nodes."""
+def judge_ranks(reports: Sequence[RankReport]) -> tuple[dict[str, list[Finding]], bool]:
+    """Findings of every node from what its ranks saw; and whether pairs of nodes have to tell.
 
-    findings: Mapping[str, list[Finding]]
-    isolate: bool
-    """It failed, and nobody's own word tells why: pairs have to."""
-
-
-def judge_ranks(seen: Sequence[RankSeen]) -> Tier:
-    """Findings of every node from what its ranks saw."""
-    hosts = list(dict.fromkeys(one.host for one in seen))
-    culprits = {one.host: one for one in seen if one.error and not one.victim}
-    over = all(one.stage == "done" for one in seen)
-    wrong = {one.host for one in seen if one.wrong}
-    findings: dict[str, list[Finding]] = {host: [] for host in hosts}
+    That is where the trial failed, and nobody's own word tells why.
+    """
+    hosts = list(dict.fromkeys(one.host for one in reports))
+    culprits = {one.host: one for one in reports if one.error and not one.victim}
+    complete = all(one.stage == "done" for one in reports)
+    wrong = {one.host for one in reports if one.wrong}
+    compute = judge_compute(reports)
+    findings: dict[str, list[Finding]] = {}
     for host in hosts:
-        own = [one for one in seen if one.host == host]
-        findings[host] += [_meeting(own, culprits.get(host), over=over), _sums(own, seen, wrong)]
-    for host, found in judge_compute(seen).items():
-        findings[host].append(found)
-    only_some = wrong and len(wrong) < len(hosts)
-    isolate = not culprits and ((not over) or bool(wrong and not only_some))
-    return Tier(findings, isolate and len(hosts) > 1)
+        own = [one for one in reports if one.host == host]
+        meeting = _meeting(own, culprits.get(host), complete=complete)
+        sums = _sums(own, len(reports), everywhere=len(wrong) == len(hosts))
+        findings[host] = [meeting, sums, compute[host]]
+    unexplained = not complete or 0 < len(wrong) == len(hosts)
+    return findings, unexplained and not culprits and len(hosts) > 1
 
 
-def _meeting(own: Sequence[RankSeen], culprit: RankSeen | None, *, over: bool) -> Finding:
-    check = "ranks.meet"
+def _meeting(own: Sequence[RankReport], culprit: RankReport | None, *, complete: bool) -> Finding:
+    id = "ranks.meet"
     if culprit is not None:
-        told = f"rank {culprit.rank} {_doing(culprit.stage)}: {culprit.error}"
-        return fail(check, told, "look at the rank's log; it says the same without the others")
-    if over:
+        told = f"rank {culprit.rank} {_DOING.get(culprit.stage)}: {culprit.error}"
+        return fail(id, told, "look at the rank's log; it says the same without the others")
+    if complete:
         slowest = max((one.meet_s or 0.0) + (one.join_s or 0.0) for one in own)
-        return ok(check, f"all ranks met in {slowest:.1f} s")
+        return ok(id, f"all ranks met in {slowest:.1f} s")
     stuck = next((one for one in own if one.stage != "done"), own[0])
-    return unknown(check, f"the trial ended early; rank {stuck.rank} {_doing(stuck.stage)}")
+    return unknown(id, f"the trial ended early; rank {stuck.rank} {_DOING.get(stuck.stage)}")
 
 
-def _doing(stage: str) -> str:
-    words = {
-        "": "never began",
-        "start": "had just begun",
-        "multiply": "failed before it met anybody",
-        "reduce": "was in an all-reduce",
-        "time": "was in an all-reduce",
-        "done": "was through",
-    }
-    return words.get(stage) or _FRESH.get(stage, f"was at {stage!r}")
+def _sums(own: Sequence[RankReport], ranks: int, *, everywhere: bool) -> Finding:
+    """Whether sums are exact, and how fast.
+
+    Bus bandwidth of an all-reduce: 2 (n - 1) / n x bytes / time (github.com/NVIDIA/nccl-tests,
+    doc/PERFORMANCE.md).
+    """
+    id, bad = "ranks.reduce", next((one for one in own if one.wrong), None)
+    if bad is not None:
+        told = f"rank {bad.rank}: a sum of {bad.wrong[0]} numbers came out wrong"
+        if everywhere:
+            return unknown(id, f"{told}, as on all other nodes")
+        return fail(id, told, "report the node: its network or memory changes data")
+    timed = next((one for one in own if one.reduce_s), None)
+    if timed is None:
+        return unknown(id, "no sum was made")
+    rate = 2 * (ranks - 1) / ranks * timed.reduce_bytes / (timed.reduce_s or 1.0) / 1e9
+    return ok(id, f"sums are exact; {rate:.2f} GB/s" if ranks > 1 else "sums are exact")
 
 
-def _sums(own: Sequence[RankSeen], seen: Sequence[RankSeen], wrong: Iterable[str]) -> Finding:
-    check = "ranks.reduce"
-    bad = [one for one in own if one.wrong]
-    if bad:
-        told = f"rank {bad[0].rank}: a sum of {bad[0].wrong[0]} numbers came out wrong"
-        hosts = {one.host for one in seen}
-        if len(set(wrong)) < len(hosts):
-            return fail(check, told, "report the node: its network or memory changes data")
-        return unknown(check, f"{told}, as on all other nodes")
-    times = [one.reduce_s for one in own if one.reduce_s]
-    if not times:
-        return unknown(check, "no sum was made")
-    rate = f"; {_rate(own[0], len(seen)):.2f} GB/s" if len(seen) > 1 else ""
-    return ok(check, f"sums are exact{rate}")
-
-
-def _rate(one: RankSeen, ranks: int) -> float:
-    """Bus bandwidth of an all-reduce: 2 (n - 1) / n x bytes / time (github.com/NVIDIA/nccl-tests,
-    doc/PERFORMANCE.md)."""
-    return 2 * (ranks - 1) / ranks * one.reduce_bytes / (one.reduce_s or 1.0) / 1e9
-
-
-def judge_compute(seen: Sequence[RankSeen]) -> dict[str, Finding]:
+def judge_compute(reports: Sequence[RankReport]) -> dict[str, Finding]:
     """Every node's slowest rank against the ranks of the other nodes."""
-    check, found = "ranks.compute", {}
-    for host in dict.fromkeys(one.host for one in seen):
-        own = [one for one in seen if one.host == host and one.matmul_s]
-        peers = [one.matmul_s for one in seen if one.host != host and one.matmul_s]
+    id, found = "ranks.compute", {}
+    for host in dict.fromkeys(one.host for one in reports):
+        own = [one for one in reports if one.host == host and one.matmul_s]
+        peers = [one.matmul_s for one in reports if one.host != host and one.matmul_s]
         if not own:
-            found[host] = unknown(check, "no rank of it was timed")
+            found[host] = unknown(id, "no rank of it was timed")
             continue
         slowest = max(own, key=lambda one: one.matmul_s or 0.0)
-        took = slowest.matmul_s or 0.0
-        told = f"rank {slowest.rank}: a matrix product in {took * 1e3:.2f} ms"
+        took_s = slowest.matmul_s or 0.0
+        told = f"rank {slowest.rank}: a matrix product in {took_s * 1e3:.2f} ms"
         if not peers:
-            found[host] = ok(check, f"{told}; no other node to compare with")
+            found[host] = ok(id, f"{told}; no other node to compare with")
             continue
-        usual = statistics.median(peers)
-        ratio, (some, much) = took / usual, SLOW.get(slowest.device, SLOW["cpu"])
-        words = f"{told}, {usual * 1e3:.2f} ms elsewhere"
+        usual_s = statistics.median(peers)
+        ratio, (some, much) = took_s / usual_s, SLOW.get(slowest.device, SLOW["cpu"])
+        told += f", {usual_s * 1e3:.2f} ms elsewhere"
         remedy = "look at its clock rate, temperature and power cap; report the node"
-        if ratio >= much:
-            found[host] = fail(check, f"{words}: {ratio:.1f} times as long", remedy)
-        elif ratio >= some:
-            found[host] = warn(check, f"{words}: {ratio:.1f} times as long", remedy)
+        if ratio < some:
+            found[host] = ok(id, told)
         else:
-            found[host] = ok(check, words)
+            slow = fail if ratio >= much else warn
+            found[host] = slow(id, f"{told}: {ratio:.1f} times as long", remedy)
     return found
 
 
@@ -219,16 +180,13 @@ class RankTrials:
 
     def run(self, nodes: Sequence[str]) -> dict[str, list[Finding]]:
         """Findings of every node: from all ranks together, and where that fails, from pairs."""
-        tier = judge_ranks(self._all(nodes))
-        findings = {host: list(found) for host, found in tier.findings.items()}
-        if tier.isolate and not self.interrupted() and isinstance(self.spawner, SrunSpawner):
+        together = self._trial("all", nodes, self.tasks_per_node, TRIAL_S)
+        findings, isolate = judge_ranks(together)
+        if isolate and not self.interrupted() and isinstance(self.spawner, SrunSpawner):
             log.warning("preflight_pairs", nodes=list(nodes))
             for host, found in judge_pairs(self._pairs(nodes)).items():
                 findings.setdefault(host, []).append(found)
         return findings
-
-    def _all(self, nodes: Sequence[str]) -> list[RankSeen]:
-        return self._trial("all", nodes, self.tasks_per_node, TRIAL_S)
 
     def _pairs(self, nodes: Sequence[str]) -> list[Pair]:
         """Neighbours in a ring, disjoint ones at the same time, as long as there is time."""
@@ -244,7 +202,9 @@ class RankTrials:
                 done += list(pool.map(one, pairs))
         return done
 
-    def _trial(self, name: str, nodes: Sequence[str], tasks: int, timeout_s: int) -> list[RankSeen]:
+    def _trial(
+        self, name: str, nodes: Sequence[str], tasks: int, timeout_s: int
+    ) -> list[RankReport]:
         """Start the ranks, wait for them, and read what they wrote."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
@@ -282,30 +242,25 @@ class RankTrials:
         return here, [spawner.nodes[0]] * spawner.world_size
 
 
-def _read(folder: Path, rank: int, host: str, code: int | None) -> RankSeen:
+def _read(folder: Path, rank: int, host: str, code: int | None) -> RankReport:
     """What a rank wrote; ``code`` if it died by itself, which it may not have been able to say."""
-    try:
-        seen = RankSeen.parse(json.loads((folder / f"rank{rank:05d}.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        seen = RankSeen(rank, host)
-    if code is None or seen.error:
-        return seen
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return replace(seen, error=f"{how}: {_last_words(folder, rank)}")
+    report = RankReport.read(folder, rank, host)
+    if code is not None and not report.error:
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        words = ""
+        with suppress(OSError):
+            words = (folder / f"rank{rank:05d}.err").read_text(errors="replace").strip()
+        last = words.splitlines()[-1][:300] if words else "it ended without a word"
+        report.error = f"{how}: {last}"
+    return report
 
 
-def _last_words(folder: Path, rank: int) -> str:
-    """The last line that a rank wrote to its standard error."""
-    lines = last_lines(folder / f"rank{rank:05d}.err", 1)
-    return lines[0] if lines else "it ended without a word"
-
-
-def trouble(seen: Sequence[RankSeen]) -> str:
-    """Why a trial of two failed; empty when it did not. Pure."""
-    for one in seen:
+def trouble(reports: Sequence[RankReport]) -> str:
+    """Why a trial of two failed; empty when it did not."""
+    for one in reports:
         if one.wrong:
             return f"a sum of {one.wrong[0]} numbers came out wrong"
-    bad = [one for one in seen if one.stage != "done"]
+    bad = [one for one in reports if one.stage != "done"]
     if not bad:
         return ""
     told = next((one for one in bad if one.error and not one.victim), bad[0])

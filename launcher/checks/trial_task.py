@@ -1,4 +1,4 @@
-"""One rank of a trial: no torch here."""
+"""One rank of a trial; torch is imported only after its files can be written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from submitrain.config.resolve import load_resolved
 from submitrain.launcher.worker.run import context_of, end_with_parent
 from submitrain.launcher.worker.stacks import class_name, is_victim
+from submitrain.preflight_results import RankReport
 from submitrain.processes import StopFlag
 from submitrain.train.context import leave
 
@@ -26,10 +27,11 @@ def main() -> None:
         trial.run_trial(context, config, folder, timeout_s)
     except BaseException as error:
         sys.stderr.write(traceback.format_exc())
-        seen = trial.read_seen(folder, context)
-        seen.error = f"{class_name(error)}: {error}"[:500]
-        seen.victim = is_victim(error)
-        trial.write_seen(folder, seen)
+        report = RankReport.read(folder, context.rank, trial.host_name())
+        report.stage = report.stage or "start"
+        report.error = f"{class_name(error)}: {error}"[:500]
+        report.victim = is_victim(error)
+        report.write(folder)
         leave(1)
     leave(0)
 

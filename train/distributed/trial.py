@@ -6,11 +6,9 @@ rank that hangs is known by the stage it did not leave.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from submitrain.config import RunConfig
-from submitrain.run_folder import write_json_atomically
+from submitrain.preflight_results import RankReport
 from submitrain.train.context import RankContext
 from submitrain.train.distributed.groups import choose_device, connect, meet, set_threads
 
@@ -31,89 +29,43 @@ MATMUL_REPEATS = {"cpu": 40, "cuda": 20}
 _MODULUS = 251
 
 
-@dataclass
-class Seen:
-    """What one rank saw; seconds unless the name says otherwise."""
-
-    rank: int
-    host: str
-    world_size: int
-    stage: str = "start"
-    meet_s: float | None = None
-    join_s: float | None = None
-    wrong: list[int] = field(default_factory=list)
-    """Sizes of the sums that came out wrong."""
-    reduce_bytes: int = 0
-    reduce_s: float | None = None
-    """The quickest all-reduce of ``reduce_bytes``, by the clock."""
-    matmul_s: float | None = None
-    """The quickest multiplication: CPU time on a CPU, so that a shared core costs nothing."""
-    device: str = ""
-    error: str = ""
-    victim: bool = False
-    """The error is the consequence of another rank's."""
-
-
-def run_trial(context: RankContext, config: RunConfig, folder: Path, timeout_s: int) -> Seen:
+def run_trial(context: RankContext, config: RunConfig, folder: Path, timeout_s: int) -> None:
     """Go through all stages; what was seen is in ``folder`` whatever happens to other ranks.
 
     Raises:
-        Exception: whatever torch raises; the caller records it (``Seen.error``).
+        Exception: whatever torch raises; the caller records it (``RankReport.error``).
     """
-    seen = Seen(context.rank, host_name(), context.world_size)
+    report = RankReport(context.rank, host_name())
+
+    def enter(stage: str) -> None:
+        report.stage = stage
+        report.write(folder)
+
     settings = config.distributed.model_copy(update={"timeout_s": timeout_s})
     set_threads(context.local_world_size)
-    _enter(folder, seen, "multiply")
+    enter("multiply")
     device = choose_device(settings.backend, context.local_rank)
-    seen.device = device.type
-    seen.matmul_s = time_matmul(device)
-    _enter(folder, seen, "meet")
+    report.device = device.type
+    report.matmul_s = time_matmul(device)
+    enter("meet")
     began = time.monotonic()
-    store = meet(
-        context,
-        timeout_s=timeout_s,
-        interface=settings.interface,
-        path=folder / "rendezvous.json",
-    )
-    seen.meet_s = round(time.monotonic() - began, 4)
-    _enter(folder, seen, "join")
+    rendezvous = folder / "rendezvous.json"
+    store = meet(context, timeout_s=timeout_s, interface=settings.interface, path=rendezvous)
+    report.meet_s = round(time.monotonic() - began, 4)
+    enter("join")
     began = time.monotonic()
     connect(context, settings, store, device)
-    seen.join_s = round(time.monotonic() - began, 4)
-    _enter(folder, seen, "reduce")
-    seen.wrong = [size for size in REDUCE_SIZES if not sums_are_right(context, device, size)]
-    _enter(folder, seen, "time")
-    seen.reduce_bytes, seen.reduce_s = time_reduce(device)
-    _enter(folder, seen, "done")
-    return seen
+    report.join_s = round(time.monotonic() - began, 4)
+    enter("reduce")
+    report.wrong = [size for size in REDUCE_SIZES if not sums_are_right(context, device, size)]
+    enter("time")
+    report.reduce_bytes, report.reduce_s = time_reduce(device)
+    enter("done")
 
 
 def host_name() -> str:
     """Name of this rank's node; simulated nodes are one machine."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def result_file(folder: Path, rank: int) -> Path:
-    """Where a rank writes what it saw."""
-    return folder / f"rank{rank:05d}.json"
-
-
-def _enter(folder: Path, seen: Seen, stage: str) -> None:
-    seen.stage = stage
-    write_seen(folder, seen)
-
-
-def write_seen(folder: Path, seen: Seen) -> None:
-    """Write what a rank saw so far."""
-    write_json_atomically(result_file(folder, seen.rank), asdict(seen))
-
-
-def read_seen(folder: Path, context: RankContext) -> Seen:
-    """What this rank has written so far; fresh where that is nothing."""
-    try:
-        return Seen(**json.loads(result_file(folder, context.rank).read_text()))
-    except (OSError, ValueError, TypeError):
-        return Seen(context.rank, host_name(), context.world_size)
 
 
 def sums_are_right(context: RankContext, device: torch.device, size: int) -> bool:

@@ -59,14 +59,13 @@ from submitrain.launcher.checks.node_task import check_node
 from submitrain.launcher.checks.preflight import PreflightResult, findings_of, unfit_nodes
 from submitrain.launcher.checks.rank_trial import (
     Pair,
-    RankSeen,
     judge_compute,
     judge_pairs,
     judge_ranks,
     ring,
 )
 from submitrain.launcher.supervisor.nodes import NodeSelector
-from submitrain.preflight_results import preflight_text
+from submitrain.preflight_results import RankReport, preflight_text
 from submitrain.run_folder import RunDir
 from tests.tiny import tiny_config
 
@@ -409,41 +408,43 @@ def test_a_result_in_words() -> None:
     )
 
 
-def seen(rank: int, host: str, **more: Any) -> RankSeen:
+def seen(rank: int, host: str, **more: Any) -> RankReport:
     done = {"stage": "done", "meet_s": 0.1, "join_s": 0.2, "device": "cpu"}
-    return RankSeen(rank, host, **{**done, "reduce_bytes": 1, "reduce_s": 1, "matmul_s": 1, **more})
+    return RankReport(
+        rank, host, **{**done, "reduce_bytes": 1, "reduce_s": 1, "matmul_s": 1, **more}
+    )
 
 
 def test_ranks_that_meet_and_reduce_pass() -> None:
-    tier = judge_ranks([seen(0, "a"), seen(1, "b")])
-    assert not tier.isolate
-    assert {one.level for found in tier.findings.values() for one in found} == {Level.OK}
+    findings, isolate = judge_ranks([seen(0, "a"), seen(1, "b")])
+    assert not isolate
+    assert {one.level for found in findings.values() for one in found} == {Level.OK}
 
 
 def test_a_ranks_own_error_names_its_node_and_victims_are_none() -> None:
-    tier = judge_ranks(
+    findings, isolate = judge_ranks(
         [
             seen(0, "a", stage="join", error="Connection reset by peer", victim=True),
             seen(1, "b", stage="join", error="no such interface"),
         ]
     )
-    assert not tier.isolate
-    assert about("ranks.meet", tier.findings["b"]).level is Level.FAIL
-    assert about("ranks.meet", tier.findings["a"]).level is Level.UNKNOWN
-    assert set(unfit_nodes({node: tuple(one) for node, one in tier.findings.items()})) == {"b"}
+    assert not isolate
+    assert about("ranks.meet", findings["b"]).level is Level.FAIL
+    assert about("ranks.meet", findings["a"]).level is Level.UNKNOWN
+    assert set(unfit_nodes(findings)) == {"b"}
 
 
 def test_where_nobody_knows_why_pairs_are_tried() -> None:
-    assert judge_ranks([seen(0, "a", stage="join"), seen(1, "b", stage="reduce")]).isolate
-    assert judge_ranks([seen(0, "a", wrong=(5,)), seen(1, "b", wrong=(5,))]).isolate
-    assert not judge_ranks([seen(0, "a", stage="join"), seen(1, "a", stage="join")]).isolate
+    assert judge_ranks([seen(0, "a", stage="join"), seen(1, "b", stage="reduce")])[1]
+    assert judge_ranks([seen(0, "a", wrong=[5]), seen(1, "b", wrong=[5])])[1]
+    assert not judge_ranks([seen(0, "a", stage="join"), seen(1, "a", stage="join")])[1]
 
 
 def test_a_sum_that_is_wrong_on_one_node_only_speaks_against_it() -> None:
-    tier = judge_ranks([seen(0, "a"), seen(1, "b", wrong=(1000,))])
-    assert about("ranks.reduce", tier.findings["b"]).level is Level.FAIL
-    never = judge_ranks([seen(0, "a", stage="join", reduce_s=None), seen(1, "b", stage="join")])
-    assert about("ranks.reduce", never.findings["a"]).level is Level.UNKNOWN
+    findings, _ = judge_ranks([seen(0, "a"), seen(1, "b", wrong=[1000])])
+    assert about("ranks.reduce", findings["b"]).level is Level.FAIL
+    never, _ = judge_ranks([seen(0, "a", stage="join", reduce_s=None), seen(1, "b", stage="join")])
+    assert about("ranks.reduce", never["a"]).level is Level.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -534,3 +535,14 @@ def test_what_follows_for_the_nodes(
     decision = selector.weigh(bad, 1, ())
     assert (decision and decision.action, allocation.spawner.nodes) == expected
     assert decision is None or decision.exclude == ("n2",)
+
+
+def test_a_ranks_report_is_read_back_and_one_that_is_missing_or_torn_is_at_no_stage(
+    tmp_path: Path,
+) -> None:
+    report = seen(3, "a", stage="join", error="refused")
+    report.write(tmp_path)
+    assert RankReport.read(tmp_path, 3, "a") == report
+    (tmp_path / "rank00004.json").write_text('{"rank": 4, "ho')
+    for rank in (4, 5):
+        assert RankReport.read(tmp_path, rank, "b") == RankReport(rank, "b", stage="")
