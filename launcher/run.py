@@ -5,7 +5,6 @@ The numbers of a run's steps: a plain list, which shows itself as a table where 
 
 from __future__ import annotations
 
-import getpass
 import sys
 import time
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from submitrain.errors import RunError, UserError
 from submitrain.events import curve
 from submitrain.launcher.submit.audit_events import client_act
 from submitrain.launcher.submit.dependency import cancel_job, end_successors, terminate_job
+from submitrain.launcher.submit.record import user_name
 from submitrain.launcher.summary import RunResult, read_result
 from submitrain.monitor.accounting.goodput import Goodput
 from submitrain.monitor.audit.chain import Act
@@ -247,7 +247,7 @@ class Run:
         """
         submission = self._living_submission()
         # First the wish, then the signal: whoever sees the job end finds out that it was wanted.
-        request = {"by": getpass.getuser(), "at": time.time()}
+        request = {"by": user_name(), "at": time.time()}
         with client_act(self.run_dir, Act.CANCEL, str(submission.get("job_id", ""))):
             write_json_atomically(self.run_dir.cancel_request, request)
             cancel_job(submission)

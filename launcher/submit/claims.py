@@ -1,4 +1,4 @@
-"""Who may submit a run, and which supervisor it belongs to: claims in the run folder.
+"""Who may submit a run, by whom it was, and which supervisor it belongs to.
 
 A claim is a numbered folder, ``submissions/003``, made with mkdir: of all clients, on all hosts,
 one makes it. Claims are never deleted or reused, so a dead client's claim cannot be taken over by
@@ -8,15 +8,13 @@ ends it with ``ended.json``: the job it submitted, or none.
 The job carries its claim's number. A supervisor whose claim is older than one by which a job was
 submitted is superseded, whenever it starts or thaws.
 
-submissions.jsonl: one line for every job of a run, by whom it was submitted, and with what.
-
+``submissions.jsonl`` has one line for every job of a run: by whom it was submitted, and with what.
 A job that a supervisor submits because Slurm does not take the old one back continues it: budgets
 are counted over such a chain.
 """
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import socket
@@ -32,7 +30,7 @@ from typing import Any
 from submitrain.attempts import Attempt
 from submitrain.errors import UserError
 from submitrain.events import VERSION, Kind, append_line, read_events
-from submitrain.launcher.submit.record import via
+from submitrain.launcher.submit.record import user_name, via
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import RunDir, write_json_atomically
 
@@ -49,7 +47,7 @@ def note_submission(run_dir: RunDir, cluster: str, job: Mapping[str, Any]) -> No
         "t": round(time.time(), 6),
         "rank": _CLIENT_RANK,
         "cluster": cluster,
-        "user": _user(),
+        "user": user_name(),
         "host": socket.gethostname(),
         "via": via(),
         **job,
@@ -93,13 +91,6 @@ def adopt(run_dir: RunDir, job_id: str) -> None:
         "after": str(last.get("job_id")),
     }
     note_submission(run_dir, str(last.get("cluster")), job)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a uid without a name, as in many containers
-        return str(os.getuid())
 
 
 CLAIM_VARIABLE = "SUBMITRAIN_SUBMISSION"
@@ -171,7 +162,16 @@ def claim_submission(run_dir: RunDir, doing: str) -> Iterator[Claim]:
         claim.folder.mkdir()
     except FileExistsError as error:
         raise UserError(_refusal(run_dir, doing, read_claim(run_dir, newest + 1))) from error
-    write_json_atomically(claim.folder / "holder.json", _holder(doing))
+    process = ProcessRef.of(os.getpid())
+    holder = {
+        "doing": doing,
+        "user": user_name(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process": process.as_json() if process else None,
+        "since": time.time(),
+    }
+    write_json_atomically(claim.folder / "holder.json", holder)
     threading.Thread(target=claim.touch, name="submission-claim", daemon=True).start()
     try:
         yield claim
@@ -215,25 +215,11 @@ def superseded(
     return None
 
 
-def _holder(doing: str) -> dict[str, Any]:
-    process = ProcessRef.of(os.getpid())
-    return {
-        "doing": doing,
-        "user": getpass.getuser(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process": process.as_json() if process else None,
-        "since": time.time(),
-    }
-
-
 def _refusal(run_dir: RunDir, doing: str, state: ClaimState) -> str:
-    who = state.holder
-    name = (
-        f"{who.get('doing')} of {who.get('user')}, process {who.get('pid')} on {who.get('host')}"
-        if who
-        else "another client"
-    )
+    name, who = "another client", state.holder
+    if who:
+        name = f"{who.get('doing')} of {who.get('user')}, "
+        name += f"process {who.get('pid')} on {who.get('host')}"
     return (
         f"{doing}: {run_dir.run_id} is being submitted right now by {name}; wait for it (a client "
         f"that died on another host is given up after {DEAD_AFTER_S:.0f} s)"

@@ -1,12 +1,12 @@
 """Runs that begin when another run has finished: ``after``.
 
 Slurm's dependencies know jobs; a run may go on in others (``launcher.supervisor.requeue``). So
-three things
-hold a chain together: the successor's job depends on the newest job of the run before it; when that
-run goes on in a new job, its supervisor moves the dependency; and the successor's supervisor looks
-at the run itself before it starts anything, and goes back behind its job if it still has one.
+three things hold a chain together: the successor's job depends on the newest job of the run before
+it; when that run goes on in a new job, its supervisor moves the dependency; and the successor's
+supervisor looks at the run itself before it starts anything, and goes back behind its job if it
+still has one.
 
-The jobs behind run folders: how they are, and signals to them. One query for many runs.
+Also how the job of a submission is cancelled, or told to end.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from submitrain.attempts import RESUME_HINT, Action, Attempt, Cause, Decision
+from submitrain.attempts import RESUME_HINT, Action, Cause, Decision
 from submitrain.config.job import ResilienceConfig
 from submitrain.errors import ClusterError, UserError
 from submitrain.launcher.submit.claims import read_submissions, recorded_parameters
@@ -33,7 +33,14 @@ from submitrain.run_folder import RunDir, write_json_atomically
 from submitrain.slurm.client import ask, show_job
 from submitrain.status import RunState, RunStatus, read_statuses
 
-_SCANCEL_TIMEOUT_S = 60.0
+SCANCEL_TIMEOUT_S = 60.0
+POLL_S = {"local": 1.0, "slurm": 5.0}
+"""Seconds between polls of the run before."""
+SETTLE_S = 60.0
+"""Seconds that nodes are kept while the run before is just ending."""
+GO_ON = "resume that run, and this one (`python -m launcher resume`) when it has finished"
+
+log = structlog.get_logger(__name__)
 
 
 def cancel_job(submission: Mapping[str, Any]) -> None:
@@ -42,45 +49,30 @@ def cancel_job(submission: Mapping[str, Any]) -> None:
     Raises:
         ClusterError: the scheduler, or the job's host, cannot be asked from here.
     """
-    if submission.get("cluster") == "slurm":
-        _scancel(str(submission["job_id"]))
-    else:
-        _terminate(submission)
+    _end_job(submission)
 
 
 def terminate_job(submission: Mapping[str, Any]) -> None:
     """Send TERM to supervisor and ranks, as a shutdown would; raises like ``cancel_job``."""
+    _end_job(submission, "--signal=TERM", "--full")
+
+
+def _end_job(submission: Mapping[str, Any], *flags: str) -> None:
     if submission.get("cluster") == "slurm":
-        _scancel("--signal=TERM", "--full", str(submission["job_id"]))
-    else:
-        _terminate(submission)
-
-
-def _scancel(*arguments: str) -> None:
-    answer = ask(["scancel", *arguments], timeout_s=_SCANCEL_TIMEOUT_S)
-    if answer.code != 0:
-        raise ClusterError(
-            f"cancel: scancel {' '.join(arguments)} failed: {answer.error or 'no answer'}; "
-            "try again when the scheduler answers"
-        )
-
-
-def _terminate(submission: Mapping[str, Any]) -> None:
+        command = ["scancel", *flags, str(submission["job_id"])]
+        answer = ask(command, timeout_s=SCANCEL_TIMEOUT_S)
+        if answer.code != 0:
+            raise ClusterError(
+                f"cancel: {' '.join(command)} failed: {answer.error or 'no answer'}; "
+                "try again when the scheduler answers"
+            )
+        return
     process = ProcessRef.from_json(submission.get("process"))
     if process is None:
         raise ClusterError("cancel: no process was recorded for this run")
     if process.alive() is None:
         raise ClusterError(f"cancel: the run is on {process.host}; cancel it there")
     process.send_signal(signal.SIGTERM)
-
-
-LOOK_S = {"local": 1.0, "slurm": 5.0}
-"""Seconds between looks at the run before."""
-SETTLE_S = 60.0
-"""Seconds that nodes are kept while the run before is just ending."""
-GO_ON = "resume that run, and this one (`python -m launcher resume`) when it has finished"
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,7 +145,7 @@ def without_hint(why: str) -> str:
 
 @dataclass
 class DependencyWait:
-    """A successor's supervisor finds out whether its turn has come."""
+    """A successor's supervisor finds out whether it may begin."""
 
     before: Predecessor
     has_queue: bool
@@ -183,24 +175,17 @@ class DependencyWait:
             doubted = why is not None
             if self.asked_to_leave():
                 return Decision(Cause.TERMINATED, Action.STOP, "asked to leave while it waited")
-            if self.has_queue and not doubted and self._goes_on_elsewhere(time.monotonic() - began):
-                text = f"the run before it, {status.run_id}, goes on ({status.state})"
-                return Decision(Cause.PREDECESSOR, Action.RESUBMIT, text)
-            time.sleep(LOOK_S["slurm" if self.has_queue else "local"])
-
-    def _goes_on_elsewhere(self, waited_s: float) -> bool:
-        """Whether there is a job to wait behind: one that is just ending is none."""
-        job_id = self.before.newest_job()
-        if job_id is None:
-            return False
-        job = show_job(job_id)
-        return job.running or job.pending or (job.known and waited_s > self.settle_s)
+            if self.has_queue and not doubted and (job_id := self.before.newest_job()):
+                # A job that is just ending is none to wait behind.
+                job, waited_s = show_job(job_id), time.monotonic() - began
+                if job.running or job.pending or (job.known and waited_s > self.settle_s):
+                    text = f"the run before it, {status.run_id}, goes on ({status.state})"
+                    return Decision(Cause.PREDECESSOR, Action.RESUBMIT, text)
+            time.sleep(POLL_S["slurm" if self.has_queue else "local"])
 
 
-def ended_while_waiting(
-    allocation: Allocation, history: Sequence[Attempt], limits: ResilienceConfig
-) -> Decision:
-    """What follows a TERM before the turn has come: by who sent it, as after any attempt."""
+def ended_while_waiting(allocation: Allocation, limits: ResilienceConfig) -> Decision:
+    """What follows a TERM before the run could begin: by who sent it, as after any attempt."""
     evidence = AttemptEvidence(
         attempt=0,
         world_size=allocation.spawner.world_size,
@@ -210,7 +195,7 @@ def ended_while_waiting(
         restarts_before=allocation.restarts,
         remaining_s=allocation.ends_at() - time.time(),
     )
-    return decide(evidence, history, None, limits)
+    return decide(evidence, (), None, limits)
 
 
 def note_successor(before: Predecessor, run_dir: RunDir) -> None:

@@ -1,8 +1,6 @@
 """The record of a launch: who, when, from where, with which code and packages. Never a secret.
 
 Everything that the client writes as text goes through a ``Redactor`` first.
-
-Names of the packages whose versions matter to a run. Imports nothing.
 """
 
 from __future__ import annotations
@@ -143,7 +141,7 @@ def make_record(
     """The content of ``record.json``; ``facts`` are what the launch itself knows (cluster, ...)."""
     return {
         "v": RECORD_VERSION,
-        "who": {"user": _user(), "uid": os.getuid(), "host": socket.gethostname()},
+        "who": {"user": user_name(), "uid": os.getuid(), "host": socket.gethostname()},
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "via": via(),
         "command": [redactor.argument(argument) for argument in command],
@@ -185,7 +183,8 @@ def command_line() -> list[str]:
     return list(sys.argv)
 
 
-def _user() -> str:
+def user_name() -> str:
+    """The user's name; the number of one without a name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -55,9 +55,8 @@ def resume(
             plan = after_job(plan, after)
         if not run_dir.newest_attempt():  # what has begun waits for nobody any more
             plan = chained(plan, loaded.config)
-        aside = _set_aside(claim, run_dir.cancel_request, run_dir.summary)
-        written = _rewritten(claim, run_dir.config, loaded)
-        with client_act(run_dir, Act.RESUME) as act, aside, written:
+        files = {run_dir.cancel_request: None, run_dir.summary: None, run_dir.config: loaded.text}
+        with client_act(run_dir, Act.RESUME) as act, _changed(claim, files):
             submit(run_dir, cluster, plan, claim)
             act.job_id = str(claim.job_id)
 
@@ -115,31 +114,21 @@ def changed_config(path: Path, slurm: Mapping[str, Any]) -> LoadedConfig:
 
 
 @contextmanager
-def _rewritten(claim: Claim, path: Path, loaded: LoadedConfig) -> Iterator[None]:
-    """The new configuration in the run folder; the old one again when nothing was submitted."""
-    before = path.read_text()
-    if loaded.text != before:
-        write_text_atomically(path, loaded.text)
-    try:
-        yield
-    except BaseException:
-        if claim.job_id is None:
-            write_text_atomically(path, before)
-        raise
+def _changed(claim: Claim, files: Mapping[Path, str | None]) -> Iterator[None]:
+    """Give files another content during the submission, None for away with it.
 
-
-@contextmanager
-def _set_aside(claim: Claim, *paths: Path) -> Iterator[None]:
-    """Files that are gone during the submission, and back when nothing was submitted.
-
-    The new supervisor must find neither the old one's end nor the wish to cancel.
+    The new supervisor must find neither the old one's end nor the wish to cancel. What was there
+    comes back when nothing was submitted.
     """
-    kept = {path: path.read_text() for path in paths if path.exists()}
-    for path in kept:
-        path.unlink()
+    before = {path: path.read_text() for path in files if path.exists()}
     try:
+        for path, text in files.items():
+            if text is None:
+                path.unlink(missing_ok=True)
+            elif text != before.get(path):
+                write_text_atomically(path, text)
         yield
     except BaseException:
-        for path, text in kept.items() if claim.job_id is None else ():
+        for path, text in before.items() if claim.job_id is None else ():
             write_text_atomically(path, text)
         raise

@@ -137,18 +137,18 @@ def _choose(
     chosen: list[Path] = []
     skipped: list[str] = []
     total = 0
-    in_run_folder = _RunFolders(workdir)
+    in_run: dict[Path, bool] = {Path(): False}
     for count, path in enumerate(_walk(workdir) if candidates is None else candidates):
         if count >= _MAX_WALKED:
             return [], [], _too_large(workdir, f"more than {_MAX_WALKED} files")
         source = workdir / path
-        if source.is_relative_to(runs_dir) or in_run_folder.holds(path.parent):
+        if source.is_relative_to(runs_dir) or _in_run_folder(workdir, path.parent, in_run):
             continue
         if source.is_symlink() or not source.is_file():
             skipped.append(f"{path} (a link or a folder)")
             continue
-        size = source.stat().st_size
-        if _is_data(path) or size > MAX_FILE_BYTES or _is_dotenv(path):
+        size, dotenv = source.stat().st_size, path.name == ".env" or path.name.startswith(".env.")
+        if path.suffix.lower() in _DATA_SUFFIXES or size > MAX_FILE_BYTES or dotenv:
             skipped.append(str(path))
             continue
         chosen.append(path)
@@ -160,19 +160,12 @@ def _choose(
     return chosen, skipped, None
 
 
-class _RunFolders:
-    """Finds out which folders lie in a run folder, whose code snapshot is nobody's source."""
-
-    def __init__(self, workdir: Path) -> None:
-        self._workdir = workdir
-        self._known: dict[Path, bool] = {Path(): False}
-
-    def holds(self, folder: Path) -> bool:
-        """Whether ``folder``, relative to the working directory, is or lies in a run folder."""
-        if folder not in self._known:
-            itself = (self._workdir / folder / "submissions.jsonl").exists()
-            self._known[folder] = itself or self.holds(folder.parent)
-        return self._known[folder]
+def _in_run_folder(workdir: Path, folder: Path, known: dict[Path, bool]) -> bool:
+    """Whether a folder is or lies in a run folder, whose code snapshot is nobody's source."""
+    if folder not in known:
+        itself = (workdir / folder / "submissions.jsonl").exists()
+        known[folder] = itself or _in_run_folder(workdir, folder.parent, known)
+    return known[folder]
 
 
 def _too_large(workdir: Path, what: str) -> str:
@@ -208,14 +201,6 @@ def _is_foreign(folder: Path) -> bool:
         or folder.name in _SKIPPED_FOLDERS
         or any((folder / marker).exists() for marker in _ENVIRONMENT_MARKERS)
     )
-
-
-def _is_data(path: Path) -> bool:
-    return path.suffix.lower() in _DATA_SUFFIXES
-
-
-def _is_dotenv(path: Path) -> bool:
-    return path.name == ".env" or path.name.startswith(".env.")
 
 
 def _copy(

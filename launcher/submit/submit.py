@@ -11,7 +11,7 @@ import io
 import os
 import re
 import shutil
-import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ import tenacity
 from submitrain.errors import ClusterError, RunError
 from submitrain.launcher.plan.sbatch import job_python
 from submitrain.run_folder import RunDir
+from submitrain.slurm.client import ask
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -99,29 +100,20 @@ def choose_cluster(wanted: str) -> Cluster:
 
 def slurm_problem() -> str | None:
     """Why Slurm cannot be used from here; None when its controller answers."""
-    try:
-        done = subprocess.run(
-            ["scontrol", "ping"],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=PING_TIMEOUT_S,
-            check=False,
-        )
-    except FileNotFoundError:
-        return "scontrol is not on this machine"
-    except (OSError, subprocess.TimeoutExpired):
-        return f"its controller did not answer within {PING_TIMEOUT_S:.0f} s"
-    if done.returncode == 0 and " UP" in done.stdout:
+    answer = ask(["scontrol", "ping"], timeout_s=PING_TIMEOUT_S)
+    if answer.code == 0 and " UP" in answer.out:
         return None
-    said = (done.stderr or done.stdout).strip().splitlines()
+    if shutil.which("scontrol") is None:
+        return "scontrol is not on this machine"
+    if answer.code is None:
+        return f"its controller did not answer within {PING_TIMEOUT_S:.0f} s"
+    said = (answer.error or answer.out).strip().splitlines()
     return f"its controller does not answer ({said[-1].strip() if said else 'no output'})"
 
 
 def slurm_is_configured() -> bool:
     """Whether this machine has a slurm.conf."""
-    configured = os.environ.get("SLURM_CONF")
-    return Path(configured or "/etc/slurm/slurm.conf").exists()
+    return Path(os.environ.get("SLURM_CONF") or "/etc/slurm/slurm.conf").exists()
 
 
 def job_environment(environ: Mapping[str, str], python_path: str) -> dict[str, str]:
@@ -207,6 +199,7 @@ class _NotTakenError(Exception):
     wait=tenacity.wait_exponential(multiplier=2, max=20),
 )
 def _submit_once_accepted(job: Callable[[], Any], executor: SlurmExecutor) -> str:
+    """Submit; adopt the job if Slurm took it all the same; else refuse, or have it tried again."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     folder = Path(executor.folder)
@@ -216,31 +209,26 @@ def _submit_once_accepted(job: Callable[[], Any], executor: SlurmExecutor) -> st
         with redirect_stderr(io.StringIO()):
             return str(executor.submit(job).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
-        new = [path for path in _leftovers(folder) if path not in before]
-        return _after_failure(folder, new, _complaint(error))
-
-
-def _after_failure(folder: Path, leftovers: list[Path], complaint: str) -> str:
-    """Adopt the job if Slurm took it all the same; else refuse, or have it tried again."""
-    timed_out = not complaint
-    if not timed_out and not _UNCERTAIN.search(complaint):
-        _remove(leftovers)
-        raise ClusterError(f"slurm: sbatch refused the job: {complaint}")
-    job_id = find_job(leftovers)
+        complaint = _complaint(error)
+    leftovers = [path for path in _leftovers(folder) if path not in before]
+    refused = bool(complaint) and not _UNCERTAIN.search(complaint)
+    job_id = None if refused else _find_job(leftovers)
     if job_id is not None:
         log.warning("sbatch_failed_but_job_exists", job_id=job_id, complaint=complaint)
         _adopt(folder, job_id, leftovers)
         return job_id
-    _remove(leftovers)
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    if refused:
+        raise ClusterError(f"slurm: sbatch refused the job: {complaint}")
     raise _NotTakenError(complaint or f"sbatch did not answer within {SBATCH_TIMEOUT_S} s")
 
 
 def _complaint(error: Exception) -> str:
-    """sbatch's last own words, without its prefixes."""
+    """sbatch's last own words, without its prefixes; empty where it was stopped for its time."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [
-        re.sub(r"^sbatch: (error: )?", "", line) for line in lines if "sbatch:" in line
-    ] or lines
+    sbatchs = [re.sub(r"^sbatch: (error: )?", "", line) for line in lines if "sbatch:" in line]
+    told = sbatchs or lines
     return re.sub(r"^Batch job submission failed: ", "", told[-1]) if told else ""
 
 
@@ -251,47 +239,25 @@ def _leftovers(folder: Path) -> list[Path]:
     return scripts + pickles
 
 
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def find_job(leftovers: list[Path]) -> str | None:
+def _find_job(leftovers: list[Path]) -> str | None:
     """Id of the job that runs one of these batch scripts: their names are unique.
 
     Raises:
         SubmissionUnknownError: the scheduler does not answer either.
     """
+    command = ["squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%i|%o"]
     scripts = {str(path) for path in leftovers if path.suffix == ".sh"}
-    try:
-        found = _ask_for(scripts)
-    except tenacity.RetryError as error:
-        raise SubmissionUnknownError(
-            "slurm: sbatch failed and the scheduler does not answer, so the job may or may not "
-            "have been taken; look with `squeue --me` before you launch again"
-        ) from error
-    return found
-
-
-@tenacity.retry(
-    retry=tenacity.retry_if_exception_type((OSError, subprocess.SubprocessError)),
-    stop=tenacity.stop_after_attempt(SUBMIT_TRIES),
-    wait=tenacity.wait_fixed(LOOKUP_WAIT_S),
-)
-def _ask_for(scripts: set[str]) -> str | None:
-    done = subprocess.run(
-        ["squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%i|%o"],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=LOOKUP_TIMEOUT_S,
-        check=True,
+    for again in reversed(range(SUBMIT_TRIES)):
+        answer = ask(command, timeout_s=LOOKUP_TIMEOUT_S)
+        if answer.code == 0:
+            jobs = (line.strip().partition("|") for line in answer.out.splitlines())
+            return next((job_id for job_id, _, script in jobs if script in scripts), None)
+        if again:
+            time.sleep(LOOKUP_WAIT_S)
+    raise SubmissionUnknownError(
+        "slurm: sbatch failed and the scheduler does not answer, so the job may or may not "
+        "have been taken; look with `squeue --me` before you launch again"
     )
-    for line in done.stdout.splitlines():
-        job_id, _, command = line.strip().partition("|")
-        if command in scripts:
-            return job_id
-    return None
 
 
 def _adopt(folder: Path, job_id: str, leftovers: list[Path]) -> None:

@@ -258,7 +258,7 @@ class Supervisor:
         if decision is None or self._cancel_requested():
             return None  # a cancellation is the loop's to see
         if decision.cause is Cause.TERMINATED:
-            decision = ended_while_waiting(self.allocation, (), self.config.resilience)
+            decision = ended_while_waiting(self.allocation, self.config.resilience)
         log.warning("not_begun", action=str(decision.action), why=decision.explanation)
         if decision.action is Action.RESUBMIT:
             again = functools.partial(self.resubmit, dependency=before.dependency())

@@ -94,7 +94,7 @@ def test_a_successor_that_is_told_to_end_does_what_brings_it_back(
     job: JobInfo | None, expected: tuple[Cause, Action]
 ) -> None:
     allocation = WaitingAllocation(job)
-    decision = ended_while_waiting(allocation, (), ResilienceConfig())  # type: ignore[arg-type]
+    decision = ended_while_waiting(allocation, ResilienceConfig())  # type: ignore[arg-type]
     assert (decision.cause, decision.action) == expected
 
 

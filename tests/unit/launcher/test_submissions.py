@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from submitrain.launcher.submit.claims import (
     adopt,
     chain_of,
+    claim_submission,
     note_submission,
     read_submissions,
     recorded_parameters,
@@ -80,3 +83,14 @@ def test_excluded_nodes_come_beside_the_users_own() -> None:
     assert with_exclusion({"exclude": "n[1-2]"}, ("n7", "n8"))["exclude"] == "n[1-2],n7,n8"
     assert with_exclusion({}, ("n7",))["exclude"] == "n7"
     assert with_exclusion({"exclude": "n1"}, ()) == {"exclude": "n1"}
+
+
+def test_a_user_without_a_name_may_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in many containers: the uid has no entry in the password database."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    run_dir = RunDir(tmp_path)
+    with claim_submission(run_dir, "launch") as claim:
+        holder = json.loads((claim.folder / "holder.json").read_text())
+    assert holder["user"] == str(os.getuid())
