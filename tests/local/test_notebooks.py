@@ -17,7 +17,7 @@ from tests.cluster.options import ClusterOptions, missing_packages
 from tests.notebooks import NOTEBOOKS, copy_repository, execute, outputs_of
 
 SURVIVES = "02_survive_a_fault"
-FINISHED = r"&#10003; finished</span>"
+FINISHED = r"(?:&#10003;|✓) finished</span>"
 FACTS = {
     "01_quickstart": [
         r"2 x 1 x 2 = 4  \(local x accumulation x world\)",
@@ -43,7 +43,7 @@ FACTS = {
     ],
     "04_monitor_and_cost": [
         FINISHED,
-        r"&#10007; failed</span>",
+        r"(?:&#10007;|✗) failed</span>",
         r"config_error",
         r"critical: failed: ",
         r"effective +\d+\.\d %",
