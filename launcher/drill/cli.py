@@ -17,11 +17,10 @@ from submitrain.events import Kind, read_events
 from submitrain.launcher.cli.commands import log_to_stderr
 from submitrain.launcher.cli.screen import Screen, make_screen
 from submitrain.launcher.drill.compare import Comparison
-from submitrain.launcher.drill.follow import Followed, abort, follow_to_the_end
+from submitrain.launcher.drill.follow import Followed, Follower, abort
 from submitrain.launcher.drill.plan import (
     DrillPlan,
     Measured,
-    Request,
     pace_of,
     paced,
     plan_drill,
@@ -58,9 +57,8 @@ def main(options: argparse.Namespace) -> int:
         UserError: the input is wrong; nothing was started.
     """
     log_to_stderr()
-    asked = ("config", "cluster", "steps", "shrink", "faults")
-    chosen = {name: getattr(options, name) for name in asked}
-    plan = plan_drill(Request(overrides=tuple(options.overrides), **chosen))
+    asked = ("overrides", "cluster", "steps", "shrink", "faults")
+    plan = plan_drill(options.config, **{name: getattr(options, name) for name in asked})
     if options.list:
         _show_list(plan, as_json=options.json)
         return 0
@@ -68,11 +66,11 @@ def main(options: argparse.Namespace) -> int:
         screen = make_screen(stack)
         world_size = plan.place.config.world_size
         screen.say(
-            f"drill of {plan.request.config} on {plan.place.cluster} ({plan.cluster_reason}): "
+            f"drill of {plan.source} on {plan.place.cluster} ({plan.cluster_reason}): "
             f"{world_size} rank{'s' if world_size > 1 else ''}, "
             f"{plan.steps.total} steps; faults: {', '.join(one.id for one in plan.scenarios)}"
         )
-        for warning in plan.settings.warnings:
+        for warning in plan.warnings:
             screen.say(f"warning: {warning}")
         report = hold(plan, screen)
     if options.json:
@@ -191,7 +189,7 @@ class _Drill:
                 )
             faults = scenario.faults(self._plan.place, steps) + paced(scenario, pace_s, steps)
         cluster = self._plan.place.cluster
-        prepared = prepare(self._plan.request.config, overrides=overrides, cluster=cluster)
+        prepared = prepare(self._plan.source, overrides=overrides, cluster=cluster)
         run = Run(start(prepared, faults=faults).root)
         followed, interrupt = self._follow(run, scenario)
         outcome = read_outcome(
@@ -219,14 +217,10 @@ class _Drill:
         if self._measured is not None:
             patience_s = max(LEAST_PATIENCE_S, PATIENCE * self._measured.total_s)
         try:
-            return follow_to_the_end(
-                run,
-                scenario,
-                steps=self._plan.steps,
-                patience_s=patience_s,
-                expected_s=None if scenario is None else self._expected_s(scenario),
-                screen=self._screen,
-            ), None
+            expected_s = None if scenario is None else self._expected_s(scenario)
+            steps, screen = self._plan.steps, self._screen
+            follower = Follower(run, scenario, steps, patience_s, expected_s, screen)
+            return follower.to_the_end(), None
         except KeyboardInterrupt as interrupt:
             status = run.status()
             with suppress(KeyboardInterrupt):

@@ -34,39 +34,27 @@ class Followed:
     """Why what was to be done from outside could not be done, or why the drill gave up."""
 
 
-def follow_to_the_end(
-    run: Run,
-    scenario: Scenario | None,
-    *,
-    steps: Steps,
-    patience_s: float,
-    expected_s: float | None,
-    screen: Screen,
-) -> Followed:
-    """Follow ``run`` to its end; ``patience_s`` seconds without a new step are too many."""
-    return _Follower(run, scenario, steps, patience_s, expected_s, screen).to_the_end()
+@dataclass
+class Follower:
+    """Follows ``run``; more than ``patience_s`` seconds without a new step are too many."""
 
+    run: Run
+    scenario: Scenario | None
+    steps: Steps
+    patience_s: float
+    expected_s: float | None
+    screen: Screen
 
-class _Follower:
-    def __init__(
-        self,
-        run: Run,
-        scenario: Scenario | None,
-        steps: Steps,
-        patience_s: float,
-        expected_s: float | None,
-        screen: Screen,
-    ) -> None:
-        self._run, self._scenario, self._steps = run, scenario, steps
-        self._patience_s, self._screen = patience_s, screen
-        self._about = "" if expected_s is None else f" of about {expected_s:.0f} s"
-        self._found = Followed(run.status())
+    def __post_init__(self) -> None:
+        self._found = Followed(self.run.status())
         self._began = self._asked = self._advanced_at = time.monotonic()
-        self._tail = EventTail(run.run_dir.events(0), 0)
+        self._tail = EventTail(self.run.run_dir.events(0), 0)
         self._step = self._attempt = 0
         self._resumed = self._gave_up = False
 
     def to_the_end(self) -> Followed:
+        """Until the run has ended, or does not end although it was cancelled."""
+        about = "" if self.expected_s is None else f" of about {self.expected_s:.0f} s"
         while True:
             self._read()
             self._act()
@@ -77,9 +65,9 @@ class _Follower:
                 return self._found
             again = f", attempt {self._attempt}" if self._attempt > 1 else ""
             state = f"{status.state}" + (f" ({status.why})" if status.why else "")
-            since = f"{time.monotonic() - self._began:.0f} s{self._about}"
-            at = f"step {self._step}/{self._steps.total}{again}"
-            self._screen.doing(f"{since}: {state}, {at}")
+            since = f"{time.monotonic() - self._began:.0f} s{about}"
+            at = f"step {self._step}/{self.steps.total}{again}"
+            self.screen.doing(f"{since}: {state}, {at}")
             time.sleep(POLL_S)
 
     def _read(self) -> None:
@@ -94,42 +82,42 @@ class _Follower:
         """The run's state, asked for now and then, and at once when a summary appears."""
         every_s = STATUS_EVERY_S.get(self._found.status.cluster, 1.0)
         due = time.monotonic() - self._asked >= every_s
-        if due or self._run.run_dir.summary.exists():
-            self._found.status, self._asked = self._run.status(), time.monotonic()
+        if due or self.run.run_dir.summary.exists():
+            self._found.status, self._asked = self.run.status(), time.monotonic()
         return self._found.status
 
     def _act(self) -> None:
-        scenario, found = self._scenario, self._found
+        scenario, found = self.scenario, self._found
         if scenario is None or scenario.action is None or found.external or found.problem:
             return
-        if self._step < scenario.step(self._steps):
+        if self._step < scenario.step(self.steps):
             return
         t = time.time()
         try:
             stop = scenario.action is ExternalAction.STOP
-            what = _stop(self._run) if stop else _requeue(self._run)
+            what = _stop(self.run) if stop else _requeue(self.run)
         except SubmitrainError as error:
             found.problem = str(error)
-            self._screen.say(f"  not done: {error}")
+            self.screen.say(f"  not done: {error}")
             return
         found.external.append(Injection(what, t, self._step + 1, self._attempt, None, ""))
-        self._screen.say(f"  {what} in step {self._step + 1}")
+        self.screen.say(f"  {what} in step {self._step + 1}")
 
     def _resume(self, status: RunStatus) -> bool:
         """Resume a run that was stopped by us; whether it goes on now."""
-        stops = self._scenario is not None and self._scenario.action is ExternalAction.STOP
+        stops = self.scenario is not None and self.scenario.action is ExternalAction.STOP
         if not stops or not self._found.external or self._resumed or self._gave_up:
             return False
         self._resumed = True
         if status.state is RunState.FINISHED:
             return False
         try:
-            self._run.resume()
+            self.run.resume()
         except SubmitrainError as error:
             self._found.problem = str(error)
             return False
-        self._screen.say("  resumed")
-        self._found.status = self._run.status()
+        self.screen.say("  resumed")
+        self._found.status = self.run.status()
         return True
 
     def _lost_patience(self, status: RunStatus) -> bool:
@@ -139,13 +127,13 @@ class _Follower:
         idle_s = time.monotonic() - self._advanced_at
         if self._gave_up:
             return idle_s >= ABORT_S
-        if idle_s < self._patience_s:
+        if idle_s < self.patience_s:
             return False
         self._gave_up, self._advanced_at = True, time.monotonic()
         self._found.problem = f"no new step in {idle_s:.0f} s: the drill gave up"
-        self._screen.say(f"  {self._found.problem}")
+        self.screen.say(f"  {self._found.problem}")
         with suppress(SubmitrainError):  # it may have ended by itself in this very moment
-            self._run.cancel()
+            self.run.cancel()
         return False
 
 

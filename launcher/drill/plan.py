@@ -7,7 +7,7 @@ what it was, apart from its length; with ``shrink`` the model gets smaller.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,10 @@ PACE = "pace"
 """Id of the fault that only makes steps longer."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Overrides in the form ``a.b=c``, and what the user should know about them."""
-
-    overrides: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-
-
-def settings_of(config: RunConfig, *, steps: int, shrink: bool) -> Settings:
-    """What a drill changes in a configuration.
+def settings_of(
+    config: RunConfig, *, steps: int, shrink: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a drill changes in a configuration: overrides, and what the user should know of them.
 
     Raises:
         UserError: fewer steps than a drill needs, or a training function of the user's own.
@@ -89,7 +83,7 @@ def settings_of(config: RunConfig, *, steps: int, shrink: bool) -> Settings:
     if shrink:
         smaller, warnings = shrunk(config.model.config)
         changes |= {f"model.config.{key}": value for key, value in smaller.items()}
-    return Settings(tuple(f"{key}={value}" for key, value in changes.items()), warnings)
+    return tuple(f"{key}={value}" for key, value in changes.items()), warnings
 
 
 def shrunk(model: Mapping[str, Any] | None) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -198,56 +192,48 @@ def paced(scenario: Scenario, pace_s: float, steps: Steps) -> tuple[Fault, ...]:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for."""
-
-    config: str
-    overrides: tuple[str, ...] = ()
-    cluster: str | None = None
-    steps: int = 20
-    shrink: bool = False
-    faults: str | None = None
-
-
-@dataclass(frozen=True)
 class DrillPlan:
     """A drill that can be held."""
 
-    request: Request
+    source: str
+    """The user's configuration file."""
+    overrides: tuple[str, ...]
+    """The user's, then the drill's."""
+    warnings: tuple[str, ...]
     place: Place
     steps: Steps
-    settings: Settings
     scenarios: tuple[Scenario, ...]
     runs_dir: Path
     cluster_reason: str
 
-    @property
-    def overrides(self) -> list[str]:
-        """The user's, then the drill's."""
-        return [*self.request.overrides, *self.settings.overrides]
 
-
-def plan_drill(request: Request) -> DrillPlan:
+def plan_drill(
+    source: str,
+    *,
+    overrides: Sequence[str] = (),
+    cluster: str | None = None,
+    steps: int = 20,
+    shrink: bool = False,
+    faults: str | None = None,
+) -> DrillPlan:
     """Work out a drill; nothing is started.
 
     Raises:
         UserError: the configuration, the faults or the number of steps are wrong.
     """
-    theirs = prepare(request.config, overrides=request.overrides, cluster=request.cluster)
-    settings = settings_of(theirs.loaded.config, steps=request.steps, shrink=request.shrink)
-    ours = prepare(
-        request.config,
-        overrides=[*request.overrides, *settings.overrides],
-        cluster=theirs.cluster.name,
-    )
+    theirs = prepare(source, overrides=overrides, cluster=cluster)
+    changes, warnings = settings_of(theirs.loaded.config, steps=steps, shrink=shrink)
+    together = (*overrides, *changes)
+    ours = prepare(source, overrides=together, cluster=theirs.cluster.name)
     permit(ours.schedulability(), way_out="ask for what it has")
     place = Place(theirs.cluster.name, ours.loaded.config)
     return DrillPlan(
-        request=request,
+        source=source,
+        overrides=together,
+        warnings=warnings,
         place=place,
-        steps=Steps.of(request.steps),
-        settings=settings,
-        scenarios=tuple(choose(request.faults, place)),
+        steps=Steps.of(steps),
+        scenarios=tuple(choose(faults, place)),
         runs_dir=theirs.runs_dir,
         cluster_reason=theirs.cluster.reason,
     )

@@ -61,9 +61,9 @@ class Report:
             "ok": self.ok,
             "verdict": self.sentence,
             "folder": str(self.folder),
-            "config": plan.request.config,
-            "overrides": plan.overrides,
-            "warnings": list(plan.settings.warnings),
+            "config": plan.source,
+            "overrides": list(plan.overrides),
+            "warnings": list(plan.warnings),
             "cluster": plan.place.cluster,
             "host": socket.gethostname(),
             "nodes": str(config.slurm.nodes),
@@ -129,7 +129,7 @@ def drill_page(report: Report) -> str:
     """The whole page."""
     outcomes = report.outcomes
     return page(
-        f"Drill of {report.plan.request.config}",
+        f"Drill of {report.plan.source}",
         "launcher/drill/report.html.j2",
         report=report,
         plan=report.plan,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from submitrain.launcher.drill.follow import follow_to_the_end
+from submitrain.launcher.drill.follow import Follower
 from submitrain.launcher.drill.scenarios import Steps
 from submitrain.launcher.run import Run
 from submitrain.run_folder import RunDir
@@ -125,9 +125,7 @@ def test_a_run_that_makes_no_step_for_too_long_is_given_up(tmp_path: Path) -> No
     screen = Quiet()
     stuck = {"moment": "rendezvous", "kind": "hang", "rank": 1}
     run = launch_faulty(tiny_config(tmp_path, resilience={"kill_wait_s": 2}), stuck)
-    conducted = follow_to_the_end(
-        run, None, steps=Steps.of(8), patience_s=1.0, expected_s=None, screen=screen
-    )
-    assert conducted.status.state == "cancelled"
-    assert conducted.problem.startswith("no new step in")
-    assert conducted.problem in screen.said
+    followed = Follower(run, None, Steps.of(8), 1.0, None, screen).to_the_end()
+    assert followed.status.state == "cancelled"
+    assert followed.problem.startswith("no new step in")
+    assert followed.problem in screen.said

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from submitrain.launcher.drill.cli import hold
-from submitrain.launcher.drill.plan import Request, plan_drill
+from submitrain.launcher.drill.plan import plan_drill
 from tests.cluster.cluster import SlurmCluster
 from tests.cluster.fixtures import require_slurm
 from tests.cluster.options import ClusterOptions
@@ -43,10 +43,10 @@ def test_a_drill_on_slurm_kills_a_rank_and_requeues_its_own_job(
     with SlurmCluster.start(options) as cluster:
         for name, value in cluster.env.items():
             monkeypatch.setenv(name, value)
-        request = Request(str(config), cluster="slurm", steps=8, faults="kill,requeue")
+        plan = plan_drill(str(config), cluster="slurm", steps=8, faults="kill,requeue")
         screen = Lines()
-        report = hold(plan_drill(request), screen)
-    assert report.ok, (report.sentence, [(o.id, o.verdict, o.why) for o in report.outcomes])
+        report = hold(plan, screen)
+    assert report.ok, (report.sentence, [(o.id, o.result, o.why) for o in report.outcomes])
     _, kill, requeue = report.outcomes
     assert (kill.injections[0].host, kill.cause) == ("node2", "rank_died")
     assert (requeue.cause, requeue.action) == ("requeued", "leave")

@@ -100,7 +100,7 @@ def test_the_users_configuration_is_shortened_and_nothing_else_of_training_chang
             "slurm": {"time": "24:00:00"},
         }
     )
-    changed = as_dict(settings_of(config, steps=20, shrink=False).overrides)
+    changed = as_dict(settings_of(config, steps=20, shrink=False)[0])
     assert changed == {
         "step_scheduler.max_steps": "20",
         "step_scheduler.num_epochs": "none",
@@ -123,14 +123,12 @@ def test_a_plain_configuration_keeps_its_short_time_and_its_warm_up() -> None:
     config = RunConfig.model_validate(
         {"lr_scheduler": {"lr_warmup_steps": 4}, "slurm": {"time": "10m"}}
     )
-    changed = as_dict(settings_of(config, steps=20, shrink=False).overrides)
+    changed = as_dict(settings_of(config, steps=20, shrink=False)[0])
     assert changed["slurm.time"] == "600s"
     assert not any("warmup" in key or "val" in key or "wandb" in key for key in changed)
     longer = RunConfig.model_validate({"lr_scheduler": {"lr_warmup_steps": 40}})
     assert (
-        as_dict(settings_of(longer, steps=20, shrink=False).overrides)[
-            "lr_scheduler.lr_warmup_steps"
-        ]
+        as_dict(settings_of(longer, steps=20, shrink=False)[0])["lr_scheduler.lr_warmup_steps"]
         == "5"
     )
 
@@ -182,9 +180,9 @@ def test_a_model_is_shrunk_within_its_family(name: str) -> None:
 
 
 def test_a_model_that_is_only_named_keeps_its_size_with_a_warning() -> None:
-    found = settings_of(RunConfig(), steps=20, shrink=True)
-    assert "not given as an inline model.config" in found.warnings[0]
-    assert not any("model" in text for text in found.overrides)
+    overrides, warnings = settings_of(RunConfig(), steps=20, shrink=True)
+    assert "not given as an inline model.config" in warnings[0]
+    assert not any("model" in text for text in overrides)
 
 
 QUICK = Measured(total_s=12.0, started_s=6.0, steps_s=1.0, step_s=0.05)

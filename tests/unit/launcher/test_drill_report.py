@@ -11,7 +11,7 @@ from rich.console import Console
 from submitrain.attempts import Action, Attempt, Cause
 from submitrain.config import RunConfig
 from submitrain.launcher.drill.compare import Comparison, Recovery
-from submitrain.launcher.drill.plan import DrillPlan, Request, Settings
+from submitrain.launcher.drill.plan import DrillPlan
 from submitrain.launcher.drill.report import (
     HTML_NAME,
     JSON_NAME,
@@ -90,10 +90,11 @@ def report_of(*outcomes: Outcome, folder: Path = Path("/runs/drill-1")) -> Repor
     """A finished report."""
     place = Place("local", RunConfig.model_validate({"slurm": {"ntasks_per_node": 2}}))
     plan = DrillPlan(
-        request=Request("cfg<1>.yaml", overrides=("optimizer.lr=1e-4",)),
+        source="cfg<1>.yaml",
+        overrides=("optimizer.lr=1e-4", "step_scheduler.max_steps=8"),
+        warnings=("the model keeps its size",),
         place=place,
         steps=Steps.of(8),
-        settings=Settings(("step_scheduler.max_steps=8",), ("the model keeps its size",)),
         scenarios=(KILL,),
         runs_dir=Path("/runs"),
         cluster_reason="asked for",
