@@ -135,8 +135,8 @@ def drill_page(report: Report) -> str:
         plan=report.plan,
         config=report.plan.place.config,
         overview=_overview(outcomes).without("curve") if outcomes else None,
-        losses=Markup(_loss_chart(outcomes)),
-        bars=Markup(_recovery_bars(outcomes)),
+        losses=_loss_chart(outcomes),
+        bars=_recovery_bars(outcomes),
         times=_times(outcomes),
         runs=[(one, _attempts(one), _shown(one)) for one in outcomes],
     )
@@ -205,7 +205,7 @@ def _times(outcomes: Sequence[Outcome]) -> Table | None:
     return Table.of(rows, numbers=[name for name, _ in found])
 
 
-def _loss_chart(outcomes: Sequence[Outcome]) -> str:
+def _loss_chart(outcomes: Sequence[Outcome]) -> Markup:
     series = []
     for index, one in enumerate(outcomes):
         losses = dict(one.losses)
@@ -223,7 +223,7 @@ def _loss_chart(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def _recovery_bars(outcomes: Sequence[Outcome]) -> str:
+def _recovery_bars(outcomes: Sequence[Outcome]) -> Markup:
     bars = [
         Bar(name, {part.replace("_", " "): s for part, s in found.seconds.items()})
         for name, found in _longest(outcomes)

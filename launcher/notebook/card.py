@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
 from submitrain.errors import UserError
 from submitrain.html.templates import notebook_box
 from submitrain.launcher.cli.progress import REFRESH_S, STATUS_EVERY_S, follow_on, time_left
@@ -64,7 +62,7 @@ def card(status: RunStatus, history: RunHistory, *, failure: str | None = None, 
         kind=_KIND.get(status.state, ""),
         share=min(100.0, 100.0 * status.step / (status.total_steps or 1)),
         facts=[fact for fact in facts if fact],
-        chart=Markup(loss_chart(history)),
+        chart=loss_chart(history),
         notes=[note for note in history.notes if not (status.why and status.why in note)],
         failure=failure,
         files=[

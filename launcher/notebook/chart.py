@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from submitrain.errors import UserError
 from submitrain.events import Kind
 from submitrain.html.charts import Series, line_chart
@@ -118,7 +120,7 @@ def _short(folder: Path) -> str:
     return folder.name.rpartition("-")[0] or folder.name
 
 
-def loss_chart(history: RunHistory) -> str:
+def loss_chart(history: RunHistory) -> Markup:
     """Training and validation loss as inline SVG; empty before the first step."""
     return line_chart(
         series(history, "loss", "training"), x_label="step", y_label=_NAMES["loss"], title="Loss"

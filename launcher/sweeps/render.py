@@ -99,7 +99,7 @@ def _values(report: SweepReport) -> dict[str, Any]:
         "emulated": EMULATED,
         "scalings": [_scaling(report, series) for series in report.series if report.scaling],
         "grid": _grid_table(report) if gridded else None,
-        "losses": Markup(_loss_chart(report) if gridded else ""),
+        "losses": _loss_chart(report) if gridded else "",
         "runs": _runs_table(report),
         "notes": _notes(report),
     }
@@ -148,7 +148,7 @@ def _scaling(report: SweepReport, series: Series) -> dict[str, Any]:
 
 def _node_chart(title: str, unit: str, lines: Sequence[Line]) -> Markup:
     name = f"{title} by nodes"
-    return Markup(line_chart(lines, x_label="nodes", y_label=unit, title=name, y_from_zero=True))
+    return line_chart(lines, x_label="nodes", y_label=unit, title=name, y_from_zero=True)
 
 
 def _scaling_table(report: SweepReport, series: Series) -> Table:
@@ -225,7 +225,7 @@ def _runs_table(report: SweepReport) -> Table:
     return Table.of(rows, numbers=numbers)
 
 
-def _loss_chart(report: SweepReport) -> str:
+def _loss_chart(report: SweepReport) -> Markup:
     """The first run of each combination; more than ten would say nothing."""
     lines = []
     for index, series in enumerate(report.series[:_MOST_LOSS_CURVES]):

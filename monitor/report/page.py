@@ -67,7 +67,7 @@ def report_page(report: Report) -> str:
     """The whole page."""
     status, goodput = report.status, report.goodput
     not_finite = _not_finite(report)
-    charts = [("Loss", _loss_chart(report) or (not_finite and " "))]
+    charts = [("Loss", _loss_chart(report) or Markup(not_finite and " "))]
     for title, name, unit in _CHARTS:
         series = [Series(title.lower(), report.curves[name])]
         charts.append(
@@ -81,14 +81,14 @@ def report_page(report: Report) -> str:
         kind=kinds.get(status.state, ""),
         sentence=_sentence(report),
         diagnosis=render_diagnosis(report.diagnosis) if report.diagnosis else "",
-        charts=[(title, Markup(chart)) for title, chart in charts if chart],
+        charts=[(title, chart) for title, chart in charts if chart],
         not_finite=not_finite,
-        timeline=Markup(_timeline(report.attempts[-_MOST_STRETCHES:])),
+        timeline=_timeline(report.attempts[-_MOST_STRETCHES:]),
         attempts=_attempts(report.attempts),
         preflights=[(one, _preflight(one)) for one in report.preflights[-_MOST_PREFLIGHTS:]],
         alerts=_table(report.alerts, _alert),
         goodput=headline(goodput) if goodput.allocated_us else "",
-        time_bar=Markup(_time_bar(report)),
+        time_bar=_time_bar(report),
         time=Table(("spent on", "share, time"), category_rows(goodput)),
         checkpoint_counts=_checkpoint_counts(report),
         checkpoints=_table(report.checkpoints, _checkpoint, ("MB", "blocked s", "save s")),
@@ -120,7 +120,7 @@ def _lasted(one: Attempt) -> str:
     return duration(one.ended_at - one.started_at)
 
 
-def _loss_chart(report: Report) -> str:
+def _loss_chart(report: Report) -> Markup:
     losses = dict(report.curves["loss"])
     marks = [
         (float(one["step"]), losses[one["step"]], f"{one.get('what')}: {one.get('action')}")
@@ -146,7 +146,7 @@ def _not_finite(report: Report) -> str:
     return f"not finite at step{'s' if len(steps) > 1 else ''} {', '.join(steps[:8])}{more}"
 
 
-def _timeline(attempts: Sequence[Attempt]) -> str:
+def _timeline(attempts: Sequence[Attempt]) -> Markup:
     rows = []
     for one in attempts:
         start = max(0.0, one.started_at - attempts[0].started_at)
@@ -202,7 +202,7 @@ def _alert(one: Mapping[str, Any]) -> Row:
     }
 
 
-def _time_bar(report: Report) -> str:
+def _time_bar(report: Report) -> Markup:
     spent = {
         str(name).replace("_", " "): report.goodput.rank_us[name] / 1e6
         for name in Category

@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from markupsafe import escape
+from markupsafe import Markup
+
+from submitrain.html.templates import render
 
 
 def ticks(low: float, high: float, *, about: int = 6, whole: bool = False) -> list[float]:
@@ -44,6 +46,9 @@ def tick_text(value: float) -> str:
 WIDTH, HEIGHT = 1000, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 46
 _LEGEND_ROW = 20
+_ROW, _BAR = 30, 18
+COLORS = 10
+_UNITS = ((2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
 _DASHES = ("", "7 4", "2 3", "10 3 2 3", "4 2", "12 4", "1 3", "6 2 1 2")
 
 
@@ -64,138 +69,93 @@ class Series:
     """(x, low, high): intervals of confidence."""
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """Maps data to the plot's area."""
-
-    x_ticks: list[float]
-    y_ticks: list[float]
-
-    def x(self, value: float) -> float:
-        low, high = self.x_ticks[0], self.x_ticks[-1]
-        return round(_LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT), 2)
-
-    def y(self, value: float) -> float:
-        low, high = self.y_ticks[0], self.y_ticks[-1]
-        return round(HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM), 2)
-
-
 def line_chart(
     series: Sequence[Series], *, x_label: str, y_label: str, title: str, y_from_zero: bool = False
-) -> str:
+) -> Markup:
     """All series in one frame over whole numbers (steps, nodes).
 
     ``y_from_zero`` is for what is to be compared by its height.
     """
     points = [p for one in series for p in one.points if all(map(math.isfinite, p))]
     if not points:
-        return ""
-    spans = [(x, y) for one in series for x, low, high in one.spans for y in (low, high)]
-    heights = [y for _, y in [*points, *spans]]
-    frame = _Frame(
-        ticks(min(x for x, _ in points), max(x for x, _ in points), about=9, whole=True),
-        ticks(min([*heights, 0.0] if y_from_zero else heights), max(heights)),
-    )
-    legend, legend_height = _legend(series)
-    parts = [
-        *_axes(frame, x_label, y_label),
-        *(_line(one, frame) for one in series),
-        *(_spans_and_marks(one, frame) for one in series),
-        *legend,
-    ]
-    return _svg(title, HEIGHT + legend_height, parts)
+        return Markup("")
+    heights = [y for _, y in points]
+    heights += [y for one in series for _, low, high in one.spans for y in (low, high)]
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), about=9, whole=True)
+    y_ticks = ticks(min([*heights, 0.0] if y_from_zero else heights), max(heights))
+    right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
 
+    def x_at(value: float) -> float:
+        share = (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return round(_LEFT + share * (right - _LEFT), 2)
 
-def _axes(frame: _Frame, x_label: str, y_label: str) -> list[str]:
-    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    def y_at(value: float) -> float:
+        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return round(bottom - share * (bottom - _TOP), 2)
+
+    places, legend_height = _legend([one.name for one in series], left=_LEFT, least=150, sample=60)
     lines = [
-        f'<line class="axis" x1="{_LEFT}" y1="{frame.y(value)}" x2="{right}" '
-        f'y2="{frame.y(value)}"/>'
-        f'<text x="{_LEFT - 8}" y="{frame.y(value) + 4}" text-anchor="end">{tick_text(value)}'
-        "</text>"
-        for value in frame.y_ticks
+        {
+            "name": one.name,
+            "color": one.color,
+            "stroke": _stroke(one),
+            "pieces": [[(x_at(x), y_at(y)) for x, y in piece] for piece in _pieces(one.points)],
+            "spans": [(x_at(x), y_at(high), y_at(low)) for x, low, high in one.spans],
+            "marks": [(x_at(x), y_at(y), text) for x, y, text in one.marks if math.isfinite(y)],
+            "x": x,
+            "y": HEIGHT + 8 + y,
+        }
+        for one, (x, y) in zip(series, places, strict=True)
     ]
-    lines += [
-        f'<line class="axis" x1="{frame.x(value)}" y1="{bottom}" x2="{frame.x(value)}" '
-        f'y2="{bottom + 5}"/>'
-        f'<text x="{frame.x(value)}" y="{bottom + 19}" text-anchor="middle">{tick_text(value)}'
-        "</text>"
-        for value in frame.x_ticks
-    ]
-    middle = (_TOP + bottom) / 2
-    return [
-        *lines,
-        f'<text class="faint" x="{(_LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
-        f"{escape(x_label)}</text>",
-        f'<text class="faint" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_label)}</text>",
-    ]
+    return render(
+        "html/line_chart.svg.j2",
+        title=title,
+        width=WIDTH,
+        height=HEIGHT + legend_height + 4,
+        left=_LEFT,
+        right=right,
+        top=_TOP,
+        bottom=bottom,
+        x_label=x_label,
+        y_label=y_label,
+        x_ticks=[(x_at(value), tick_text(value)) for value in x_ticks],
+        y_ticks=[(y_at(value), tick_text(value)) for value in y_ticks],
+        lines=lines,
+    )
 
 
-def _line(one: Series, frame: _Frame) -> str:
-    """Several polylines where it is interrupted, a dot where a single point stands alone."""
+def _pieces(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """Stretches of points that are finite."""
     pieces: list[list[tuple[float, float]]] = [[]]
-    for x, y in one.points:
+    for x, y in points:
         if math.isfinite(x) and math.isfinite(y):
-            pieces[-1].append((frame.x(x), frame.y(y)))
+            pieces[-1].append((x, y))
         elif pieces[-1]:
             pieces.append([])
-    drawn = ""
-    for piece in pieces:
-        if len(piece) == 1:
-            ((x, y),) = piece
-            drawn += f'<circle cx="{x}" cy="{y}" r="3" fill="var(--c{one.color})"/>'
-        elif piece:
-            places = " ".join(f"{x},{y}" for x, y in piece)
-            drawn += f'<polyline points="{places}" {_stroke(one)}/>'
-    return drawn
+    return [piece for piece in pieces if piece]
 
 
-def _stroke(one: Series) -> str:
+def _stroke(one: Series) -> Markup:
     style = f'fill="none" stroke="var(--c{one.color})" stroke-linejoin="round"'
-    if one.wide:
-        return f'{style} stroke-width="9" stroke-opacity="0.3" stroke-linecap="round"'
     dash = _DASHES[one.dash % len(_DASHES)]
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'{style} stroke-width="1.8"{dashes}'
+    if one.wide:
+        style += ' stroke-width="9" stroke-opacity="0.3" stroke-linecap="round"'
+    else:
+        style += ' stroke-width="1.8"' + (f' stroke-dasharray="{dash}"' if dash else "")
+    return Markup(style)
 
 
-def _spans_and_marks(one: Series, frame: _Frame) -> str:
-    """Vertical strokes with a cap at either end, and circles that say something."""
-    drawn = ""
-    for at, low, high in one.spans:
-        x, top, bottom = frame.x(at), frame.y(high), frame.y(low)
-        drawn += (
-            f'<path d="M{x - 6} {top}h12m-6 0V{bottom}m-6 0h12" fill="none" '
-            f'stroke="var(--c{one.color})" stroke-width="1.5"/>'
-        )
-    for x, y, text in one.marks:
-        if math.isfinite(x) and math.isfinite(y):
-            drawn += (
-                f'<g><title>{escape(text)}</title><circle cx="{frame.x(x)}" cy="{frame.y(y)}" '
-                f'r="5.5" fill="var(--paper)" stroke="var(--c{one.color})" stroke-width="2.5"/></g>'
-            )
-    return drawn
-
-
-def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
-    """Samples and names in columns below the chart, and the height that they take."""
-    width = max(150, 8 * max(len(one.name) for one in series) + 60)
-    columns = max(1, (WIDTH - _LEFT) // width)
-    parts = []
-    for index, one in enumerate(series):
-        x = _LEFT + index % columns * width
-        y = HEIGHT + 8 + index // columns * _LEGEND_ROW
-        parts.append(
-            f'<polyline points="{x},{y} {x + 34},{y}" {_stroke(one)}/>'
-            f'<text x="{x + 42}" y="{y + 4}">{escape(one.name)}</text>'
-        )
-    return parts, _LEGEND_ROW * math.ceil(len(series) / columns) + 4
-
-
-COLORS = 10
-_ROW, _BAR = 30, 18
-_UNITS = ((2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
+def _legend(
+    names: Sequence[str], *, left: int, least: int, sample: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Where the samples stand, in columns, and the height of all of them."""
+    width = max(least, 8 * max(map(len, names), default=0) + sample)
+    columns = max(1, (WIDTH - left) // width)
+    places = [
+        (left + index % columns * width, index // columns * _LEGEND_ROW)
+        for index in range(len(names))
+    ]
+    return places, _LEGEND_ROW * math.ceil(len(names) / columns)
 
 
 @dataclass(frozen=True)
@@ -218,23 +178,18 @@ class Stretch:
     """A colour of the page: ``good``, ``bad``, ``warn``, ``c0`` .. ``c9``."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    start_s: float
-    pieces: Sequence[tuple[float, str, str]]
-    """(seconds, colour of the page, text on hovering)"""
-    label: str
+_Row = tuple[str, float, Sequence[tuple[float, str, str]], str]
+"""Name, start in seconds, pieces of (seconds, colour of the page, text on hovering), label."""
 
 
-def stacked_bars(bars: Sequence[Bar], *, title: str) -> str:
+def stacked_bars(bars: Sequence[Bar], *, title: str) -> Markup:
     """Where time went: all bars below each other on one axis of time, with a legend."""
     if not any(sum(bar.seconds.values()) > 0 for bar in bars):
-        return ""
+        return Markup("")
     names = dict.fromkeys(part for bar in bars for part in bar.seconds)
     color = {name: f"c{index % COLORS}" for index, name in enumerate(names)}
     rows = [
-        _Row(
+        (
             bar.name,
             0.0,
             [(s, color[part], f"{part}: {s:.2f} s") for part, s in bar.seconds.items()],
@@ -245,69 +200,48 @@ def stacked_bars(bars: Sequence[Bar], *, title: str) -> str:
     return _rows_by_time(rows, title, left=170, right=90, legend=color)
 
 
-def timeline(stretches: Sequence[Stretch], *, title: str) -> str:
-    """Stretches of time below each other on one axis."""
+def timeline(stretches: Sequence[Stretch], *, title: str) -> Markup:
+    """Stretches of time below each other on one axis; a short one is still to be seen."""
     rows = [
-        _Row(one.name, one.start_s, [(one.end_s - one.start_s, one.color, "")], one.label)
+        (one.name, one.start_s, [(one.end_s - one.start_s, one.color, "")], one.label)
         for one in stretches
     ]
-    return _rows_by_time(rows, title, left=110, right=240) if rows else ""
+    return _rows_by_time(rows, title, left=110, right=240, legend={}) if rows else Markup("")
 
 
 def _rows_by_time(
-    rows: Sequence[_Row],
-    title: str,
-    *,
-    left: int,
-    right: int,
-    legend: Mapping[str, str] | None = None,
-) -> str:
-    longest = max(1e-3, *(row.start_s + sum(s for s, _, _ in row.pieces) for row in rows))
+    rows: Sequence[_Row], title: str, *, left: int, right: int, legend: Mapping[str, str]
+) -> Markup:
+    longest = max(1e-3, *(start + sum(s for s, _, _ in pieces) for _, start, pieces, _ in rows))
     _, size, unit = next(entry for entry in _UNITS if longest >= entry[0])
     axis = [tick for tick in ticks(0.0, longest / size, about=8) if tick >= 0]
     scale = (WIDTH - left - right) / axis[-1] / size
-    top, bottom = 8, 8 + _ROW * len(rows)
-    parts = []
-    for tick in axis:
-        x = f"{left + tick * size * scale:.1f}"
-        parts.append(
-            f'<line class="axis" x1="{x}" y1="{top}" x2="{x}" y2="{bottom}"/>'
-            f'<text class="faint" x="{x}" y="{bottom + 16}" text-anchor="middle">{tick_text(tick)}'
-            f"{f' {unit}' if tick == axis[-1] else ''}</text>"
-        )
-    for index, row in enumerate(rows):
-        y = top + index * _ROW + (_ROW - _BAR) / 2
-        x_at = float(left + row.start_s * scale)
-        parts.append(
-            f'<text x="{left - 10}" y="{y + 14}" text-anchor="end">{escape(row.name)}</text>'
-        )
-        for seconds, color, text in row.pieces:
+    placed = []
+    for index, (name, start_s, pieces, label) in enumerate(rows):
+        x, drawn = left + start_s * scale, []
+        for seconds, color, text in pieces:
             width = max(0.0 if text else 2.0, seconds * scale)
-            hover = f"<title>{escape(text)}</title>" if text else ""
-            parts.append(
-                f'<rect class="gap" x="{x_at:.2f}" y="{y}" width="{width:.2f}" height="{_BAR}" '
-                f'fill="var(--{color})">{hover}</rect>'
+            drawn.append((round(x, 2), round(width, 2), color, text))
+            x += width
+        placed.append((8 + index * _ROW + (_ROW - _BAR) / 2, name, drawn, round(x, 2), label))
+    bottom = 8 + _ROW * len(rows)
+    places, legend_height = _legend(list(legend), left=20, least=120, sample=40)
+    samples = zip(places, legend.items(), strict=True)
+    return render(
+        "html/bars.svg.j2",
+        title=title,
+        width=WIDTH,
+        height=bottom + 24 + (18 + legend_height if legend else 0),
+        left=left,
+        bottom=bottom,
+        bar=_BAR,
+        ticks=[
+            (
+                round(left + tick * size * scale, 2),
+                tick_text(tick) + (f" {unit}" if tick == axis[-1] else ""),
             )
-            x_at += width
-        parts.append(f'<text x="{x_at + 7:.1f}" y="{y + 14}">{escape(row.label)}</text>')
-    height = bottom + 24
-    if legend:
-        width = max(120, 8 * max(map(len, legend)) + 40)
-        columns = max(1, (WIDTH - 20) // width)
-        for index, (name, color) in enumerate(legend.items()):
-            x_at, y = 20 + index % columns * width, bottom + 42 + index // columns * _LEGEND_ROW
-            parts.append(
-                f'<rect x="{x_at}" y="{y - 10}" width="12" height="12" fill="var(--{color})"/>'
-                f'<text x="{x_at + 18}" y="{y}">{escape(name)}</text>'
-            )
-        height = bottom + 42 + _LEGEND_ROW * math.ceil(len(legend) / columns)
-    return _svg(title, height, parts)
-
-
-def _svg(title: str, height: float, parts: Sequence[str]) -> str:
-    name = escape(title)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}"><title>{name}</title>'
-        + "\n".join(parts)
-        + "</svg>"
+            for tick in axis
+        ],
+        rows=placed,
+        legend=[(x, bottom + 42 + y, name, color) for (x, y), (name, color) in samples],
     )

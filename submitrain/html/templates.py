@@ -89,7 +89,7 @@ def notebook_box(template: str, *, width_px: int, **values: object) -> str:
 
 def svg_document(svg: str) -> str:
     """A chart as a file of its own: name space, style and background inside."""
-    opening, closed, rest = svg.partition(">")
+    opening, closed, rest = str(svg).partition(">")
     head = opening.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     width, height = opening.partition('viewBox="0 0 ')[2].partition('"')[0].split()
     colors = f":root {{ {LIGHT} }} @media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}"

@@ -33,7 +33,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def parsed(svg: str) -> ElementTree.Element:
     """The chart as a tree; HTML gives inline SVG its namespace by itself."""
-    return ElementTree.fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '))
+    return ElementTree.fromstring(
+        str(svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ')
+    )
 
 
 def _first_y(line: ElementTree.Element) -> float:
