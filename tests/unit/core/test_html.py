@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jinja2 import UndefinedError
+from jinja2 import ChoiceLoader, DictLoader, UndefinedError
 from markupsafe import Markup
 from rich.console import Console
 
@@ -23,9 +23,8 @@ from submitrain.html.charts import (
     tick_text,
     ticks,
 )
-from submitrain.html.page import badge, details, page, scoped, section, table
 from submitrain.html.table import Cell, Table
-from submitrain.html.templates import environment
+from submitrain.html.templates import SCOPE, environment, notebook_box, page
 
 HOSTILE = "<script>alert('&')</script>"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -42,20 +41,38 @@ def _first_y(line: ElementTree.Element) -> float:
     return float(line.attrib["points"].split()[0].split(",")[1])
 
 
-def test_a_page_needs_nothing_from_elsewhere_and_runs_nothing() -> None:
-    text = page(HOSTILE, [section(HOSTILE, "<p>body</p>"), details(HOSTILE, badge("x", good=True))])
+PARTS = """{% from "html/parts.html.j2" import badge, table, unfold %}
+{% call unfold(text) %}{{ badge(text, "good") }}{% endcall %}{{ table(found) }}"""
+
+
+@pytest.fixture
+def template(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A template of all parts, by its name."""
+    sources: dict[str, str] = {"all.html.j2": PARTS}
+    environment.cache_clear()
+    loader = ChoiceLoader([DictLoader(sources), environment().loader])
+    monkeypatch.setattr(environment(), "loader", loader)
+    return "all.html.j2"
+
+
+def test_a_page_needs_nothing_from_elsewhere_and_runs_nothing(template: str) -> None:
+    text = page(HOSTILE, template, text=HOSTILE, found=TABLE)
     assert "<script" not in text
     assert not re.search(r"https?://|src=|@import|url\(", text)
     assert text.startswith("<!doctype html>")
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
+    assert '<span class="badge good">✓ &lt;script&gt;' in text
 
 
-def test_a_table_sets_its_numbers_to_the_right() -> None:
-    text = table(["<name>", "seconds"], [["a", "1.0"]], numbers=[1])
-    assert "<th>&lt;name&gt;</th>" in text
-    assert '<td>a</td><td class="number">1.0</td>' in text
-    assert badge("bad", good=False) == '<span class="badge bad">&#10007; bad</span>'
+def test_a_box_for_a_notebook_styles_nothing_but_itself(template: str) -> None:
+    text = notebook_box(template, width_px=780, text="a", found=TABLE)
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    assert style.count("{") == style.count("}")
+    selectors = re.findall(r"([^{}]+)\{", re.sub(r"@media[^{]+\{", "", style))
+    assert len(selectors) > 30
+    assert all(f".{SCOPE}" in one for each in selectors for one in each.split(","))
+    assert "<html" not in text
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-2, 1e9))
@@ -153,16 +170,6 @@ def test_intervals_are_within_the_frame_and_heights_are_comparable_from_zero() -
     assert all(0 <= top < bottom <= HEIGHT for top, bottom in zip(tops, bottoms, strict=True))
     labels = [text.text for text in tree.iter(f"{SVG}text")]
     assert "0" in labels and "40" in labels, "the axis holds zero and the longest interval"
-
-
-def test_a_piece_for_a_notebook_styles_nothing_but_itself() -> None:
-    text = scoped([section("Title", "<p>body</p>")])
-    style = text.partition("<style>")[2].partition("</style>")[0]
-    assert style.startswith(".submitrain {")
-    assert style.count("{") == style.count("}")
-    assert ":root" not in style
-    assert "body {" not in style
-    assert "<html" not in text
 
 
 TABLE = Table(
