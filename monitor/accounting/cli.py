@@ -100,7 +100,14 @@ def as_table(bill: Bill) -> str:
     """Groups and their total, then where the total went."""
     heading = [str(bill.by), "unit", "hours", "cost", "productive", "wasted", "attempts"]
     heading += ["jobs", "requeues"]
-    rows = [_cells(row, bill.currency) for row in (*bill.rows, *bill.totals)]
+    rows = []
+    for row in (*bill.rows, *bill.totals):
+        used, productive = row.used_us, row.split_us[Category.PRODUCTIVE]
+        share = f"{100 * productive / used:.1f} %" if used else "-"
+        wasted = f"{sum(row.wasted_us.values()) / HOUR_US:.2f}"
+        counts = (row.attempts, row.allocations - row.requeues, row.requeues)
+        first = [row.group, str(row.unit), f"{used / HOUR_US:.2f}", money(row, bill.currency)]
+        rows.append([*first, share, wasted, *map(str, counts)])
     parts = [_aligned([heading, *rows], left=2)]
     for total in bill.totals:
         parts.append(f"\nwhere the {total.unit} hours went\n")
@@ -155,18 +162,6 @@ def money(row: Row, currency: str) -> str:
     return f"{text} + {row.unpriced_us / HOUR_US:.2f} h {UNPRICED}"
 
 
-def _cells(row: Row, currency: str) -> list[str]:
-    used, productive = row.used_us, row.split_us[Category.PRODUCTIVE]
-    share = f"{100 * productive / used:.1f} %" if used else "-"
-    wasted = f"{sum(row.wasted_us.values()) / HOUR_US:.2f}"
-    counts = (row.attempts, row.allocations - row.requeues, row.requeues)
-    cost = money(row, currency)
-    return [
-        *(row.group, str(row.unit), f"{used / HOUR_US:.2f}", cost, share, wasted),
-        *(str(count) for count in counts),
-    ]
-
-
 def _split(parts: list[tuple[str, int]], total: Row) -> str:
     rows = [
         ["", name.replace("_", " "), f"{us / HOUR_US:.2f}", f"{100 * us / total.used_us:.1f} %"]
@@ -211,13 +206,21 @@ def main(options: argparse.Namespace) -> int:
     folders = select_runs(
         options.runs, everything=options.all, runs_dir=Path(options.runs_dir).expanduser()
     )
-    prices = _prices(options.prices)
+    prices = PriceTable()
+    if options.prices is not None:
+        try:
+            text = Path(options.prices).expanduser().read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"--prices: expected a YAML file, got {options.prices}: {error}"
+            ) from error
+        prices = parse_prices(text, options.prices)
     since_us = day_us(options.since, "--since") if options.since else 0
     until_us = day_us(options.until, "--until") if options.until else 2**62
     if until_us <= since_us:
         raise UserError(f"--until: expected a day after {options.since}, got {options.until}")
-    facts, problem = read_runs(folders)
-    charges = (charge for one in facts for charge in charges_of(one))
+    usage, problem = read_runs(folders)
+    charges = (charge for one in usage for charge in charges_of(one))
     bill = make_bill(charges, prices, By(options.by), since_us=since_us, until_us=until_us)
     print(_FORMS[options.format](bill), end="")
     if problem:
@@ -227,13 +230,3 @@ def main(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
-
-
-def _prices(name: str | None) -> PriceTable:
-    if name is None:
-        return PriceTable()
-    try:
-        text = Path(name).expanduser().read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prices: expected a YAML file, got {name}: {error}") from error
-    return parse_prices(text, name)

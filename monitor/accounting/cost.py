@@ -234,13 +234,13 @@ def make_bill(
             if not since_us <= piece.started_us < until_us:
                 continue
             labels, unit = piece.labels, piece.holding.unit
-            price = prices.per_hour(
-                piece.holding,
-                partition=labels.partition,
-                qos=labels.qos,
-                at_us=piece.started_us,
-            )
-            group = _month(piece.started_us) if by is By.MONTH else str(getattr(labels, by))
+            where = {"partition": labels.partition, "qos": labels.qos}
+            price = prices.per_hour(piece.holding, **where, at_us=piece.started_us)
+            if by is By.MONTH:
+                day = datetime.fromtimestamp(piece.started_us // 1_000_000, UTC)
+                group = day.strftime("%Y-%m")
+            else:
+                group = str(getattr(labels, by))
             rows.setdefault((group, unit), Row(group, unit)).take(piece, price)
             totals.setdefault(unit, Row("total", unit)).take(piece, price)
     ordered = tuple(rows[key] for key in sorted(rows))
@@ -272,7 +272,3 @@ def _months(charge: Charge) -> Iterator[int]:
         if at_us >= charge.ended_us:
             return
         yield at_us
-
-
-def _month(t_us: int) -> str:
-    return datetime.fromtimestamp(t_us // 1_000_000, UTC).strftime("%Y-%m")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from submitrain.attempts import Attempt, Cause
-from submitrain.events import Event, Kind, Phase
+from submitrain.events import Event, Kind, Phase, integer
 from submitrain.monitor.accounting.records import RunRecords, SacctJob
 
 
@@ -174,7 +174,7 @@ def _attempt(one: Attempt, until_us: int, *, live: bool) -> AttemptTime:
     if one.ended_at is not None and cause is not Cause.LOST:
         until_us = _us(one.ended_at) or started_us
     world_size, used = max(1, one.world_size), max(1, len(one.nodes))
-    held = _positive(one.start.get("allocated_nodes"), used)
+    held = max(used, integer(one.start.get("allocated_nodes")) or 0)
     return AttemptTime(
         attempt=one.number,
         job_id=one.job_id,
@@ -187,10 +187,6 @@ def _attempt(one: Attempt, until_us: int, *, live: bool) -> AttemptTime:
         capacity=max(world_size, world_size * held // used),
         job_started_us=min(started_us, _us(one.start.get("job_started_at")) or started_us),
     )
-
-
-def _positive(value: object, otherwise: int) -> int:
-    return value if type(value) is int and value > 0 else otherwise
 
 
 def _best_match(found: Sequence[Allocation], own: Allocation) -> int | None:

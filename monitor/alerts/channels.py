@@ -256,7 +256,12 @@ def mail_of(message: Message, settings: Settings) -> EmailMessage:
 
 def _connection(settings: Settings) -> smtplib.SMTP:
     host = settings.value("smtp_host", "SMTP_HOST") or "localhost"
-    port = _port(settings)
+    port = settings.alerts.smtp_port
+    if port is None:
+        text = settings.environ.get("SMTP_PORT", "25")
+        if not text.isdigit():
+            raise DeliveryError(f"SMTP_PORT: expected a number, got {text!r}")
+        port = int(text)
     security = settings.alerts.smtp_security
     if security == "tls" or (security == "auto" and port == _TLS_PORT):
         context = ssl.create_default_context()
@@ -272,15 +277,6 @@ def _connection(settings: Settings) -> smtplib.SMTP:
         server.close()
         raise
     return server
-
-
-def _port(settings: Settings) -> int:
-    if settings.alerts.smtp_port is not None:
-        return settings.alerts.smtp_port
-    text = settings.environ.get("SMTP_PORT", "25")
-    if not text.isdigit():
-        raise DeliveryError(f"SMTP_PORT: expected a number, got {text!r}")
-    return int(text)
 
 
 _SUMMARY_LIMIT = 1024

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -146,12 +145,10 @@ class RunAlerts:
         Raises:
             ValueError: it is something else.
         """
-        return _state_reader().validate_python(value)
+        return _STATE.validate_python(value)
 
 
-@cache
-def _state_reader() -> TypeAdapter[RunAlerts]:
-    return TypeAdapter(RunAlerts)
+_STATE = TypeAdapter(RunAlerts)
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,10 @@ def advance(state: RunAlerts, results: RuleResults, now: float, timing: Timing) 
     episodes = dict(state.episodes)
     for key, finding in found.items():
         if key in known:
-            known[key] = _still_holds(known[key], finding, now)
+            # It does not become milder while it lasts.
+            worse = min(known[key].severity, finding.severity, key=list(Severity).index)
+            alert = replace(known[key], text=finding.text, next_step=finding.next_step)
+            known[key] = replace(alert, severity=worse, seen_at=now)
         else:
             episodes[key] = episodes.get(key, 0) + 1
             known[key] = new_alert(state.run_id, finding, now, episode=episodes[key])
@@ -208,14 +208,6 @@ def new_alert(run_id: str, finding: Finding, now: float, *, episode: int = 1) ->
         since=now,
         seen_at=now,
         episode=episode,
-    )
-
-
-def _still_holds(alert: Alert, finding: Finding, now: float) -> Alert:
-    """The alert with what is said now; it does not become milder while it lasts."""
-    worse = min(alert.severity, finding.severity, key=list(Severity).index)
-    return replace(
-        alert, text=finding.text, next_step=finding.next_step, severity=worse, seen_at=now
     )
 
 
