@@ -20,7 +20,7 @@ from submitrain.config import RunConfig
 from submitrain.config.job import SlurmConfig
 from submitrain.launcher.supervisor.processes import package_root
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import ask
+from submitrain.slurm.client import PYXIS_OPTION, srun_help
 
 _APPTAINER_SCHEMES = ("library://", "oras://", "shub://", "docker-archive:", "oci:", "oci-archive:")
 _DOCKER = "docker://"
@@ -110,7 +110,7 @@ def choose_runtime(slurm: SlurmConfig, installed: Collection[Runtime] = ()) -> R
 def installed_runtimes() -> frozenset[Runtime]:
     """Runtimes on this machine; srun's own help tells whether it has the plugin."""
     found = {one for one in Runtime if one.wraps and shutil.which(one.value)}
-    if shutil.which("srun") and "--container-image" in ask(["srun", "--help"]).out:
+    if shutil.which("srun") and PYXIS_OPTION in srun_help().out:
         found.add(Runtime.PYXIS)
     return frozenset(found)
 

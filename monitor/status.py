@@ -26,12 +26,11 @@ from rich.text import Text
 
 from submitrain.monitor.accounting.goodput import category_rows, headline, read_goodput
 from submitrain.run_folder import find_run, list_runs
-from submitrain.slurm.client import Ask, ask
+from submitrain.slurm.client import Ask, ask, query_sacct
 from submitrain.status import RunState, RunStatus, read_statuses
 from submitrain.text import bytes_text, duration
 
-_SEPARATOR = "\x1f"
-_FIELDS = ("JobIDRaw", "State", "ElapsedRaw", "NCPUS", "TotalCPU", "MaxRSS", "NTasks", "AllocTRES")
+_FIELDS = "JobIDRaw,State,ElapsedRaw,NCPUS,TotalCPU,MaxRSS,NTasks,AllocTRES"
 _PIPE_WIDTH = 250
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 Row = Mapping[str, str]
@@ -55,12 +54,8 @@ class Efficiency:
 
 def read_efficiency(job_ids: Sequence[str], *, run: Ask = ask) -> Efficiency:
     """What these jobs used, requeues included; one call of sacct."""
-    command = ["sacct", "--duplicates", "-P", "-n", "--noconvert", f"--delimiter={_SEPARATOR}"]
-    answer = run([*command, f"--format={','.join(_FIELDS)}", f"--jobs={','.join(job_ids)}"])
-    if answer.code != 0:
-        return Efficiency(why_unknown=answer.error or f"sacct exited {answer.code}")
-    lines = (line.split(_SEPARATOR) for line in answer.out.splitlines())
-    return efficiency_of([dict(zip(_FIELDS, line, strict=False)) for line in lines])
+    rows, problem = query_sacct(job_ids, _FIELDS, steps=True, run=run)
+    return Efficiency(why_unknown=problem) if problem else efficiency_of(rows)
 
 
 def efficiency_of(rows: Sequence[Row]) -> Efficiency:

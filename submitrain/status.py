@@ -37,8 +37,8 @@ from submitrain.run_facts import (
     time_of,
     total_steps,
 )
-from submitrain.slurm.client import JobInfo, query_jobs
-from submitrain.slurm.parse import explain_reason, reason_text
+from submitrain.slurm.client import query_jobs
+from submitrain.slurm.jobs import JobInfo, explain_reason, reason_text
 
 USER_ERRORS = frozenset({"UserError", "ConfigError", "DataError", "ClusterError"})
 """Exceptions by which a rank says that the user's input is wrong (submitrain.errors)."""

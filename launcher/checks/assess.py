@@ -65,7 +65,7 @@ from submitrain.launcher.plan.config import load_config
 from submitrain.launcher.plan.prepare import prepare
 from submitrain.launcher.submit.submit import slurm_is_configured
 from submitrain.monitor.status import console
-from submitrain.slurm.client import ask
+from submitrain.slurm.client import ping
 
 SLURM_S, FOLDER_S, HOST_S, CONFIG_S = 7.0, 4.0, 4.0, 7.5
 """Seconds that each kind may take; what it asks has a little less."""
@@ -200,7 +200,7 @@ def _has_slurm() -> bool:
     """Whether Slurm is meant to work here; a slurm.conf may also come from its controller."""
     if shutil.which("scontrol") is None:
         return False
-    return slurm_is_configured() or ask(["scontrol", "ping"], timeout_s=_PING_S).code == 0
+    return slurm_is_configured() or ping(timeout_s=_PING_S).code == 0
 
 
 def checks_of(subject: Subject) -> list[Check]:

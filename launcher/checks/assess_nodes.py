@@ -29,7 +29,7 @@ from submitrain.launcher.supervisor.attempt import SignalNotes
 from submitrain.launcher.supervisor.job import configure_log
 from submitrain.preflight_results import preflight_text
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import ask, show_job
+from submitrain.slurm.client import scancel, show_job
 from submitrain.text import last_lines
 
 LIMIT_MIN = 20
@@ -120,7 +120,7 @@ def _by_a_job(run_dir: RunDir, prepared: Prepared, say: Callable[[str], None]) -
     try:
         return wait_for_record(run_dir, job_id, say)
     except BaseException:
-        ask(["scancel", job_id])
+        scancel(job_id)
         raise
 
 

@@ -15,7 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 from submitrain.launcher.checks.finding import Finding, fail, ok, unknown, warn
 from submitrain.launcher.checks.folders import Mount, is_shared
 from submitrain.launcher.checks.node_system import Port
-from submitrain.slurm.client import Answer, Ask, ask
+from submitrain.slurm.client import PYXIS_OPTION, Answer, Ask, ask, srun_help
 
 CONTAINER_PROGRAMS = ("apptainer", "singularity", "enroot", "podman")
 PACKAGES = ("torch", "transformers", "submitit")
@@ -28,7 +28,7 @@ _TIMEX_BYTES, _STATUS_OFFSET, _STA_UNSYNC = 512, 40, 0x40
 def read_containers(*, needed: bool, run: Ask = ask) -> Finding:
     """Ask srun, and look into PATH."""
     found = [name for name in CONTAINER_PROGRAMS if shutil.which(name)]
-    return judge_containers(run(["srun", "--help"], timeout_s=_ASK_S), found, needed=needed)
+    return judge_containers(srun_help(run=run, timeout_s=_ASK_S), found, needed=needed)
 
 
 def judge_containers(help_of_srun: Answer, found: Sequence[str], *, needed: bool) -> Finding:
@@ -38,7 +38,7 @@ def judge_containers(help_of_srun: Answer, found: Sequence[str], *, needed: bool
     """
     id = "containers"
     there = f"in PATH: {', '.join(found)}" if found else "no container program in PATH"
-    if "--container-image" in help_of_srun.out:
+    if PYXIS_OPTION in help_of_srun.out:
         return ok(id, f"srun has --container-image (pyxis); {there}")
     if help_of_srun.code is None and "cannot be run" not in help_of_srun.error:
         return unknown(id, f"`srun --help` does not answer; {there}", "try it by hand")

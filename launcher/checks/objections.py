@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from submitrain.config.types import format_duration, parse_duration_s
-from submitrain.slurm.cluster import (
-    ClusterFacts,
-    NodeFacts,
-    PartitionFacts,
-    megabytes,
-    parse_gres,
-)
-from submitrain.slurm.parse import expand_nodes
+from submitrain.slurm.cluster import ClusterFacts, NodeFacts, PartitionFacts
+from submitrain.slurm.parse import expand_nodes, megabytes, parse_gres
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from submitrain.launcher.checks.schedulability import (
     partitions_of,
 )
 from submitrain.launcher.submit.submit import job_environment
-from submitrain.slurm.client import Ask, ask, epoch_s
-from submitrain.slurm.cluster import ASK_TIMEOUT_S, ClusterFacts, read_cluster
+from submitrain.slurm.client import CLUSTER_TIMEOUT_S, Ask, ask, read_cluster
+from submitrain.slurm.cluster import ClusterFacts
+from submitrain.slurm.parse import epoch_s
 
 LEAST_S = 600
 """Shorter slices are not suggested: starting and saving would be most of them."""
@@ -85,7 +86,7 @@ def _test_only(script: str, run: Ask) -> tuple[float | None, str]:
         # Without the variables of a surrounding job, as the submission itself.
         inherited = set(os.environ) - set(job_environment(os.environ, ""))
         clean = ["env", *(f"--unset={name}" for name in sorted(inherited))]
-        answer = run([*clean, "sbatch", "--test-only", file.name], timeout_s=ASK_TIMEOUT_S)
+        answer = run([*clean, "sbatch", "--test-only", file.name], timeout_s=CLUSTER_TIMEOUT_S)
     return parse_test_only(answer.error, now=time.time())
 
 
@@ -105,7 +106,7 @@ def _ahead(
     when those are planned to start.
     """
     command = ["squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%D %T %l %L %S %r"]
-    answer = run([*command, f"--partition={','.join(partitions)}"], timeout_s=ASK_TIMEOUT_S)
+    answer = run([*command, f"--partition={','.join(partitions)}"], timeout_s=CLUSTER_TIMEOUT_S)
     if answer.code != 0:
         return None, 0, []
     node_s, jobs, planned = work_ahead(answer.out.splitlines())

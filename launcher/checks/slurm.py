@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from submitrain.config.types import format_duration
 from submitrain.launcher.checks.finding import Finding, fail, ok, unknown, warn
 from submitrain.launcher.checks.schedulability import Outcome, Schedulability
-from submitrain.slurm.client import Answer, Ask, ask
-from submitrain.slurm.cluster import ClusterFacts, NodeFacts, PartitionFacts, read_cluster
+from submitrain.slurm.client import Answer, Ask, ask, out_of_service, ping, read_cluster
+from submitrain.slurm.cluster import ClusterFacts, NodeFacts, PartitionFacts
 
 PING_S = 3.0
 CALL_S = 2.5
@@ -53,13 +53,11 @@ class AskWithinDeadline:
 def read_slurm(*, limit_s: float, run: Ask = ask) -> SlurmReading:
     """Ask the controller whether it is there, and then what the cluster is."""
     bounded = AskWithinDeadline(run, time.monotonic() + limit_s)
-    ping = run(["scontrol", "ping"], timeout_s=PING_S)
-    if ping.code != 0 or not re.search(r"\bis UP\b", ping.out):
-        return SlurmReading(ping)
-    listed = bounded(["sinfo", "--noheader", "--list-reasons", "--format=%n|%E"])
-    rows = (line.partition("|") for line in listed.out.splitlines())
-    reasons = {node.strip(): why.strip() for node, _, why in rows}
-    return SlurmReading(ping, read_cluster(run=bounded), reasons)
+    pinged = ping(run=run, timeout_s=PING_S)
+    if pinged.code != 0 or not re.search(r"\bis UP\b", pinged.out):
+        return SlurmReading(pinged)
+    reasons = out_of_service(run=bounded)
+    return SlurmReading(pinged, read_cluster(run=bounded), reasons)
 
 
 def judge_controller(reading: SlurmReading | None) -> Finding:
@@ -67,12 +65,12 @@ def judge_controller(reading: SlurmReading | None) -> Finding:
     id = "slurm.controller"
     if reading is None:
         return ok(id, "no Slurm on this machine (scontrol and slurm.conf): runs start right here")
-    ping = reading.ping
-    said = " / ".join((ping.out.strip() or ping.error).splitlines()) or "no output"
+    answer = reading.ping
+    said = " / ".join((answer.out.strip() or answer.error).splitlines()) or "no output"
     advice = f"`scontrol ping` and SLURM_CONF; then {_SITE}; cluster=local runs on this machine"
-    if ping.code is None:
+    if answer.code is None:
         return fail(id, said, advice)
-    if re.search(r"\bis UP\b", ping.out):
+    if re.search(r"\bis UP\b", answer.out):
         if reading.facts is None:
             return unknown(id, f"{said}; it does not list nodes and partitions", advice)
         return ok(id, said)

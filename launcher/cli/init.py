@@ -17,7 +17,7 @@ from submitrain.config.job import ResilienceConfig
 from submitrain.config.types import format_duration
 from submitrain.errors import ClusterError, UserError
 from submitrain.launcher.plan.memory import Machine
-from submitrain.slurm.inventory import ClusterInventory, Partition
+from submitrain.slurm.cluster import ClusterInventory, Partition
 
 USUAL_S = 3600
 """Short jobs start sooner, and a run outlives the limit of its job."""
@@ -210,7 +210,7 @@ def _refuse_to_overwrite(target: Path, *, force: bool) -> None:
 def _text(wanted: str, name: str) -> str:
     from submitrain.launcher.plan.memory import this_machine
     from submitrain.launcher.submit.submit import choose_cluster
-    from submitrain.slurm.inventory import query_inventory
+    from submitrain.slurm.client import query_inventory
 
     name = "CFG.yaml" if name == "-" else name
     if choose_cluster(wanted).name == "local":

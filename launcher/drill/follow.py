@@ -13,7 +13,7 @@ from submitrain.launcher.drill.result import Injection
 from submitrain.launcher.drill.scenarios import ExternalAction, Scenario, Steps
 from submitrain.launcher.run import Run
 from submitrain.launcher.supervisor.rank_events import EventTail
-from submitrain.slurm.client import ask
+from submitrain.slurm.client import requeue_job
 from submitrain.status import RunState, RunStatus
 
 POLL_S = 0.1
@@ -161,7 +161,7 @@ def _stop(run: Run) -> str:
 
 def _requeue(run: Run) -> str:
     job_id = str(list(read_events(run.run_dir.submissions))[-1]["job_id"])
-    answer = ask(["scontrol", "requeue", job_id])
+    answer = requeue_job(job_id, incomplete=False)
     if answer.code != 0:
         raise UserError(f"scontrol requeue {job_id}: {answer.error or 'no answer'}")
     return "requeued"

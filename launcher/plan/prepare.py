@@ -31,7 +31,7 @@ from submitrain.launcher.submit.submit import (
     slurm_problem,
 )
 from submitrain.run_folder import RunDir, find_run
-from submitrain.slurm.client import ask, kill_wait_s
+from submitrain.slurm.client import has_gpus, kill_wait_s
 
 if TYPE_CHECKING:
     from submitrain.launcher.checks.schedulability import Schedulability
@@ -197,13 +197,13 @@ def gpus_available(cluster: Cluster) -> bool:
         return os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in {"", "-1"} and any(
             Path("/dev").glob("nvidia[0-9]*")
         )
-    answer = ask(["sinfo", "--noheader", "--format=%G"])
-    if answer.code != 0:
+    found, problem = has_gpus()
+    if found is None:
         raise ClusterError(
-            "cluster: sinfo does not say whether this cluster has GPUs "
-            f"({answer.error or 'no answer'}); try again when Slurm answers"
+            f"cluster: sinfo does not say whether this cluster has GPUs ({problem}); try again "
+            "when Slurm answers"
         )
-    return "gpu" in answer.out
+    return found
 
 
 def srun_text(plan: Plan, config: RunConfig, run_dir: RunDir) -> str:

@@ -30,7 +30,7 @@ from submitrain.launcher.supervisor.decide import decide
 from submitrain.launcher.supervisor.evidence import AttemptEvidence
 from submitrain.processes import ProcessRef
 from submitrain.run_folder import RunDir, write_json_atomically
-from submitrain.slurm.client import ask, show_job
+from submitrain.slurm.client import scancel, show_job, update_job
 from submitrain.status import RunState, RunStatus, read_statuses
 
 SCANCEL_TIMEOUT_S = 60.0
@@ -59,11 +59,11 @@ def terminate_job(submission: Mapping[str, Any]) -> None:
 
 def _end_job(submission: Mapping[str, Any], *flags: str) -> None:
     if submission.get("cluster") == "slurm":
-        command = ["scancel", *flags, str(submission["job_id"])]
-        answer = ask(command, timeout_s=SCANCEL_TIMEOUT_S)
+        arguments = [*flags, str(submission["job_id"])]
+        answer = scancel(*arguments, timeout_s=SCANCEL_TIMEOUT_S)
         if answer.code != 0:
             raise ClusterError(
-                f"cancel: {' '.join(command)} failed: {answer.error or 'no answer'}; "
+                f"cancel: scancel {' '.join(arguments)} failed: {answer.error or 'no answer'}; "
                 "try again when the scheduler answers"
             )
         return
@@ -233,14 +233,14 @@ def move_successors(run_dir: RunDir, new_job: str) -> None:
         given = (recorded_parameters(read_submissions(RunDir(folder))) or {}).get("dependency")
         kept = [one for one in str(given or "").split(",") if one and one not in ours]
         change = f"Dependency={','.join([*kept, after_job(new_job)])}"
-        answer = ask(["scontrol", "update", f"JobId={job_id}", change])
+        answer = update_job(job_id, change)
         log.info("successor", run=folder.name, job_id=job_id, waits_for=new_job, code=answer.code)
 
 
 def end_successors(run_dir: RunDir, why: str) -> None:
     """This run will not finish: those who wait for it end now, and not when nodes are free."""
     for folder, job_id in waiting_jobs(run_dir).items():
-        ask(["scancel", "--state=PENDING", job_id])
+        scancel("--state=PENDING", job_id)
         successor = RunDir(folder)
         if successor.newest_attempt() or successor.summary.exists():
             continue

@@ -65,7 +65,7 @@ def _permit(plan: Plan) -> None:
     """Refuse what Slurm would never start: resources may have changed, and the cluster, too."""
     from submitrain.launcher.checks.objections import request_of
     from submitrain.launcher.checks.schedulability import judge, permit
-    from submitrain.slurm.cluster import read_cluster
+    from submitrain.slurm.client import read_cluster
 
     try:
         facts = read_cluster()

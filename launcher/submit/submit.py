@@ -24,7 +24,7 @@ import tenacity
 from submitrain.errors import ClusterError, RunError
 from submitrain.launcher.plan.sbatch import job_python
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import ask
+from submitrain.slurm.client import find_script, ping
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -100,7 +100,7 @@ def choose_cluster(wanted: str) -> Cluster:
 
 def slurm_problem() -> str | None:
     """Why Slurm cannot be used from here; None when its controller answers."""
-    answer = ask(["scontrol", "ping"], timeout_s=PING_TIMEOUT_S)
+    answer = ping(timeout_s=PING_TIMEOUT_S)
     if answer.code == 0 and " UP" in answer.out:
         return None
     if shutil.which("scontrol") is None:
@@ -245,18 +245,16 @@ def _find_job(leftovers: list[Path]) -> str | None:
     Raises:
         SubmissionUnknownError: the scheduler does not answer either.
     """
-    command = ["squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%i|%o"]
     scripts = {str(path) for path in leftovers if path.suffix == ".sh"}
     for again in reversed(range(SUBMIT_TRIES)):
-        answer = ask(command, timeout_s=LOOKUP_TIMEOUT_S)
-        if answer.code == 0:
-            jobs = (line.strip().partition("|") for line in answer.out.splitlines())
-            return next((job_id for job_id, _, script in jobs if script in scripts), None)
+        job_id, problem = find_script(scripts, timeout_s=LOOKUP_TIMEOUT_S)
+        if not problem:
+            return job_id or None
         if again:
             time.sleep(LOOKUP_WAIT_S)
     raise SubmissionUnknownError(
-        "slurm: sbatch failed and the scheduler does not answer, so the job may or may not "
-        "have been taken; look with `squeue --me` before you launch again"
+        f"slurm: sbatch failed and the scheduler does not answer ({problem}), so the job may or "
+        "may not have been taken; look with `squeue --me` before you launch again"
     )
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from submitrain.config import RunConfig
 from submitrain.config.resolve import secret_environment
 from submitrain.launcher.container import choose_runtime, installed_runtimes
-from submitrain.launcher.supervisor.node_failures import nodes_up, unresponsive_nodes
+from submitrain.launcher.supervisor.node_failures import unresponsive_nodes
 from submitrain.launcher.supervisor.processes import LocalSpawner, Spawner
 from submitrain.launcher.supervisor.srun import SrunSpawner, StepShape
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import ASK_TIMEOUT_S, JobInfo, kill_wait_s, show_job
+from submitrain.slurm.client import ASK_TIMEOUT_S, kill_wait_s, nodes_up, show_job
+from submitrain.slurm.jobs import JobInfo
 from submitrain.slurm.parse import expand_nodes
 
 REFRESH_S = 300.0

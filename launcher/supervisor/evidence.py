@@ -10,7 +10,7 @@ from typing import Any
 from submitrain.launcher.supervisor.hang import Hang
 from submitrain.monitor.diagnose import Diagnosis, FailureClass, Trust, kind_of_exception
 from submitrain.rollbacks import Rollback
-from submitrain.slurm.client import JobInfo
+from submitrain.slurm.jobs import JobInfo
 
 
 class StopCause(StrEnum):

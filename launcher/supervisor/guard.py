@@ -24,7 +24,8 @@ from submitrain.attempts import RESUME_HINT
 from submitrain.launcher.supervisor.processes import start_process
 from submitrain.launcher.supervisor.srun import srun_environment
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import JobInfo, ask, show_job
+from submitrain.slurm.client import requeue_job, scancel, show_job
+from submitrain.slurm.jobs import JobInfo
 
 LOOK_EVERY_S = 30.0
 ASK_AGAIN_S = 10.0
@@ -102,10 +103,10 @@ def watch(job_id: str, first_node: str, restarts: int) -> None:
     while (seen := judge(show_job(job_id), first_node, restarts)) is not Watched.OVER:
         if seen is Watched.ORPHANED:
             log.warning("requeue", job_id=job_id, why=f"{first_node} and the supervisor are gone")
-            answer = ask(["scontrol", "requeue", "Incomplete", job_id])
+            answer = requeue_job(job_id)
             if answer.code not in (0, None) and "disabled" in answer.error:
                 log.warning("cancel", job_id=job_id, why=answer.error, next_step=RESUME_HINT)
-                ask(["scancel", job_id])
+                scancel(job_id)
         time.sleep(LOOK_EVERY_S if seen is Watched.FINE else ASK_AGAIN_S)
 
 

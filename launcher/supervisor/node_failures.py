@@ -19,7 +19,6 @@ from typing import Protocol
 from submitrain.launcher.supervisor.evidence import RankExit, RankFailure
 from submitrain.launcher.supervisor.rank_events import MANY_RANKS, RankRecords
 from submitrain.launcher.supervisor.srun import srun_environment
-from submitrain.slurm.client import Ask, ask
 from submitrain.slurm.parse import expand_nodes
 
 STEP_TIMEOUT_S = 20.0
@@ -30,7 +29,6 @@ LAUNCH_CHECK_S = 15.0
 """Seconds without any sign of life of a node's ranks after which the node is asked for."""
 SILENT_BEATS = 4
 """Heartbeats of all ranks of a node that must be missing before the node is asked for."""
-_USABLE = ("idle", "alloc", "mix", "comp", "plnd", "planned", "resv")
 """Beginnings of sinfo's words for nodes that run jobs, or will."""
 _NODE_FAILURE = re.compile(r"Node failure on (?P<nodes>\S+)")
 _LAUNCH_FAILURE = re.compile(
@@ -92,23 +90,6 @@ def _why_gone(process: subprocess.Popen[str], deadline: float) -> str | None:
         return None
     lines = said.strip().splitlines()
     return lines[0].removeprefix("srun: ").strip() if lines else f"srun exited {process.returncode}"
-
-
-def nodes_up(partition: str, *, run: Ask = ask) -> frozenset[str] | None:
-    """Names of the nodes of a partition that take jobs; None when Slurm does not answer."""
-    command = ["sinfo", "--noheader", "--Node", "--format=%N %T"]
-    answer = run([*command, *([f"--partition={partition}"] if partition else [])])
-    return usable_nodes(answer.out) if answer.code == 0 else None
-
-
-def usable_nodes(text: str) -> frozenset[str]:
-    """Of sinfo's lines ``node state``, the nodes that are up: ``idle*`` does not answer."""
-    pairs = [line.split() for line in text.splitlines()]
-    return frozenset(
-        pair[0]
-        for pair in pairs
-        if len(pair) == 2 and pair[1].startswith(_USABLE) and not pair[1].endswith(("*", "-", "$"))
-    )
 
 
 def lost_in_words(words: str) -> dict[str, str]:

@@ -45,7 +45,8 @@ from submitrain.launcher.submit.start import RecordedLaunch
 from submitrain.launcher.submit.submit import submit_slurm
 from submitrain.launcher.supervisor.attempt import SignalNotes
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import Answer, JobInfo, ask, show_job
+from submitrain.slurm.client import Answer, requeue_job, scancel, show_job, update_job
+from submitrain.slurm.jobs import JobInfo
 
 ASK_AGAIN_S = 2.0
 GIVE_UP_S = 1800.0
@@ -105,7 +106,7 @@ def ask_slurm(job_id: str, restarts_before: int) -> tuple[Requeued, str]:
         if show_job(job_id).restarts > restarts_before:
             # Also after this process was frozen: the job may run again elsewhere.
             return Requeued.ALREADY, ""
-        answer = ask(["scontrol", "requeue", "Incomplete", job_id])
+        answer = requeue_job(job_id)
         job = show_job(job_id)
         result = read_answer(answer, job, restarts_before)
         if result is not Requeued.OPEN or time.monotonic() > give_up_at:
@@ -129,7 +130,7 @@ def _exclude_nodes(job_id: str, nodes: Sequence[str]) -> None:
             log.warning("not_excluded", job_id=job_id, nodes=list(nodes), now=list(now.excluded))
             return
         change = f"ExcNodeList={','.join(nodes)}"
-        answer = ask(["scontrol", "update", f"JobId={job_id}", change])
+        answer = update_job(job_id, change)
         log.info("exclude", job_id=job_id, nodes=list(nodes), slurm=answer.error or "done")
         if answer.code != 0:
             time.sleep(ASK_PAUSE_S)
@@ -243,7 +244,7 @@ def resubmit(
     note_submission(run_dir, "slurm", line)
     if run_dir.cancel_request.exists():
         # The user cancelled while sbatch ran, and saw only the old job.
-        ask(["scancel", new_id])
+        scancel(new_id)
     return new_id
 
 

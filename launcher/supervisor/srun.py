@@ -33,7 +33,7 @@ from submitrain.launcher.supervisor.processes import (
     start_process,
 )
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import ask, find_step
+from submitrain.slurm.client import find_step, scancel
 
 VICTIM_GRACE_S = 2.0
 """Seconds that the others get, after a first death, to write their own failure records.
@@ -249,7 +249,7 @@ class SrunGroup(RankGroup):
         """SIGUSR1 to the step; slurmstepd passes it on to the tasks on every node."""
         step = find_step(self._job_id, self._step)
         if step is not None:
-            ask(["scancel", "--signal=USR1", step])
+            scancel("--signal=USR1", step)
 
     def kill(self) -> None:
         """End the step and wait for srun."""
@@ -274,7 +274,7 @@ class SrunGroup(RankGroup):
         self._gone_by = time.monotonic() + STEP_END_S
         self._own_ends = len(self.exits())
         step = find_step(self._job_id, self._step)
-        if step is not None and ask(["scancel", "--signal=KILL", step]).code == 0:
+        if step is not None and scancel("--signal=KILL", step).code == 0:
             return
         with suppress(ProcessLookupError):
             self._process.terminate()

@@ -17,9 +17,9 @@ from submitrain.attempts import read_attempts
 from submitrain.events import Event, Kind, Phase, number, read_events
 from submitrain.monitor.accounting.records import rank_events
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import Ask, ask, epoch_s
+from submitrain.slurm.client import Ask, ask, query_sacct
+from submitrain.slurm.parse import epoch_s
 
-_SEPARATOR = "\x1f"
 _STEPPING = frozenset({Phase.STEP, Phase.FIRST_STEP})
 
 
@@ -271,13 +271,10 @@ def read_waits(folders: Iterable[Path], *, run: Ask = ask) -> dict[str, float]:
     jobs = [str(one["job_id"]) for one in firsts if one.get("cluster") == "slurm"]
     if not jobs:
         return {}
-    command = ["sacct", "-X", "--duplicates", "-P", "-n", f"--delimiter={_SEPARATOR}"]
-    answer = run([*command, "--format=JobIDRaw,Eligible,Start", f"--jobs={','.join(jobs)}"])
     found: dict[str, tuple[float, float]] = {}
-    for line in answer.out.splitlines() if answer.code == 0 else ():
-        job_id, *texts = [*line.split(_SEPARATOR), "", ""][:3]
-        eligible, start = (epoch_s(text) for text in texts)
+    for row in query_sacct(jobs, "JobIDRaw,Eligible,Start", run=run)[0]:
+        eligible, start = epoch_s(row["Eligible"]), epoch_s(row["Start"])
         if eligible is not None and start is not None and start >= eligible:
             this = (start, start - eligible)
-            found[job_id] = min(found.get(job_id, this), this)
+            found[row["JobIDRaw"]] = min(found.get(row["JobIDRaw"], this), this)
     return {job_id: wait_s for job_id, (_, wait_s) in found.items()}

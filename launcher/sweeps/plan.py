@@ -37,7 +37,7 @@ from submitrain.launcher.sweeps.request import (
     label,
 )
 from submitrain.launcher.sweeps.scaling import Mode
-from submitrain.slurm.cluster import read_cluster
+from submitrain.slurm.client import read_cluster
 
 SAVED_STEPS = 10
 """Steps after the timed ones, beside a save in the background."""

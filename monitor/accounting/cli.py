@@ -34,8 +34,8 @@ from submitrain.monitor.accounting.prices import PriceTable, day_us, parse_price
 from submitrain.monitor.accounting.records import (
     RunRecords,
     SacctJob,
-    query_sacct,
     rank_events,
+    read_allocations,
     slurm_job_ids,
 )
 from submitrain.monitor.accounting.timeline import Category
@@ -50,7 +50,7 @@ def read_runs(folders: Sequence[Path], *, run: Ask = ask) -> tuple[list[RunUsage
     evidence = [read_evidence(folder) for folder in folders]
     views = job_views(evidence)
     job_ids = [job_id for one in evidence for job_id in slurm_job_ids(one.submissions)]
-    jobs, problem = query_sacct(job_ids, run=run)
+    jobs, problem = read_allocations(job_ids, run=run)
     return [_usage(one, views[one.folder.name], jobs) for one in evidence], problem
 
 

@@ -15,8 +15,8 @@ from submitrain.attempts import read_attempts
 from submitrain.events import Event, Kind, read_events
 from submitrain.monitor.accounting.records import (
     RunRecords,
-    query_sacct,
     rank_events,
+    read_allocations,
     slurm_job_ids,
 )
 from submitrain.monitor.accounting.timeline import Category, book, queued_us
@@ -82,7 +82,7 @@ def read_goodput(
             attempts=read_attempts(run_dir),
             events=tuple(rank_events(run_dir.events(0))),
             submissions=submissions,
-            jobs=tuple(query_sacct(job_ids, run=run or ask)[0]),
+            jobs=tuple(read_allocations(job_ids, run=run or ask)[0]),
             now=time.time(),
             ended=ended,
             pending=pending,

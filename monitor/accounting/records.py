@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from submitrain.attempts import Attempt
 from submitrain.events import Event, parse_event
-from submitrain.slurm.client import Ask, ask, epoch_s
+from submitrain.slurm.client import Ask, ask, query_sacct
+from submitrain.slurm.parse import epoch_s
 
 _HEARTBEAT, _SAMPLES, _START = (
     f'"kind":"{kind}"'.encode() for kind in ("heartbeat", "samples", "start")
 )
-_SEPARATOR = "\x1f"
-_FIELDS = ("JobIDRaw", "Start", "End", "AllocTRES", "User", "Account", "QOS", "Partition", "WCKey")
-_JOBS_A_CALL = 1000
+_FIELDS = "JobIDRaw,Start,End,AllocTRES,User,Account,QOS,Partition,WCKey"
 
 
 @dataclass(frozen=True)
@@ -79,31 +78,26 @@ def slurm_job_ids(submissions: Sequence[Event]) -> list[str]:
     return [str(line.get("job_id")) for line in submissions if line.get("cluster") == "slurm"]
 
 
-def query_sacct(job_ids: Sequence[str], *, run: Ask = ask) -> tuple[list[SacctJob], str]:
-    """Every allocation of these jobs, requeues included, and what went wrong ("" for nothing).
-
-    ``--duplicates`` is what makes sacct(1) show a requeued job's earlier allocations.
-    """
-    jobs: list[SacctJob] = []
-    for start in range(0, len(job_ids), _JOBS_A_CALL):
-        ids = job_ids[start : start + _JOBS_A_CALL]
-        command = ["sacct", "-X", "--duplicates", "-P", "-n", f"--delimiter={_SEPARATOR}"]
-        answer = run([*command, f"--format={','.join(_FIELDS)}", f"--jobs={','.join(ids)}"])
-        if answer.code != 0:
-            return [], answer.error or f"sacct exited {answer.code}"
-        jobs += [job for line in answer.out.splitlines() if (job := _parse_job(line)) is not None]
-    return jobs, ""
+def read_allocations(job_ids: Sequence[str], *, run: Ask = ask) -> tuple[list[SacctJob], str]:
+    """Every allocation of these jobs, requeues included, and what went wrong ("" for nothing)."""
+    rows, problem = query_sacct(job_ids, _FIELDS, run=run)
+    return [job for row in rows if (job := _parse_job(row)) is not None], problem
 
 
-def _parse_job(line: str) -> SacctJob | None:
-    """One line of sacct; None when the job never held anything."""
-    values = line.split(_SEPARATOR) + [""] * len(_FIELDS)
-    job_id, started, ended, tres, user, account, qos, partition, wckey = values[: len(_FIELDS)]
-    start_s, end_s = epoch_s(started), epoch_s(ended)
+def _parse_job(row: Mapping[str, str]) -> SacctJob | None:
+    """One row of sacct; None when the job never held anything."""
+    start_s, end_s = epoch_s(row["Start"]), epoch_s(row["End"])
     if start_s is None or (end_s is not None and end_s <= start_s):
         return None
-    end_us = None if end_s is None else round(end_s * 1e6)
-    # A leading star says that the key is the user's default (sacct(1)); it may be all there is.
-    wckey = wckey.lstrip("*")
-    start_us = round(start_s * 1e6)
-    return SacctJob(job_id, start_us, end_us, tres, user, account, qos, partition, wckey)
+    return SacctJob(
+        job_id=row["JobIDRaw"],
+        started_us=round(start_s * 1e6),
+        ended_us=None if end_s is None else round(end_s * 1e6),
+        tres=row["AllocTRES"],
+        user=row["User"],
+        account=row["Account"],
+        qos=row["QOS"],
+        partition=row["Partition"],
+        # A leading star says that the key is the user's default (sacct(1)); it may be all there is.
+        wckey=row["WCKey"].lstrip("*"),
+    )

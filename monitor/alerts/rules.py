@@ -16,7 +16,7 @@ from submitrain.attempts import Action, Attempt, Cause
 from submitrain.config.alerts import MonitorConfig as Limits
 from submitrain.monitor.alerts.loss_spike import MIN_LOSSES, find_spike
 from submitrain.monitor.watch.observe import RankPoint, Snapshot
-from submitrain.slurm.parse import explain_reason, reason_text
+from submitrain.slurm.jobs import explain_reason, reason_text
 from submitrain.status import JobState, RunState
 from submitrain.text import bytes_text, duration
 

@@ -16,7 +16,8 @@ from submitrain.monitor.diagnose.model import Diagnosis, Finding
 from submitrain.monitor.diagnose.run import diagnose_run
 from submitrain.monitor.diagnose.scan import scan_file
 from submitrain.run_facts import read_evidence
-from submitrain.slurm.client import JobInfo, query_jobs
+from submitrain.slurm.client import query_jobs
+from submitrain.slurm.jobs import JobInfo
 
 _STDIN = "-"
 

@@ -20,7 +20,7 @@ from submitrain.monitor.diagnose.model import Diagnosis, FailureClass, Finding, 
 from submitrain.monitor.diagnose.remedy import remedy_for
 from submitrain.monitor.diagnose.scan import scan_file, scan_text
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import JobInfo
+from submitrain.slurm.jobs import JobInfo
 
 F = FailureClass
 EVENT_CLOCK = "event"

@@ -19,7 +19,8 @@ from submitrain.monitor.diagnose.run import diagnose_run
 from submitrain.preflight_results import PreflightResult, read_preflights
 from submitrain.run_facts import RunEvidence, read_evidence
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import Ask, JobInfo
+from submitrain.slurm.client import Ask
+from submitrain.slurm.jobs import JobInfo
 from submitrain.status import JobState, JobView, RunState, RunStatus, status_of
 
 REPORT_NAME = "report.html"

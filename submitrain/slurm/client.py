@@ -1,37 +1,44 @@
-"""Asks Slurm about jobs: few batched calls, every one with a time limit; unknown stays unknown.
+"""The one client of Slurm: few batched commands, every one with a time limit.
 
 Text output with pinned fields is parsed, not ``--json``, whose shape changed from one Slurm to the
-next. Works without accounting. A scheduler that does not answer never means that a job has ended.
+next. Works without accounting. A scheduler that does not answer never means that a job has ended:
+unknown stays unknown.
 """
 
 from __future__ import annotations
 
+import getpass
 import os
-import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from submitrain.config.types import parse_duration_s
-from submitrain.slurm.parse import expand_nodes
-
-UNKNOWN = "UNKNOWN"
-"""State of a job about which nobody could be asked."""
-NOT_FOUND = "NOT_FOUND"
-"""State of a job that the scheduler answered about, and does not know (any more)."""
-PENDING_STATES = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"])
-RUNNING_STATES = frozenset(
-    ["RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"]
+from submitrain.slurm.cluster import (
+    ACCOUNT_FIELDS,
+    QOS_FIELDS,
+    SINFO_FIELDS,
+    USER_FIELDS,
+    ClusterFacts,
+    ClusterInventory,
+    parse_accounts,
+    parse_associations,
+    parse_nodes,
+    parse_parents,
+    parse_partitions,
+    parse_qos,
+    parse_reservations,
+    parse_settings,
+    parse_sinfo,
+    usable_nodes,
 )
-ENDED_STATES = frozenset(
-    ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"]
-) | frozenset(["OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "REVOKED"])
-"""States of squeue(1), "JOB STATE CODES", in the groups that matter here."""
+from submitrain.slurm.jobs import NOT_FOUND, UNKNOWN, JobInfo, job_of_row, job_of_scontrol
+from submitrain.slurm.parse import SEPARATOR, leading_integer, parse_rows, parse_scontrol
 
 ASK_TIMEOUT_S = 15.0
-_SEPARATOR = "\x1f"
+CLUSTER_TIMEOUT_S = 5.0
+"""For each of the commands that describe the cluster."""
+_JOBS_A_CALL = 1000
 _SQUEUE_FIELDS = (
     "JobID,State,Reason,NodeList,NumNodes,StartTime,EndTime,SubmitTime,PreemptTime,RestartCnt,"
     "TimeLimit,Name,Partition,UserName,Account,QOS"
@@ -40,58 +47,7 @@ _SACCT_FIELDS = (
     "JobIDRaw,State,Reason,NodeList,NNodes,Start,End,Submit,ExitCode,Timelimit,JobName,Partition,"
     "User,Account,QOS"
 )
-_FIELD = re.compile(r"(?:^|\s)([A-Z][A-Za-z_/:]*)=")
 _NO_SUCH_JOB = "Invalid job id"
-
-
-@dataclass(frozen=True)
-class JobInfo:
-    """One job as the scheduler sees it now; times are seconds since the epoch (UTC)."""
-
-    job_id: str
-    state: str
-    reason: str = ""
-    nodes: tuple[str, ...] = ()
-    num_nodes: int | None = None
-    submitted_at: float | None = None
-    started_at: float | None = None
-    ends_at: float | None = None
-    """When it ended, or when its time limit will end it."""
-    preempted_at: float | None = None
-    """When Slurm decided to take the nodes away (PreemptTime)."""
-    time_limit_s: int | None = None
-    restarts: int = 0
-    requeueable: bool = True
-    excluded: tuple[str, ...] = ()
-    """Nodes that it shall not get (ExcNodeList); known from scontrol only."""
-    exit_code: str = ""
-    name: str = ""
-    partition: str = ""
-    user: str = ""
-    account: str = ""
-    qos: str = ""
-    flags: frozenset[str] = field(default_factory=frozenset)
-    """Further states shown beside the first one, such as COMPLETING."""
-
-    @property
-    def known(self) -> bool:
-        """Whether anybody could be asked."""
-        return self.state != UNKNOWN
-
-    @property
-    def pending(self) -> bool:
-        """Whether it waits in the queue (again)."""
-        return self.state in PENDING_STATES
-
-    @property
-    def running(self) -> bool:
-        """Whether it holds nodes and was not told to end."""
-        return self.state in RUNNING_STATES - {"COMPLETING"}
-
-    @property
-    def ended(self) -> bool:
-        """Whether it ended for good, as far as Slurm knows."""
-        return self.state in ENDED_STATES
 
 
 @dataclass(frozen=True)
@@ -155,8 +111,10 @@ def query_jobs(job_ids: Iterable[str], *, run: Ask = ask) -> dict[str, JobInfo]:
     missing = [job_id for job_id in wanted if job_id not in found]
     no_accounting = ""
     if missing:
-        ended, no_accounting = _ask_sacct(missing, run)
-        found.update(ended)
+        # Without slurmdbd sacct exits 1 ("Slurm accounting storage is disabled"): jobs that squeue
+        # forgot are then beyond anybody's knowledge.
+        rows, no_accounting = query_sacct(missing, _SACCT_FIELDS, duplicates=False, run=run)
+        found |= {job.job_id: job for job in map(job_of_row, rows)}
     # squeue's word is the controller's: a job that it denies neither waits nor runs.
     left = (
         JobInfo("", UNKNOWN, problem)
@@ -173,139 +131,168 @@ def find_step(job_id: str, name: str, *, run: Ask = ask) -> str | None:
     command = ["squeue", "--steps", "--noheader", f"--jobs={job_id}", "--format=%i %j"]
     steps = [line.split(maxsplit=1) for line in run(command).out.splitlines()]
     found = [step[0] for step in steps if len(step) == 2 and step[1].strip() == name]
-    return max(found, key=lambda step: _integer(step.partition(".")[2]) or 0, default=None)
-
-
-def kill_wait_s(*, run: Ask = ask) -> int | None:
-    """Seconds between TERM and KILL on this cluster (KillWait), or None when unknown."""
-    match = re.search(r"^KillWait\s*=\s*(\d+)", run(["scontrol", "show", "config"]).out, re.M)
-    return int(match.group(1)) if match else None
+    return max(found, key=lambda step: leading_integer(step.partition(".")[2]) or 0, default=None)
 
 
 def _ask_squeue(job_ids: Sequence[str], run: Ask) -> tuple[dict[str, JobInfo], str]:
     # --states=all also shows jobs that ended within MinJobAge. One unknown id beside known ones is
     # no error for squeue; a lone unknown id is ("Invalid job id specified").
-    columns = ",".join(f"{name}:{_SEPARATOR}" for name in _SQUEUE_FIELDS.split(","))
+    columns = ",".join(f"{name}:{SEPARATOR}" for name in _SQUEUE_FIELDS.split(","))
     command = ["squeue", "--noheader", "--states=all", f"--Format={columns}"]
     answer = run([*command, f"--jobs={','.join(job_ids)}"])
     if answer.code == 0:
-        rows = [line.split(_SEPARATOR) for line in answer.out.splitlines()]
-        names = _SQUEUE_FIELDS.split(",")
-        jobs = [job_of_row(dict(zip(names, row, strict=False))) for row in rows if len(row) > 1]
+        jobs = [job_of_row(row) for row in parse_rows(answer.out, _SQUEUE_FIELDS)]
         return {job.job_id: job for job in jobs}, ""
     if answer.code is not None and _NO_SUCH_JOB in answer.error:
         return {}, ""
     return {}, answer.error or f"squeue exited {answer.code}"
 
 
-def _ask_sacct(job_ids: Sequence[str], run: Ask) -> tuple[dict[str, JobInfo], str]:
-    command = ["sacct", "-X", "-P", "-n", "--noconvert", f"--delimiter={_SEPARATOR}"]
-    answer = run([*command, f"--format={_SACCT_FIELDS}", f"--jobs={','.join(job_ids)}"])
-    if answer.code == 0:
-        rows = [line.split(_SEPARATOR) for line in answer.out.splitlines()]
-        names = _SACCT_FIELDS.split(",")
-        jobs = [job_of_row(dict(zip(names, row, strict=False))) for row in rows if len(row) > 1]
-        return {job.job_id: job for job in jobs}, ""
-    # Without slurmdbd sacct exits 1 ("Slurm accounting storage is disabled"): jobs that squeue
-    # forgot are then beyond anybody's knowledge.
-    return {}, answer.error or f"sacct exited {answer.code}"
+def query_sacct(
+    job_ids: Sequence[str],
+    fields: str,
+    *,
+    steps: bool = False,
+    duplicates: bool = True,
+    run: Ask = ask,
+) -> tuple[list[dict[str, str]], str]:
+    """Rows of these jobs in Slurm's accounting, and what went wrong ("" for nothing).
 
-
-def parse_scontrol(text: str) -> dict[str, str]:
-    """Fields of the first job in the output of ``scontrol show job --oneliner``.
-
-    A field begins with a capital after white space, so ``ReqNodeList=`` is not taken for
-    ``NodeList=``, and values may hold commas, blanks and equal signs (``TRES=cpu=1,mem=2G``).
+    Args:
+        fields: names of columns (``sacct --helpformat``) between commas.
+        steps: a row for each step behind that of its job.
+        duplicates: also what a requeued job was before (sacct(1), ``--duplicates``).
     """
-    line = text.strip().partition("\n")[0]
-    matches = list(_FIELD.finditer(line))
-    ends = [match.start() for match in matches[1:]] + [len(line)]
-    fields: dict[str, str] = {}
-    for match, end in zip(matches, ends, strict=True):
-        # The first one holds: free text at the end (Comment, StdOut) may look like a field.
-        fields.setdefault(match.group(1), line[match.end() : end].strip())
-    return fields
+    command = ["sacct", "-P", "-n", "--noconvert", f"--delimiter={SEPARATOR}"]
+    command += ([] if steps else ["-X"]) + (["--duplicates"] if duplicates else [])
+    rows: list[dict[str, str]] = []
+    for start in range(0, len(job_ids), _JOBS_A_CALL):
+        ids = ",".join(job_ids[start : start + _JOBS_A_CALL])
+        answer = run([*command, f"--format={fields}", f"--jobs={ids}"])
+        if answer.code != 0:
+            return [], answer.error or f"sacct exited {answer.code}"
+        rows += parse_rows(answer.out, fields)
+    return rows, ""
 
 
-def job_of_scontrol(fields: Mapping[str, str]) -> JobInfo:
-    """What one record of ``scontrol show job`` says."""
-    return JobInfo(
-        job_id=fields.get("JobId", ""),
-        state=fields.get("JobState", UNKNOWN),
-        reason=_word(fields.get("Reason")),
-        nodes=tuple(expand_nodes(_word(fields.get("NodeList")))),
-        num_nodes=_integer(fields.get("NumNodes")),
-        submitted_at=epoch_s(fields.get("SubmitTime")),
-        started_at=epoch_s(fields.get("StartTime")),
-        ends_at=epoch_s(fields.get("EndTime")),
-        preempted_at=epoch_s(fields.get("PreemptTime")),
-        time_limit_s=_limit_s(fields.get("TimeLimit")),
-        restarts=_integer(fields.get("Restarts")) or 0,
-        requeueable=fields.get("Requeue") != "0",
-        excluded=tuple(expand_nodes(_word(fields.get("ExcNodeList")))),
-        exit_code=fields.get("ExitCode", ""),
-        name=fields.get("JobName", ""),
-        partition=fields.get("Partition", ""),
-        user=fields.get("UserId", "").partition("(")[0],
-        account=_word(fields.get("Account")),
-        qos=_word(fields.get("QOS")),
+def kill_wait_s(*, run: Ask = ask) -> int | None:
+    """Seconds between TERM and KILL on this cluster (KillWait), or None when unknown."""
+    settings = parse_settings(run(["scontrol", "show", "config"]).out)
+    return leading_integer(settings.get("KillWait"))
+
+
+def nodes_up(partition: str, *, run: Ask = ask) -> frozenset[str] | None:
+    """Names of the nodes of a partition that take jobs; None when Slurm does not answer."""
+    command = ["sinfo", "--noheader", "--Node", "--format=%N %T"]
+    answer = run([*command, *([f"--partition={partition}"] if partition else [])])
+    return usable_nodes(answer.out) if answer.code == 0 else None
+
+
+def has_gpus(*, run: Ask = ask) -> tuple[bool | None, str]:
+    """Whether any node has GPUs; None where sinfo does not say, and why."""
+    answer = run(["sinfo", "--noheader", "--format=%G"])
+    return ("gpu" in answer.out, "") if answer.code == 0 else (None, answer.error or "no answer")
+
+
+def out_of_service(*, run: Ask = ask) -> dict[str, str]:
+    """Why nodes are out of service, by node."""
+    answer = run(["sinfo", "--noheader", "--list-reasons", "--format=%n|%E"])
+    rows = (line.partition("|") for line in answer.out.splitlines())
+    return {node.strip(): why.strip() for node, _, why in rows}
+
+
+def ping(*, run: Ask = ask, timeout_s: float = ASK_TIMEOUT_S) -> Answer:
+    """``scontrol ping``: whether the controller answers."""
+    return run(["scontrol", "ping"], timeout_s=timeout_s)
+
+
+PYXIS_OPTION = "--container-image"
+"""Named in srun's help where it has the container plugin (pyxis)."""
+
+
+def srun_help(*, run: Ask = ask, timeout_s: float = ASK_TIMEOUT_S) -> Answer:
+    """``srun --help``, which names the options of the site's plugins."""
+    return run(["srun", "--help"], timeout_s=timeout_s)
+
+
+def find_script(scripts: Iterable[str], *, timeout_s: float, run: Ask = ask) -> tuple[str, str]:
+    """The job of this user that runs one of these batch scripts ("" for none), and what failed."""
+    wanted = set(scripts)
+    command = ["squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%i|%o"]
+    answer = run(command, timeout_s=timeout_s)
+    if answer.code != 0:
+        return "", answer.error or f"squeue exited {answer.code}"
+    rows = (line.strip().partition("|") for line in answer.out.splitlines())
+    return next((job_id for job_id, _, script in rows if script in wanted), ""), ""
+
+
+def scancel(*arguments: str, timeout_s: float = ASK_TIMEOUT_S, run: Ask = ask) -> Answer:
+    """End, or signal, a job or a step."""
+    return run(["scancel", *arguments], timeout_s=timeout_s)
+
+
+def requeue_job(job_id: str, *, incomplete: bool = True, run: Ask = ask) -> Answer:
+    """Put a running job back into the queue; ``incomplete``: only if it did not complete."""
+    return run(["scontrol", "requeue", *(["Incomplete"] if incomplete else []), job_id])
+
+
+def update_job(job_id: str, change: str, *, run: Ask = ask) -> Answer:
+    """Change one property of a job: ``ExcNodeList=node1,node2``."""
+    return run(["scontrol", "update", f"JobId={job_id}", change])
+
+
+def read_cluster(*, run: Ask = ask, user: str | None = None) -> ClusterFacts | None:
+    """Ask Slurm; None when its controller does not say what nodes and partitions it has."""
+    user = user or getpass.getuser()
+    nodes = _output(run, "scontrol", "--all", "show", "node", "--oneliner")
+    partitions = _output(run, "scontrol", "--all", "show", "partition", "--oneliner")
+    settings = parse_settings(_output(run, "scontrol", "show", "config") or "")
+    if not nodes or not partitions or not settings:
+        return None
+    reservations = _output(run, "scontrol", "show", "reservation", "--oneliner")
+    accounting = ClusterFacts({}, {}, settings).has_accounting
+    mine = accounts = qos = None
+    if accounting:
+        where = ["where", f"cluster={settings.get('ClusterName', '')}"]
+        show = ("sacctmgr", "--noheader", "--parsable2", "--readonly", "show")
+        mine = _output(run, *show, "user", user, "withassoc", f"format={USER_FIELDS}", *where)
+        if mine is not None:
+            accounts = _output(run, *show, "assoc", *where, "user=", f"format={ACCOUNT_FIELDS}")
+            qos = _output(run, *show, "qos", f"format={QOS_FIELDS}")
+    return ClusterFacts(
+        nodes=parse_nodes(nodes),
+        partitions=parse_partitions(partitions),
+        settings=settings,
+        user=user,
+        associations=None if mine is None else parse_associations(mine),
+        account_limits=parse_accounts(accounts or ""),
+        parents=parse_parents(accounts or ""),
+        qos=None if qos is None else parse_qos(qos),
+        reservations=None if reservations is None else parse_reservations(reservations),
     )
 
 
-_ROW_NAMES = {
-    "JobIDRaw": "JobId",
-    "JobID": "JobId",
-    "State": "JobState",
-    "NNodes": "NumNodes",
-    "Start": "StartTime",
-    "End": "EndTime",
-    "Submit": "SubmitTime",
-    "RestartCnt": "Restarts",
-    "Timelimit": "TimeLimit",
-    "Name": "JobName",
-    "UserName": "UserId",
-    "User": "UserId",
-}
+def _output(run: Ask, *command: str) -> str | None:
+    answer = run(command, timeout_s=CLUSTER_TIMEOUT_S)
+    return answer.out if answer.code == 0 else None
 
 
-def job_of_row(row: Mapping[str, str]) -> JobInfo:
-    """What one row of squeue or sacct says; ``CANCELLED by 1000`` is CANCELLED."""
-    fields = {_ROW_NAMES.get(name, name): value.strip() for name, value in row.items()}
-    state, _, note = fields.get("JobState", UNKNOWN).partition(" ")
-    job = job_of_scontrol({**fields, "JobState": state})
-    if not note:
-        return job
-    return JobInfo(**{**job.__dict__, "reason": note})
+def query_inventory(*, run: Ask = ask) -> ClusterInventory:
+    """Partitions and the user's accounts, by sinfo, sacctmgr and scontrol."""
+    columns = SINFO_FIELDS.replace(",", SEPARATOR)
+    answer = run(["sinfo", "--noheader", f"--format={columns}"])
+    if answer.code != 0:
+        return ClusterInventory(problem=answer.error or "sinfo said nothing")
+    found = tuple(parse_sinfo(answer.out))
+    return ClusterInventory(found, tuple(_accounts(run)), kill_wait_s=kill_wait_s(run=run))
 
 
-def epoch_s(text: str | None) -> float | None:
-    """Seconds since the epoch of a time Slurm printed: ``%s``, or ISO in local time; else None."""
-    text = _word(text)
-    if not text:
-        return None
-    if text.isdigit():
-        return float(text) or None
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
-
-
-def _word(text: str | None) -> str:
-    """The text, or nothing where Slurm prints a word that means nothing."""
-    text = (text or "").strip()
-    return "" if text in {"None", "(null)", "N/A", "Unknown", "NONE", "n/a"} else text
-
-
-def _integer(text: str | None) -> int | None:
-    match = re.match(r"\d+", text or "")
-    return int(match.group()) if match else None
-
-
-def _limit_s(text: str | None) -> int | None:
-    if not text or text in {"Partition_Limit", "INVALID", "NOT_SET"}:
-        return None
-    try:
-        return parse_duration_s(text)
-    except ValueError:
-        return None
+def _accounts(run: Ask) -> list[str]:
+    """Accounts that this user may charge; none where there is no accounting."""
+    user, show = getpass.getuser(), ["sacctmgr", "--noheader", "--parsable2", "show"]
+    answer = run([*show, "assoc", f"user={user}", "format=Account"])
+    default = run([*show, "user", user, "format=DefaultAccount"])
+    if answer.code != 0:
+        return []
+    first = default.out.split()[:1] if default.code == 0 else []
+    return list(dict.fromkeys([*first, *answer.out.split()]))

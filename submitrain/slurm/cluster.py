@@ -1,23 +1,27 @@
-"""Reads Slurm's own words about its cluster: pure parsers, and ``read_cluster``, which asks.
+"""What a Slurm cluster has and allows: nodes, partitions, limits, accounts, reservations. Pure.
 
-The output is that of ``scontrol show ... --oneliner`` and ``sacctmgr -nP`` of Slurm 22.05 and
-later; a handful of calls with a time limit each.
-
-What a Slurm cluster has and allows, as far as a request for nodes is concerned.
-
-What nobody answered is None: unknown, never "no limit".
+Read from the output of ``scontrol show ... --oneliner``, ``sacctmgr -nP`` and sinfo. What nobody
+answered is None: unknown, never "no limit".
 """
 
 from __future__ import annotations
 
-import getpass
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from submitrain.config.types import parse_duration_s
-from submitrain.slurm.client import Ask, ask, parse_scontrol
-from submitrain.slurm.parse import expand_nodes
+from submitrain.slurm.parse import (
+    UNLIMITED,
+    count_of,
+    duration_s,
+    expand_nodes,
+    leading_integer,
+    names_of,
+    parse_gres,
+    parse_records,
+    parse_rows,
+    parse_tres,
+)
 
 _NOT_UP = frozenset(["DOWN", "DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING", "INVAL", "UNKNOWN"])
 _NOT_UP_FLAGS = _NOT_UP | frozenset(["NOT_RESPONDING", "INVALID_REG", "MAINT", "POWERING_DOWN"])
@@ -174,71 +178,14 @@ class ClusterFacts:
         return frozenset(word for word in re.split(r"[,\s]+", words) if word)
 
 
-ASK_TIMEOUT_S = 5.0
-_UNLIMITED = frozenset(["", "UNLIMITED", "INFINITE", "N/A", "NONE", "(null)", "-1"])
-_UNITS = {"": 1, "K": 2**-10, "M": 1, "G": 2**10, "T": 2**20, "P": 2**30}
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(name for name in text.split(",") if name and name not in _UNLIMITED)
-
-
 def _allowed(text: str) -> frozenset[str] | None:
-    return None if text in ("", "ALL", "(null)") else _names(text.lower())
-
-
-def _count(text: str) -> int | None:
-    return None if text.upper() in _UNLIMITED or not text.isdigit() else int(text)
-
-
-def _duration(text: str) -> int | None:
-    if text.upper() in _UNLIMITED:
-        return None
-    try:
-        return parse_duration_s(text)
-    except ValueError:
-        return None
-
-
-def megabytes(text: str) -> int | None:
-    """MiB of Slurm's ``64G``, ``16000M`` or ``16000`` (MiB); None for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTP]?)[Bnc]?", text.strip())
-    return int(float(match[1]) * _UNITS[match[2]]) if match else None
-
-
-def parse_tres(text: str) -> dict[str, int]:
-    """``cpu=32,mem=64G,node=4,gres/gpu=8`` as numbers; memory in MiB."""
-    found: dict[str, int] = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        number = megabytes(value) if name == "mem" else _count(value)
-        if equals and number is not None:
-            found[name.strip()] = number
-    return found
-
-
-def parse_gres(text: str) -> dict[str, int]:
-    """GPUs by type in a node's ``Gres=gpu:h100:8(S:0-1),gpu:a100:2``."""
-    found: dict[str, int] = {}
-    for part in re.sub(r"\([^)]*\)", "", text).split(","):
-        name, *rest = part.split(":")
-        if name != "gpu" or not rest or not rest[-1].isdigit():
-            continue
-        kind = rest[0] if len(rest) > 1 else ""
-        found[kind] = found.get(kind, 0) + int(rest[-1])
-    return found
-
-
-def _records(text: str) -> Iterator[dict[str, str]]:
-    for line in text.splitlines():
-        if "=" in line:  # not "No reservations in the system"
-            yield parse_scontrol(line)
+    return None if text in ("", "ALL", "(null)") else names_of(text.lower())
 
 
 def parse_nodes(text: str) -> dict[str, NodeFacts]:
     """Nodes of ``scontrol show node --oneliner``."""
     found = {}
-    for fields in _records(text):
+    for fields in parse_records(text):
         state, *flags = fields.get("State", "UNKNOWN").upper().rstrip("*~#%$@^!-").split("+")
         if "*" in fields.get("State", ""):
             flags.append("NOT_RESPONDING")
@@ -250,15 +197,15 @@ def parse_nodes(text: str) -> dict[str, NodeFacts]:
             name=fields["NodeName"],
             state=state,
             flags=frozenset(flags),
-            partitions=_names(fields.get("Partitions", "")),
+            partitions=names_of(fields.get("Partitions", "")),
             cpus=cpus,
             free_cpus=cpus - int(fields.get("CPUAlloc") or 0),
             memory_mb=memory,
             free_memory_mb=memory - int(fields.get("AllocMem") or 0),
             gpus=gpus,
             free_gpus=sum(gpus.values()) - used.get("gres/gpu", 0),
-            features=_names(fields.get("AvailableFeatures", ""))
-            | _names(fields.get("ActiveFeatures", "")),
+            features=names_of(fields.get("AvailableFeatures", ""))
+            | names_of(fields.get("ActiveFeatures", "")),
         )
     return found
 
@@ -266,24 +213,24 @@ def parse_nodes(text: str) -> dict[str, NodeFacts]:
 def parse_partitions(text: str) -> dict[str, PartitionFacts]:
     """Partitions of ``scontrol show partition --oneliner``."""
     found = {}
-    for fields in _records(text):
+    for fields in parse_records(text):
         own = fields.get("QoS", "")
         found[fields["PartitionName"]] = PartitionFacts(
             name=fields["PartitionName"],
             is_default=fields.get("Default") == "YES",
             state=fields.get("State", "UNKNOWN"),
-            max_time_s=_duration(fields.get("MaxTime", "")),
-            max_nodes=_count(fields.get("MaxNodes", "")),
-            min_nodes=_count(fields.get("MinNodes", "")) or 0,
-            max_cpus_per_node=_count(fields.get("MaxCPUsPerNode", "")),
-            max_memory_mb=_count(fields.get("MaxMemPerNode", "")),
+            max_time_s=duration_s(fields.get("MaxTime", "")),
+            max_nodes=count_of(fields.get("MaxNodes", "")),
+            min_nodes=count_of(fields.get("MinNodes", "")) or 0,
+            max_cpus_per_node=count_of(fields.get("MaxCPUsPerNode", "")),
+            max_memory_mb=count_of(fields.get("MaxMemPerNode", "")),
             nodes=frozenset(expand_nodes(fields.get("Nodes", "").replace("(null)", ""))),
             accounts=_allowed(fields.get("AllowAccounts", "ALL")),
-            denied_accounts=_names(fields.get("DenyAccounts", "").lower()),
+            denied_accounts=names_of(fields.get("DenyAccounts", "").lower()),
             qos=_allowed(fields.get("AllowQos", "ALL")),
-            denied_qos=_names(fields.get("DenyQos", "").lower()),
-            alternate="" if fields.get("Alternate", "") in _UNLIMITED else fields["Alternate"],
-            own_qos="" if own in _UNLIMITED else own,
+            denied_qos=names_of(fields.get("DenyQos", "").lower()),
+            alternate="" if fields.get("Alternate", "") in UNLIMITED else fields["Alternate"],
+            own_qos="" if own in UNLIMITED else own,
         )
     return found
 
@@ -297,7 +244,7 @@ def parse_settings(text: str) -> dict[str, str]:
 def parse_reservations(text: str) -> dict[str, Reservation]:
     """Reservations of ``scontrol show reservation --oneliner`` (times as epoch seconds)."""
     found = {}
-    for fields in _records(text):
+    for fields in parse_records(text):
         if "ReservationName" not in fields:
             continue
         name, ends = fields["ReservationName"], fields.get("EndTime", "")
@@ -305,8 +252,8 @@ def parse_reservations(text: str) -> dict[str, Reservation]:
         found[name] = Reservation(
             name=name,
             nodes=frozenset(expand_nodes(fields.get("Nodes", "").replace("(null)", ""))),
-            users=_names(fields.get("Users", "")),
-            accounts=_names(fields.get("Accounts", "")),
+            users=names_of(fields.get("Users", "")),
+            accounts=names_of(fields.get("Accounts", "")),
             ends_at=float(ends) if ends.isdigit() else None,
             starts_at=float(starts) if starts.isdigit() else None,
             partition=fields.get("PartitionName", "").replace("(null)", ""),
@@ -316,9 +263,9 @@ def parse_reservations(text: str) -> dict[str, Reservation]:
 
 
 _LIMIT_FIELDS = "MaxWall,MaxTRES,MaxTRESPerNode,GrpTRES,MaxJobs,GrpJobs,MaxSubmitJobs,GrpSubmitJobs"
-_USER_FIELDS = f"DefaultAccount,Account,Partition,QOS,DefaultQOS,{_LIMIT_FIELDS}"
-_ACCOUNT_FIELDS = f"Account,ParentName,{_LIMIT_FIELDS}"
-_QOS_FIELDS = (
+USER_FIELDS = f"DefaultAccount,Account,Partition,QOS,DefaultQOS,{_LIMIT_FIELDS}"
+ACCOUNT_FIELDS = f"Account,ParentName,{_LIMIT_FIELDS}"
+QOS_FIELDS = (
     "Name,MaxWall,MaxTRES,MaxTRESPerNode,GrpTRES,MaxJobsPU,GrpJobs,MaxSubmitJobsPU,GrpSubmitJobs,"
     "MinTRES,MaxTRESPU,Flags"
 )
@@ -328,22 +275,15 @@ def _limits(owner: str, row: Mapping[str, str]) -> Limits:
     counts = ("MaxJobs", "GrpJobs", "MaxSubmitJobs", "GrpSubmitJobs", "MaxJobsPU")
     return Limits(
         owner=owner,
-        max_wall_s=_duration(row.get("MaxWall", "")),
+        max_wall_s=duration_s(row.get("MaxWall", "")),
         per_job=parse_tres(row.get("MaxTRES", "")),
         per_node=parse_tres(row.get("MaxTRESPerNode", "")),
         per_user=parse_tres(row.get("MaxTRESPU", "")),
         together=parse_tres(row.get("GrpTRES", "")),
         at_least=parse_tres(row.get("MinTRES", "")),
         no_jobs=any(row.get(name) == "0" for name in (*counts, "MaxSubmitJobsPU")),
-        flags=_names(row.get("Flags", "")),
+        flags=names_of(row.get("Flags", "")),
     )
-
-
-def _rows(text: str, names: str) -> Iterator[dict[str, str]]:
-    for line in text.splitlines():
-        values = line.split("|")
-        if len(values) >= len(names.split(",")):
-            yield dict(zip(names.split(","), values, strict=False))
 
 
 def parse_associations(text: str) -> tuple[Association, ...]:
@@ -352,25 +292,25 @@ def parse_associations(text: str) -> tuple[Association, ...]:
         Association(
             account=row["Account"],
             partition=row["Partition"],
-            qos=_names(row["QOS"]),
+            qos=names_of(row["QOS"]),
             default_qos=row["DefaultQOS"],
             is_default=row["Account"] == row["DefaultAccount"],
             limits=_limits(f"your association with account {row['Account']}", row),
         )
-        for row in _rows(text, _USER_FIELDS)
+        for row in parse_rows(text, USER_FIELDS, "|")
         if row["Account"]
     )
 
 
 def parse_accounts(text: str) -> dict[str, tuple[Limits, ...]]:
     """Limits of every account and of those above it, of ``sacctmgr -nP show assoc user=``."""
-    rows = {row["Account"]: row for row in _rows(text, _ACCOUNT_FIELDS)}
+    rows = {row["Account"]: row for row in parse_rows(text, ACCOUNT_FIELDS, "|")}
     return {name: tuple(_chain(name, rows)) for name in rows}
 
 
 def parse_parents(text: str) -> dict[str, str]:
     """The account above each account, of the same output."""
-    return {row["Account"]: row["ParentName"] for row in _rows(text, _ACCOUNT_FIELDS)}
+    return {row["Account"]: row["ParentName"] for row in parse_rows(text, ACCOUNT_FIELDS, "|")}
 
 
 def _chain(name: str, rows: Mapping[str, Mapping[str, str]]) -> Iterator[Limits]:
@@ -383,40 +323,77 @@ def _chain(name: str, rows: Mapping[str, Mapping[str, str]]) -> Iterator[Limits]
 
 def parse_qos(text: str) -> dict[str, Limits]:
     """Limits of every QOS, of ``sacctmgr -nP show qos``."""
-    return {row["Name"]: _limits(f"QOS {row['Name']}", row) for row in _rows(text, _QOS_FIELDS)}
+    rows = parse_rows(text, QOS_FIELDS, "|")
+    return {row["Name"]: _limits(f"QOS {row['Name']}", row) for row in rows}
 
 
-def read_cluster(*, run: Ask = ask, user: str | None = None) -> ClusterFacts | None:
-    """Ask Slurm; None when its controller does not say what nodes and partitions it has."""
-    user = user or getpass.getuser()
-    nodes = _ask(run, "scontrol", "--all", "show", "node", "--oneliner")
-    partitions = _ask(run, "scontrol", "--all", "show", "partition", "--oneliner")
-    settings = parse_settings(_ask(run, "scontrol", "show", "config") or "")
-    if not nodes or not partitions or not settings:
-        return None
-    reservations = _ask(run, "scontrol", "show", "reservation", "--oneliner")
-    accounting = ClusterFacts({}, {}, settings).has_accounting
-    mine = accounts = qos = None
-    if accounting:
-        where = ["where", f"cluster={settings.get('ClusterName', '')}"]
-        show = ("sacctmgr", "--noheader", "--parsable2", "--readonly", "show")
-        mine = _ask(run, *show, "user", user, "withassoc", f"format={_USER_FIELDS}", *where)
-        if mine is not None:
-            accounts = _ask(run, *show, "assoc", *where, "user=", f"format={_ACCOUNT_FIELDS}")
-            qos = _ask(run, *show, "qos", f"format={_QOS_FIELDS}")
-    return ClusterFacts(
-        nodes=parse_nodes(nodes),
-        partitions=parse_partitions(partitions),
-        settings=settings,
-        user=user,
-        associations=None if mine is None else parse_associations(mine),
-        account_limits=parse_accounts(accounts or ""),
-        parents=parse_parents(accounts or ""),
-        qos=None if qos is None else parse_qos(qos),
-        reservations=None if reservations is None else parse_reservations(reservations),
+@dataclass(frozen=True)
+class Partition:
+    """A partition, as its largest group of equal nodes shows it."""
+
+    name: str
+    up: bool
+    default: bool
+    nodes: int
+    cpus: int
+    memory_mb: int
+    gpus: int = 0
+    gpu_type: str = ""
+    max_s: int | None = None
+    """Longest job in seconds; None = not limited, or not known."""
+
+
+@dataclass(frozen=True)
+class ClusterInventory:
+    """Partitions in Slurm's order, and the user's accounts, the default one first."""
+
+    partitions: tuple[Partition, ...] = ()
+    accounts: tuple[str, ...] = ()
+    kill_wait_s: int | None = None
+    """Seconds between TERM and KILL there."""
+    problem: str = ""
+    """Why partitions are not known."""
+
+    def best(self) -> Partition | None:
+        """Where a training belongs: GPUs before none, then the default one, then the largest."""
+        able = [one for one in self.partitions if one.up] or list(self.partitions)
+        return max(able, key=lambda one: (one.gpus > 0, one.default, one.nodes), default=None)
+
+
+SINFO_FIELDS = "%R,%a,%l,%D,%c,%m,%G,%P"
+_GPU = re.compile(r"gpu:(?:(?P<type>[A-Za-z][\w.-]*):)?(?P<count>\d+)")
+
+
+def parse_sinfo(text: str) -> list[Partition]:
+    """Partitions of sinfo's rows of ``SINFO_FIELDS``; of several rows the largest group."""
+    found: dict[str, Partition] = {}
+    for row in parse_rows(text, SINFO_FIELDS):
+        gpu = _GPU.search(row["%G"])
+        one = Partition(
+            name=row["%R"],
+            up=row["%a"] == "up",
+            default=row["%P"].endswith("*"),
+            nodes=leading_integer(row["%D"]) or 0,
+            cpus=leading_integer(row["%c"]) or 0,
+            memory_mb=leading_integer(row["%m"]) or 0,
+            gpus=int(gpu["count"]) if gpu else 0,
+            gpu_type=(gpu["type"] or "") if gpu else "",
+            max_s=duration_s(row["%l"]),
+        )
+        known = found.get(one.name)
+        if known is None or (one.gpus, one.nodes) > (known.gpus, known.nodes):
+            found[one.name] = one
+    return list(found.values())
+
+
+_USABLE = ("idle", "alloc", "mix", "comp", "plnd", "planned", "resv")
+
+
+def usable_nodes(text: str) -> frozenset[str]:
+    """Of sinfo's lines ``node state``, the nodes that are up: ``idle*`` does not answer."""
+    pairs = [line.split() for line in text.splitlines()]
+    return frozenset(
+        pair[0]
+        for pair in pairs
+        if len(pair) == 2 and pair[1].startswith(_USABLE) and not pair[1].endswith(("*", "-", "$"))
     )
-
-
-def _ask(run: Ask, *command: str) -> str | None:
-    answer = run(command, timeout_s=ASK_TIMEOUT_S)
-    return answer.out if answer.code == 0 else None

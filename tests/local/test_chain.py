@@ -16,7 +16,7 @@ from submitrain.events import read_events
 from submitrain.launcher import Run, launch
 from submitrain.launcher.plan.prepare import prepare
 from submitrain.launcher.submit.dependency import ended_while_waiting
-from submitrain.slurm.client import JobInfo
+from submitrain.slurm.jobs import JobInfo
 from submitrain.status import RunState
 from tests.paths import TOY_RANK
 from tests.tiny import tiny_config

@@ -8,7 +8,7 @@ import pytest
 
 from submitrain.events import Kind
 from submitrain.launcher.supervisor.guard import Watched, judge
-from submitrain.slurm.client import NOT_FOUND, UNKNOWN, JobInfo
+from submitrain.slurm.jobs import NOT_FOUND, UNKNOWN, JobInfo
 from tests.cluster import ClusterOptions
 from tests.cluster.fixtures import ClusterFactory
 from tests.supervised_slurm import slurm_run

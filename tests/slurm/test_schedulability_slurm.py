@@ -20,8 +20,7 @@ from submitrain.launcher.checks.queue import expect
 from submitrain.launcher.checks.schedulability import Outcome, Schedulability, judge, permit
 from submitrain.launcher.cli.main import main
 from submitrain.launcher.plan.sbatch import sbatch_parameters, script_text
-from submitrain.slurm.client import Answer, ask
-from submitrain.slurm.cluster import read_cluster
+from submitrain.slurm.client import Answer, ask, read_cluster
 from tests.cluster import ClusterOptions, SlurmCluster
 from tests.cluster.client import wait_until
 from tests.cluster.daemon import SlurmClusterError

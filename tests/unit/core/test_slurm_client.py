@@ -12,22 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from submitrain.launcher.supervisor.requeue import Requeued, read_answer
-from submitrain.slurm.client import (
-    NOT_FOUND,
-    UNKNOWN,
-    Answer,
-    JobInfo,
-    ask,
-    epoch_s,
-    find_step,
-    job_of_row,
-    job_of_scontrol,
-    kill_wait_s,
-    parse_scontrol,
-    query_jobs,
-    show_job,
-)
-from submitrain.slurm.parse import expand_nodes
+from submitrain.slurm.client import Answer, ask, find_step, kill_wait_s, query_jobs, show_job
+from submitrain.slurm.jobs import NOT_FOUND, UNKNOWN, JobInfo, job_of_row, job_of_scontrol
+from submitrain.slurm.parse import epoch_s, expand_nodes, parse_scontrol
 from tests.cluster import ClusterOptions, SlurmCluster
 from tests.cluster.fixtures import ClusterFactory
 

@@ -30,7 +30,7 @@ from submitrain.launcher.cli.main import build_parser as launcher_parser
 from submitrain.launcher.plan.config import load_config
 from submitrain.monitor.cli import EXAMPLES_OF as MONITOR_EXAMPLES_OF
 from submitrain.monitor.cli import build_parser as monitor_parser
-from submitrain.slurm.inventory import ClusterInventory, Partition, parse_sinfo
+from submitrain.slurm.cluster import ClusterInventory, Partition, parse_sinfo
 from tests.cluster.cluster import SlurmCluster
 from tests.paths import REPOSITORY
 from tests.unit.launcher.test_cli import Shell, assert_one_line, shell

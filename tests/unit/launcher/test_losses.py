@@ -14,10 +14,10 @@ from submitrain.launcher.supervisor.node_failures import (
     lost_in_words,
     refused_in_words,
     silent_nodes,
-    usable_nodes,
 )
 from submitrain.launcher.supervisor.rank_events import Heartbeat, RankRecords
 from submitrain.run_folder import RunDir
+from submitrain.slurm.cluster import usable_nodes
 
 NODES = ("node1", "node2", "node3")
 LOST = (

@@ -28,7 +28,7 @@ from submitrain.launcher.supervisor.evidence import (
 from submitrain.launcher.supervisor.placement import NodeRule, NodeState
 from submitrain.monitor.diagnose import diagnose_text
 from submitrain.rollbacks import Rollback
-from submitrain.slurm.client import UNKNOWN, JobInfo
+from submitrain.slurm.jobs import UNKNOWN, JobInfo
 
 ALL = frozenset({0, 1})
 LIMITS = ResilienceConfig()

@@ -19,17 +19,9 @@ from submitrain.launcher.checks.schedulability import (
     max_wait_s,
     permit,
 )
-from submitrain.slurm.client import Answer
-from submitrain.slurm.cluster import (
-    ClusterFacts,
-    megabytes,
-    parse_gres,
-    parse_nodes,
-    parse_partitions,
-    parse_reservations,
-    parse_tres,
-    read_cluster,
-)
+from submitrain.slurm.client import Answer, read_cluster
+from submitrain.slurm.cluster import ClusterFacts, parse_nodes, parse_partitions, parse_reservations
+from submitrain.slurm.parse import megabytes, parse_gres, parse_tres
 
 NODE = (
     "NodeName={name} Arch=x86_64 CoresPerSocket=8  CPUAlloc=0 CPUEfctv=8 CPUTot=8 CPULoad=8.54"

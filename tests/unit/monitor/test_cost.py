@@ -35,7 +35,7 @@ from submitrain.monitor.accounting.prices import (
     parse_prices,
     requested_type,
 )
-from submitrain.monitor.accounting.records import RunRecords, SacctJob, query_sacct
+from submitrain.monitor.accounting.records import RunRecords, SacctJob, read_allocations
 from submitrain.monitor.accounting.timeline import Category
 from submitrain.monitor.cli import main
 from submitrain.slurm.client import Answer
@@ -309,7 +309,7 @@ def test_sacct_is_asked_once_for_all_jobs() -> None:
         asked.append(list(command))
         return Answer(0, f"{ROW}\n", "")
 
-    jobs, problem = query_sacct([str(number) for number in range(900)], run=run)
+    jobs, problem = read_allocations([str(number) for number in range(900)], run=run)
     assert (len(asked), problem) == (1, "")
     assert "--duplicates" in asked[0]
     assert jobs[0].ended_us is None
@@ -318,13 +318,13 @@ def test_sacct_is_asked_once_for_all_jobs() -> None:
 
 
 def test_accounting_that_is_off_is_said() -> None:
-    jobs, problem = query_sacct(["7"], run=lambda *_, **__: Answer(1, "", "disabled"))
+    jobs, problem = read_allocations(["7"], run=lambda *_, **__: Answer(1, "", "disabled"))
     assert (jobs, problem) == ([], "disabled")
 
 
 def test_a_job_that_never_ran_held_nothing() -> None:
     line = "7\x1fNone\x1f2026-01-01T00:00:00\n"
-    assert query_sacct(["7"], run=lambda *_, **__: Answer(0, line, "")) == ([], "")
+    assert read_allocations(["7"], run=lambda *_, **__: Answer(0, line, "")) == ([], "")
 
 
 @pytest.fixture

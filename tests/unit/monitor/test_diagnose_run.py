@@ -14,7 +14,7 @@ from submitrain.events import EventWriter, Kind
 from submitrain.monitor.cli import main
 from submitrain.monitor.diagnose import Diagnosis, diagnose_run
 from submitrain.run_folder import RunDir
-from submitrain.slurm.client import JobInfo
+from submitrain.slurm.jobs import JobInfo
 
 
 class Folder:

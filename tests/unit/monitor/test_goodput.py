@@ -21,7 +21,12 @@ from submitrain.monitor.accounting.goodput import (
     headline,
     read_goodput,
 )
-from submitrain.monitor.accounting.records import RunRecords, SacctJob, query_sacct, rank_events
+from submitrain.monitor.accounting.records import (
+    RunRecords,
+    SacctJob,
+    rank_events,
+    read_allocations,
+)
 from submitrain.monitor.accounting.timeline import Category, allocations
 from submitrain.slurm.client import Answer
 
@@ -299,7 +304,7 @@ def test_sacct_shows_every_stretch_of_a_requeued_job() -> None:
         asked.extend(command)
         return Answer(0, "7\x1f100\x1f160\n7\x1f200\x1fUnknown\n8\x1fUnknown\x1fUnknown\n", "")
 
-    jobs, problem = query_sacct(["7", "8"], run=answer)
+    jobs, problem = read_allocations(["7", "8"], run=answer)
     assert problem == ""
     assert jobs == [
         SacctJob("7", 100 * MICRO, 160 * MICRO),
@@ -312,7 +317,7 @@ def test_without_accounting_the_supervisors_records_do() -> None:
     def refused(command: Sequence[str], *, timeout_s: float = 1.0) -> Answer:
         return Answer(1, "", "Slurm accounting storage is disabled")
 
-    assert query_sacct(["7"], run=refused)[0] == []
+    assert read_allocations(["7"], run=refused)[0] == []
 
 
 def test_the_text_has_the_share_and_the_largest_category_first() -> None:

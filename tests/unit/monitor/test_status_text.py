@@ -26,7 +26,7 @@ from submitrain.monitor.status import (
 )
 from submitrain.run_facts import read_evidence, read_tail
 from submitrain.slurm.client import Answer
-from submitrain.slurm.parse import explain_reason, reason_text
+from submitrain.slurm.jobs import explain_reason, reason_text
 from submitrain.status import JobState, JobView, poll_runs, status_of
 from tests.alert_parts import FakeRun
 from tests.fleet_parts import living, process, run_named
