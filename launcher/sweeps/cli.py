@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from submitrain.errors import UserError
 from submitrain.launcher.cli.commands import log_to_stderr
-from submitrain.launcher.cli.screen import Screen, make_screen
-from submitrain.launcher.run import WAIT_POLL_S
+from submitrain.launcher.cli.screen import make_screen
 from submitrain.launcher.sweeps.folder import HTML_NAME, SweepState, counts
 from submitrain.launcher.sweeps.plan import plan_sweep
 from submitrain.launcher.sweeps.render import report_parts, status_table
@@ -117,21 +115,13 @@ def _begin(options: argparse.Namespace) -> int:
             screen.say(f"warning: {line}")
         sweep = Sweep.begin(plan, screen, stay=stay)
         if stay:
-            _wait(sweep, screen)
+            sweep.wait(screen=screen)
     return _tell(sweep, options, stayed=stay)
 
 
 def _stays(cluster: str, options: argparse.Namespace) -> bool:
     """Local sweeps attach by default, Slurm's do not: as runs do."""
     return bool(options.wait or (cluster == "local" and not options.detach))
-
-
-def _wait(sweep: Sweep, screen: Screen) -> None:
-    """Until it has ended; a local one already has."""
-    poll_s = WAIT_POLL_S.get(sweep.cluster, 1.0)
-    while not (found := sweep.status())[0].ended:
-        screen.doing(counts(found[1]))
-        time.sleep(poll_s)
 
 
 def _tell(sweep: Sweep, options: argparse.Namespace, *, stayed: bool) -> int:
@@ -203,5 +193,5 @@ def _resume(sweep: Sweep, options: argparse.Namespace) -> int:
         screen = make_screen(stack)
         sweep.resume(screen, stay=stay)
         if stay:
-            _wait(sweep, screen)
+            sweep.wait(screen=screen)
     return _tell(sweep, options, stayed=stay)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from submitrain.launcher.sweeps.measure import Measurement
@@ -146,16 +146,6 @@ class NodeCount:
     save_share: float | None
     """Share of the time that saves at the configured interval take."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        estimates = (
-            *("tokens_per_s", "step_s", "efficiency", "marginal"),
-            *("price_per_million_tokens", "time_to_result_s"),
-        )
-        plain = {name: value for name, value in vars(self).items() if name not in estimates}
-        found = {name: getattr(self, name) for name in estimates}
-        return {**plain, **{name: one and vars(one) for name, one in found.items()}}
-
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -169,7 +159,6 @@ class Recommendation:
 class Curve:
     """All node counts that were measured, in ascending order."""
 
-    mode: Mode
     counts: tuple[NodeCount, ...]
     recommendation: Recommendation
     fit: tuple[float, float] | None
@@ -179,11 +168,8 @@ class Curve:
         """Plain values."""
         fit = None if self.fit is None else {"shrinking_s": self.fit[0], "fixed_s": self.fit[1]}
         return {
-            "counts": [one.as_json() for one in self.counts],
-            "recommendation": {
-                "nodes": self.recommendation.nodes,
-                "why": list(self.recommendation.why),
-            },
+            "counts": [asdict(one) for one in self.counts],
+            "recommendation": asdict(self.recommendation),
             "fit": fit,
         }
 
@@ -195,7 +181,6 @@ def curve_of(repeats: Mapping[int, Sequence[Measurement]], terms: Terms) -> Curv
     counts = tuple(_count(nodes, runs, speeds, terms) for nodes, runs in measured.items())
     points = [(one.nodes, one.step_s.value) for one in counts]
     return Curve(
-        mode=terms.mode,
         counts=counts,
         recommendation=recommend(counts),
         fit=fit_step_time(points) if terms.mode == "strong" else None,

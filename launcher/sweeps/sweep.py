@@ -165,8 +165,8 @@ class Sweep(SweepFolder):
             ) from error
         return report
 
-    def wait(self, timeout: float | None = None) -> SweepState:
-        """Wait until nothing of it goes on any more.
+    def wait(self, timeout: float | None = None, screen: Screen | None = None) -> SweepState:
+        """Wait until nothing of it goes on any more; ``screen`` shows how far it is.
 
         Raises:
             TimeoutError: it goes on after ``timeout`` seconds.
@@ -176,6 +176,8 @@ class Sweep(SweepFolder):
         while not (found := self.status())[0].ended:
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"{self.name} after {timeout} s: {counts(found[1])}")
+            if screen is not None:
+                screen.doing(counts(found[1]))
             time.sleep(poll_s)
         return found[0]
 
