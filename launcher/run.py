@@ -1,13 +1,9 @@
-"""The handle of one run: made from its folder alone, in this process or in any other one.
-
-The numbers of a run's steps: a plain list, which shows itself as a table where pandas is.
-"""
+"""The handle of one run: made from its folder alone, in this process or in any other one."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +15,7 @@ from submitrain.launcher.submit.audit_events import client_act
 from submitrain.launcher.submit.dependency import cancel_job, end_successors, terminate_job
 from submitrain.launcher.submit.record import user_name
 from submitrain.launcher.summary import RunResult, read_result
-from submitrain.monitor.accounting.goodput import Goodput
+from submitrain.monitor.accounting.goodput import Goodput, read_goodput
 from submitrain.monitor.audit.chain import Act
 from submitrain.run_facts import read_evidence
 from submitrain.run_folder import RunDir, find_run, write_json_atomically
@@ -55,7 +51,14 @@ class StepEvents(list[dict[str, Any]]):
             )
         import pandas
 
-        frame = pandas.DataFrame([_numbers(event) for event in self], columns=_columns(self))
+        found = dict.fromkeys(key for event in self for key in event if key not in _ENVELOPE)
+        usual = [name for name in _FIRST if name in found]
+        rows = [  # JSON has no NaN: its name becomes the number again
+            {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in event.items()}
+            for event in self
+        ]
+        columns = [*usual, *(name for name in found if name not in _FIRST)]
+        frame = pandas.DataFrame(rows, columns=columns)
         if "t" in frame:
             frame.insert(0, "time", pandas.to_datetime(frame.pop("t"), unit="s", utc=True))
         return frame.set_index("step") if "step" in frame else frame
@@ -68,23 +71,8 @@ class StepEvents(list[dict[str, Any]]):
         return shown
 
 
-def _columns(events: Iterable[dict[str, Any]]) -> list[str]:
-    """What the events carry: the usual fields first, others as they come."""
-    found = dict.fromkeys(key for event in events for key in event if key not in _ENVELOPE)
-    return [*(name for name in _FIRST if name in found), *(n for n in found if n not in _FIRST)]
-
-
-def _numbers(event: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: its name becomes the number again."""
-    return {
-        key: float(value) if value in ("nan", "inf", "-inf") else value
-        for key, value in event.items()
-        if key not in _ENVELOPE
-    }
-
-
 WAIT_POLL_S = {"local": 0.5, "slurm": 10.0}
-"""Seconds between looks: a file system is asked more often than a shared scheduler."""
+"""Seconds between polls: a file system is asked more often than a shared scheduler."""
 _FOLDER_POLL_S = 0.5
 
 
@@ -132,8 +120,6 @@ class Run:
 
     def goodput(self) -> Goodput:
         """What its allocations were spent on; asks sacct for their exact times where it answers."""
-        from submitrain.monitor.accounting.goodput import read_goodput
-
         status = self.status()
         pending = status.state is RunState.QUEUED
         return read_goodput(self.folder, ended=status.state.ended, pending=pending)
@@ -232,9 +218,11 @@ class Run:
         paths = [run_dir.log(number, rank, stream) for stream in ("out", "err")]
         found = [path for path in paths if path.exists()]
         if not found:
+            names = sorted(path.name for path in run_dir.logs(number).glob("rank*"))
             raise UserError(
                 f"logs: expected an attempt up to {newest} and one of its ranks, got attempt "
-                f"{number}, rank {rank}; there are {_log_names(run_dir, number)}"
+                f"{number}, rank {rank}; there are "
+                f"{', '.join(names[:6]) or 'no logs of that attempt'}"
             )
         return found
 
@@ -286,8 +274,3 @@ class Run:
 
         resume(self, slurm, force=force)
         return self
-
-
-def _log_names(run_dir: RunDir, attempt: int) -> str:
-    names = sorted(path.name for path in run_dir.logs(attempt).glob("rank*"))
-    return ", ".join(names[:6]) if names else "no logs of that attempt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ _RESULT_KINDS = frozenset({Kind.STEP, Kind.VALIDATION, Kind.SAMPLE, Kind.EXPORT}
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run. Losses are per token; ``tokens_per_s`` is the median over all ranks."""
+    """What a run achieved. Losses are per token; ``tokens_per_s`` is the median over all ranks."""
 
     status: RunStatus
     steps: int
@@ -34,8 +35,6 @@ class RunResult:
 
 def read_result(folder: Path, status: RunStatus) -> RunResult:
     """Read all of rank 0's events once."""
-    import statistics
-
     steps: dict[int, dict[str, object]] = {}
     validations: dict[int, float] = {}
     others: dict[str, dict[str, object]] = {}

@@ -6,9 +6,8 @@ Reads the run folder like every other observer: closing it, or losing it, change
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -38,165 +37,127 @@ _STATE_STYLE = {
 }
 
 
-class View(Protocol):
-    """Where progress is shown."""
-
-    def event(self, event: dict[str, Any]) -> None:
-        """Something happened."""
-
-    def status(self, status: RunStatus) -> None:
-        """How the run is doing."""
-
-
-def follow(run: Run, view: View, *, sleep: Callable[[float], None] = time.sleep) -> RunStatus:
-    """Show events and status until the run has ended; returns its last status."""
-    tails = [EventTail(path, 0) for path in (run.run_dir.attempts, run.run_dir.events(0))]
-    told, status, asked = run.ended_at(), run.status(), time.monotonic()
-    while True:
-        for tail in tails:
-            for event in tail.read():
-                view.event(event)
-        view.status(status)
-        if status.state.ended:
-            return status
-        sleep(REFRESH_S)
-        due = time.monotonic() - asked >= STATUS_EVERY_S.get(status.cluster, 1.0)
-        if due or run.ended_at() != told:
-            told, status, asked = run.ended_at(), run.status(), time.monotonic()
-
-
 def follow_on(run: Run, console: Console) -> RunStatus:
-    """Follow on a console: live where it is a terminal, plain lines where it is not."""
-    if not console.is_terminal:
-        return follow(run, PlainView(console))
-    with Live(console=console, refresh_per_second=8, transient=True) as live:
-        return follow(run, LiveView(console, live))
+    """Show events and status until the run has ended; returns its last status.
+
+    Live where the console is a terminal, plain lines (logs, pipes) where it is not.
+    """
+    tails = [EventTail(path, 0) for path in (run.run_dir.attempts, run.run_dir.events(0))]
+    with ExitStack() as stack:
+        live = None
+        if console.is_terminal:
+            live = stack.enter_context(Live(console=console, refresh_per_second=8, transient=True))
+        view = _View(console, live)
+        told, status, asked = run.ended_at(), run.status(), time.monotonic()
+        while True:
+            for tail in tails:
+                for event in tail.read():
+                    view.event(event)
+            view.status(status)
+            if status.state.ended:
+                return status
+            time.sleep(REFRESH_S)
+            due = time.monotonic() - asked >= STATUS_EVERY_S.get(status.cluster, 1.0)
+            if due or run.ended_at() != told:
+                told, status, asked = run.ended_at(), run.status(), time.monotonic()
 
 
-@dataclass
-class Latest:
-    """The newest number of each kind that events carry."""
+class _View:
+    """A bar with step, loss, rate and ETA below the lines that matter; without ``live`` lines only,
+    and one for a step every few seconds."""
 
-    step: int = 0
-    values: dict[str, float] = field(default_factory=dict)
-    validated: int | None = None
-    """Step of the newest validation."""
-
-    def take(self, event: dict[str, Any]) -> None:
-        """Note what an event says."""
-        if event["kind"] == Kind.STEP:
-            self.step = int(event["step"])
-            names = ("loss", "lr", "tokens_per_s", "mfu", "grad_norm")
-            self.values |= {
-                name: event[name] for name in names if number(event.get(name)) is not None
-            }
-        elif event["kind"] == Kind.VALIDATION and number(event.get("loss")) is not None:
-            self.values["validation_loss"], self.validated = event["loss"], event.get("step")
-
-    def text(self) -> str:
-        """``loss 3.2145  lr 1.0e-04  12,345 tokens/s``"""
-        forms = {
-            "loss": "loss {:.4f}",
-            "validation_loss": f"val loss {{:.4f}} (step {self.validated})",
-            "lr": "lr {:.2e}",
-            "tokens_per_s": "{:,.0f} tokens/s",
-            "mfu": "MFU {:.1%}",
-        }
-        return "  ".join(
-            form.format(self.values[name]) for name, form in forms.items() if name in self.values
-        )
-
-
-class PlainView:
-    """One line for what matters, and for a step every few seconds: for logs and pipes."""
-
-    def __init__(self, console: Console, *, every_s: float = PLAIN_EVERY_S) -> None:
-        self._console, self._every_s = console, every_s
-        self._latest = Latest()
+    def __init__(self, console: Console, live: Live | None) -> None:
+        self._console, self._live = console, live
+        self._step = 0
+        self._numbers: dict[str, float] = {}
+        """The newest of each kind that events carry."""
+        self._validated: int | None = None
         self._shown_at = float("-inf")
         self._last_state = ""
 
     def event(self, event: dict[str, Any]) -> None:
-        """Print what is worth a line."""
-        self._latest.take(event)
-        line = notable(event)
-        if line:
-            self._print(line)
-        elif event["kind"] == Kind.STEP and time.monotonic() - self._shown_at >= self._every_s:
-            self._shown_at = time.monotonic()
-            self._print(f"step {self._latest.step}  {self._latest.text()}")
-
-    def status(self, status: RunStatus) -> None:
-        """Print the state when it has changed."""
-        state = f"{status.state}: {status.why}" if status.why else str(status.state)
-        if status.state in (RunState.QUEUED, RunState.STARTING) and state != self._last_state:
-            self._print(state)
-        self._last_state = state
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-class LiveView:
-    """A bar with step, loss, rate and time left; restarts and checkpoints scroll past above it."""
-
-    def __init__(self, console: Console, live: Live) -> None:
-        self._console, self._live = console, live
-        self._latest = Latest()
-
-    def event(self, event: dict[str, Any]) -> None:
         """Take its numbers; print what is worth a line."""
-        self._latest.take(event)
-        line = notable(event)
-        if line:
-            self._console.print(line, markup=False, highlight=False, style="dim")
+        step = event["kind"] == Kind.STEP
+        if step:
+            self._step = int(event["step"])
+            names = ("loss", "lr", "tokens_per_s", "mfu", "grad_norm")
+            found = {name: number(event.get(name)) for name in names}
+            self._numbers |= {name: value for name, value in found.items() if value is not None}
+        elif event["kind"] == Kind.VALIDATION and number(event.get("loss")) is not None:
+            self._numbers["validation_loss"], self._validated = event["loss"], event.get("step")
+        if line := notable(event):
+            self._print(line)
+        elif step and not self._live and time.monotonic() - self._shown_at >= PLAIN_EVERY_S:
+            self._shown_at = time.monotonic()
+            self._print(f"step {self._step}  {self._numbers_text()}")
 
     def status(self, status: RunStatus) -> None:
-        """Draw the bar anew."""
-        step = max(self._latest.step, status.step)
-        total = status.total_steps
-        row = Table.grid(padding=(0, 2))
-        where = f"{status.state}" + (f" ({status.why})" if status.why else "")
+        """Draw the bar anew, or print the state when it has changed before the first step."""
+        if self._live is None:
+            state = f"{status.state}: {status.why}" if status.why else str(status.state)
+            if status.state in (RunState.QUEUED, RunState.STARTING) and state != self._last_state:
+                self._print(state)
+            self._last_state = state
+            return
+        step, total = max(self._step, status.step), status.total_steps
+        state = f"{status.state}" + (f" ({status.why})" if status.why else "")
         bar = ProgressBar(total=total, completed=step, width=30, pulse=total is None)
         count = f"step {step}/{total}" if total else f"step {step}"
-        row.add_row(Text(where, style="bold"), bar, count, time_left(status.eta_s))
-        lower = self._latest.text() + (f"  attempt {status.attempt}" if status.attempt > 1 else "")
-        grid = Table.grid()
+        row, grid = Table.grid(padding=(0, 2)), Table.grid()
+        row.add_row(Text(state, style="bold"), bar, count, time_left(status.eta_s))
+        attempt = f"  attempt {status.attempt}" if status.attempt > 1 else ""
         grid.add_row(row)
-        grid.add_row(Text(lower))
+        grid.add_row(Text(f"{self._numbers_text()}{attempt}"))
         self._live.update(grid)
+
+    def _numbers_text(self) -> str:
+        """``loss 3.2145  lr 1.0e-04  12,345 tokens/s``"""
+        forms = {
+            "loss": "loss {:.4f}",
+            "validation_loss": f"val loss {{:.4f}} (step {self._validated})",
+            "lr": "lr {:.2e}",
+            "tokens_per_s": "{:,.0f} tokens/s",
+            "mfu": "MFU {:.1%}",
+        }
+        found = self._numbers
+        return "  ".join(form.format(found[name]) for name, form in forms.items() if name in found)
+
+    def _print(self, line: str) -> None:
+        style = "dim" if self._live else None
+        soft_wrap = self._live is None
+        self._console.print(line, markup=False, highlight=False, style=style, soft_wrap=soft_wrap)
 
 
 def notable(event: dict[str, Any]) -> str | None:
     """A line about an event that a watcher should not miss; None for the everyday ones."""
-    kind, step = event["kind"], event.get("step")
-    if kind == Kind.VALIDATION:
-        loss = event.get("loss")
-        return f"step {step}  validation loss {_shown(loss)}"
-    if kind == Kind.CHECKPOINT:
-        return f"step {step}  checkpoint saved in {_shown(event.get('save_s'), '{:.1f}')} s"
-    if kind == Kind.CHECKPOINT_INTERVAL:
-        return f"step {step}  saves every {_shown(event.get('interval_s'), '{:.0f}')} s from now on"
-    if kind == Kind.CHECKPOINT_FAILED:
-        return f"step {step}  checkpoint could not be saved: {event.get('reason')}"
-    if kind == Kind.CHECKPOINT_REJECTED:
-        return f"checkpoint {event.get('path')} was not used: {event.get('reason')}"
-    if kind == Kind.RESUME:
-        return f"goes on from the checkpoint of step {step}"
-    if kind == Kind.STOPPED:
-        return f"step {step}  saved and stopped ({event.get('reason')})"
-    if kind == Kind.FAILURE:
-        return f"rank {event.get('rank')} failed: {event.get('exception')}: {event.get('message')}"
+
+    def shown(name: str, form: str) -> str:
+        value = event.get(name)
+        return form.format(value) if isinstance(value, int | float) else str(value)
+
+    kind, step, reason = event["kind"], event.get("step"), event.get("reason")
     if kind == Kind.ATTEMPT_START and event.get("attempt", 1) > 1:
         return f"attempt {event['attempt']} starts"
     if kind == Kind.ATTEMPT_END and event.get("action") not in (None, "done"):
         why = event.get("explanation") or event.get("cause")
         return f"attempt {event.get('attempt')} ended: {why}; next: {event['action']}"
-    return None
+    failed = f"{event.get('exception')}: {event.get('message')}"
+    interval = shown("interval_s", "{:.0f}")
+    lines: dict[str, str] = {
+        Kind.VALIDATION: f"step {step}  validation loss {shown('loss', '{:.4f}')}",
+        Kind.CHECKPOINT: f"step {step}  checkpoint saved in {shown('save_s', '{:.1f}')} s",
+        Kind.CHECKPOINT_INTERVAL: f"step {step}  saves every {interval} s from now on",
+        Kind.CHECKPOINT_FAILED: f"step {step}  checkpoint could not be saved: {reason}",
+        Kind.CHECKPOINT_REJECTED: f"checkpoint {event.get('path')} was not used: {reason}",
+        Kind.RESUME: f"resumed from the checkpoint of step {step}",
+        Kind.STOPPED: f"step {step}  saved and stopped ({reason})",
+        Kind.FAILURE: f"rank {event.get('rank')} failed: {failed}",
+    }
+    return lines.get(kind)
 
 
 def show_summary(run: Run, status: RunStatus, console: Console) -> None:
-    """What came of it, and what to do next."""
+    """The run's final status, and what to do next."""
     result = read_result(run.folder, status)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
@@ -215,7 +176,3 @@ def show_summary(run: Run, status: RunStatus, console: Console) -> None:
 def time_left(eta_s: float | None) -> str:
     """``12 min 30 s left``"""
     return "" if eta_s is None else f"{duration(eta_s)} left"
-
-
-def _shown(value: object, form: str = "{:.4f}") -> str:
-    return form.format(value) if isinstance(value, int | float) else str(value)

@@ -15,7 +15,7 @@ from pathlib import Path
 from submitrain.errors import SubmitrainError, UserError
 from submitrain.events import Kind, read_events
 from submitrain.launcher.cli.commands import log_to_stderr
-from submitrain.launcher.cli.screen import Screen, make_screen
+from submitrain.launcher.cli.screen import Screen
 from submitrain.launcher.drill.compare import Comparison
 from submitrain.launcher.drill.follow import Followed, Follower, abort
 from submitrain.launcher.drill.plan import (
@@ -63,7 +63,7 @@ def main(options: argparse.Namespace) -> int:
         _show_list(plan, as_json=options.json)
         return 0
     with ExitStack() as stack:
-        screen = make_screen(stack)
+        screen = Screen(stack)
         world_size = plan.place.config.world_size
         screen.say(
             f"drill of {plan.source} on {plan.place.cluster} ({plan.cluster_reason}): "

@@ -1,10 +1,8 @@
-"""Whether a step and a save fit between "save and stop" and the time limit. Pure.
+"""Whether a step and a save fit before the time limit, and how often a run saves. Pure.
 
-The lead is the time from that request to the limit. Ranks that did not stop are killed
-``LAST_CALL_S`` before the limit (a third of the lead where that is less), so that the supervisor
-can still requeue: what is left of the lead has to hold the step under way and a save.
-
-What a plan says of checkpoints: how often, and on which assumptions. Pure.
+The lead is the time from the request to save and stop to the limit. Ranks that did not stop are
+killed ``LAST_CALL_S`` before the limit (a third of the lead where that is less), so that the
+supervisor can still requeue: what is left of the lead has to hold the step under way and a save.
 """
 
 from __future__ import annotations
@@ -53,13 +51,15 @@ def stop_lead_s(
     """
     if configured is not None:
         return float(configured)
-    measured = (step_s or 0.0) + 2.0 * save_s + MARGIN_S if save_s is not None else None
-    wanted = measured if measured is not None else max(unmeasured_s, (step_s or 0.0) * 2)
+    if save_s is not None:
+        wanted = (step_s or 0.0) + 2.0 * save_s + MARGIN_S
+    else:
+        wanted = max(unmeasured_s, (step_s or 0.0) * 2)
     return min(wanted, limit_s / 4)
 
 
 class Fit(StrEnum):
-    """What became of the lead that was configured, or that follows from the formula."""
+    """Whether the lead, configured or computed, holds a step and a save."""
 
     FITS = "fits"
     RAISED = "raised"
@@ -89,7 +89,7 @@ def lead_of(
     save_s: float | None,
     unmeasured_s: float,
 ) -> Lead:
-    """The lead by ``policy.stop_lead_s``, raised where a measured save would not fit in it.
+    """The lead by ``stop_lead_s``, raised where a measured save would not fit in it.
 
     A lead over half the limit would leave less time for training than for stopping: then it stays
     as it was, and the limit is what has to change.
@@ -101,23 +101,21 @@ def lead_of(
         save_s=save_s,
         unmeasured_s=unmeasured_s,
     )
-    if save_s is None:
+    least = least_lead_s(step_s=step_s or 0.0, save_s=save_s or 0.0)
+    if save_s is None or least <= base:
         return Lead(base)
-    least = least_lead_s(step_s=step_s or 0.0, save_s=save_s)
-    if least <= base:
-        return Lead(base)
-    arithmetic = (
+    why = (
         f"a step of {step_s or 0.0:.1f} s and a save of {save_s:.1f} s, as measured, need "
         f"{least:.0f} s before the time limit, the lead is {base:.0f} s"
     )
-    if least > limit_s / 2:
-        return Lead(
-            base,
-            Fit.LIMIT_TOO_SHORT,
-            f"{arithmetic}, and that is over half of the limit ({format_duration(int(limit_s))}): "
-            "steps since the last checkpoint may be lost at every limit; raise slurm.time",
-        )
-    return Lead(least, Fit.RAISED, f"{arithmetic}: raised to {least:.0f} s")
+    if least <= limit_s / 2:
+        return Lead(least, Fit.RAISED, f"{why}: raised to {least:.0f} s")
+    return Lead(
+        base,
+        Fit.LIMIT_TOO_SHORT,
+        f"{why}, and that is over half of the limit ({format_duration(int(limit_s))}): "
+        "steps since the last checkpoint may be lost at every limit; raise slurm.time",
+    )
 
 
 def deadline_problems(config: RunConfig, checkpoint_bytes: int | None) -> Iterator[str]:
@@ -125,29 +123,27 @@ def deadline_problems(config: RunConfig, checkpoint_bytes: int | None) -> Iterat
     if checkpoint_bytes is None or not config.checkpoint.enabled:
         return
     nodes, configured = config.slurm.nodes.min, config.resilience.stop_lead_s
-    fast_s = checkpoint_bytes / (nodes * FAST_BYTES_PER_S)
-    least = least_lead_s(step_s=0.0, save_s=fast_s)
-    if least > config.slurm.time / 2:
+    limit_s, lead_s = config.slurm.time, config.slurm.signal_lead_s
+    save_s, arithmetic = _save(checkpoint_bytes, nodes, FAST_BYTES_PER_S)
+    least = least_lead_s(step_s=0.0, save_s=save_s)
+    if least > limit_s / 2:
         yield (
             f"slurm.time: expected at least {format_duration(int(2 * least) + 1)}, got "
-            f"{format_duration(config.slurm.time)}: "
-            f"{_arithmetic(checkpoint_bytes, nodes, FAST_BYTES_PER_S)}, so that saving before the "
-            f"limit takes {least:.0f} s, more than half of it; raise slurm.time"
+            f"{format_duration(limit_s)}: {arithmetic}, so that saving before the limit takes "
+            f"{least:.0f} s, more than half of it; raise slurm.time"
         )
-    elif configured is None and config.slurm.signal_lead_s < least:
+    elif configured is None and lead_s < least:
         yield (
-            f"slurm.signal_lead_s: expected at least {int(least) + 1}, got "
-            f"{config.slurm.signal_lead_s}: "
-            f"{_arithmetic(checkpoint_bytes, nodes, FAST_BYTES_PER_S)}; until a save was measured "
-            "ranks are asked to stop that many seconds before the limit"
+            f"slurm.signal_lead_s: expected at least {int(least) + 1}, got {lead_s}: {arithmetic}; "
+            "until a save was measured ranks are asked to stop that many seconds before the limit"
         )
-    slow_s = checkpoint_bytes / (nodes * SLOW_BYTES_PER_S)
-    needed = least_lead_s(step_s=0.0, save_s=slow_s)
+    save_s, arithmetic = _save(checkpoint_bytes, nodes, SLOW_BYTES_PER_S)
+    needed = least_lead_s(step_s=0.0, save_s=save_s)
     if configured is not None and configured < needed:
         yield (
             f"resilience.stop_lead_s: expected at least {int(needed) + 1}, or none, got "
-            f"{configured}: {_arithmetic(checkpoint_bytes, nodes, SLOW_BYTES_PER_S)}, without the "
-            "step under way; write none and the lead follows from what is measured"
+            f"{configured}: {arithmetic}, without the step under way; write none and the lead "
+            "follows from what is measured"
         )
 
 
@@ -155,7 +151,7 @@ def deadline_warnings(
     config: RunConfig, checkpoint_bytes: int | None, kill_wait_s: int | None
 ) -> Iterator[str]:
     """What may be lost at an end without notice, given the cluster's KillWait in seconds."""
-    wanted = config.resilience.kill_wait_s
+    wanted, lead_s = config.resilience.kill_wait_s, config.slurm.signal_lead_s
     if kill_wait_s is not None and wanted > kill_wait_s:
         yield (
             f"resilience.kill_wait_s is {wanted}, but this cluster kills {kill_wait_s} s after "
@@ -163,27 +159,27 @@ def deadline_warnings(
         )
     if checkpoint_bytes is None or not config.checkpoint.enabled:
         return
-    nodes = config.slurm.nodes.min
-    slow_s = checkpoint_bytes / (nodes * SLOW_BYTES_PER_S)
+    save_s, arithmetic = _save(checkpoint_bytes, config.slurm.nodes.min, SLOW_BYTES_PER_S)
     granted = min(wanted, kill_wait_s or wanted)
-    if slow_s > granted:
+    if save_s > granted:
         yield (
-            f"{_arithmetic(checkpoint_bytes, nodes, SLOW_BYTES_PER_S)}, and ranks have {granted} s "
-            "after TERM: a scancel or a preemption without grace time may cost the steps since the "
-            "last checkpoint; see step_scheduler.ckpt_every_steps"
+            f"{arithmetic}, and ranks have {granted} s after TERM: a scancel or a preemption "
+            "without grace time may cost the steps since the last checkpoint; see "
+            "step_scheduler.ckpt_every_steps"
         )
-    least = least_lead_s(step_s=0.0, save_s=slow_s)
-    if config.resilience.stop_lead_s is None and config.slurm.signal_lead_s < least:
+    least = least_lead_s(step_s=0.0, save_s=save_s)
+    if config.resilience.stop_lead_s is None and lead_s < least:
         yield (
-            f"{_arithmetic(checkpoint_bytes, nodes, SLOW_BYTES_PER_S)}; until a save was measured "
-            f"ranks are asked to stop slurm.signal_lead_s ({config.slurm.signal_lead_s}) seconds "
-            f"before the limit: {int(least) + 1} would be safe"
+            f"{arithmetic}; until a save was measured ranks are asked to stop "
+            f"slurm.signal_lead_s ({lead_s}) seconds before the limit: {int(least) + 1} would be "
+            "safe"
         )
 
 
-def _arithmetic(checkpoint_bytes: int, nodes: int, rate: float) -> str:
+def _save(checkpoint_bytes: int, nodes: int, rate: float) -> tuple[float, str]:
+    """Seconds that a save takes at this rate, and the arithmetic."""
     seconds = checkpoint_bytes / (nodes * rate)
-    return (
+    return seconds, (
         f"a checkpoint of {checkpoint_bytes / _GB:.1f} GB / ({nodes} nodes x {rate / _GB:g} GB/s, "
         f"assumed) = {seconds:.0f} s"
     )

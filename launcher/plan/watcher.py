@@ -42,32 +42,29 @@ def watcher_sbatch(config: RunConfig) -> dict[str, Any]:
 
 def watcher_text(config: RunConfig, cluster: str) -> str:
     """Who watches, for people."""
-    kind = watched_by(config, cluster)
+    kind, job, slurm = watched_by(config, cluster), config.monitor.job, cluster == "slurm"
     if kind == "job":
-        job, where = config.monitor.job, watcher_sbatch(config).get("partition")
+        partition = job.partition or config.slurm.partition
+        place = f", partition {partition}" if partition else ""
         limit = format_duration(job.time or config.slurm.time)
-        place = f", partition {where}" if where else ""
         return (
-            f"a Slurm job of its own: {counted(job.cpus, 'CPU')}, {job.mem}"
-            f"{place}, {limit}, requeued until the run has ended"
+            f"a Slurm job of its own: {counted(job.cpus, 'CPU')}, {job.mem}{place}, {limit}, "
+            "requeued until the run has ended"
         )
-    if kind == "beside":
-        where = "on the job's first node" if cluster == "slurm" else "on this machine"
-        instead = "; there is no Slurm for a job of its own" if _instead(config, cluster) else ""
-        return f"a process beside the supervisor, {where}{instead}"
-    return "none: start `python -m monitor watch`, or set monitor.autostart"
-
-
-def has_channels(config: RunConfig) -> bool:
-    """Whether the configuration says where alerts go."""
-    return any(getattr(config.alerts, key) for key in _CHANNELS)
+    if kind == "off":
+        return "none: start `python -m monitor watch`, or set monitor.autostart"
+    instead = config.monitor.autostart == "job" and not slurm
+    why = "; there is no Slurm for a job of its own" if instead else ""
+    where = "on the job's first node" if slurm else "on this machine"
+    return f"a process beside the supervisor, {where}{why}"
 
 
 def watcher_warnings(config: RunConfig, environ: Mapping[str, str]) -> Iterator[str]:
     """What keeps a watcher from telling anybody anything."""
     if config.monitor.autostart == "off":
         return
-    if not has_channels(config) and not environ.get("EMAIL_ALERTS"):
+    named = any(getattr(config.alerts, key) for key in _CHANNELS)
+    if not named and not environ.get("EMAIL_ALERTS"):
         yield (
             f"monitor.autostart is {config.monitor.autostart} and section alerts names no channel: "
             "alerts go to alerts.jsonl only; set alerts.slack_webhook, email_to or another one"
@@ -86,7 +83,3 @@ def watcher_problems(config: RunConfig) -> Iterator[str]:
             "monitor.job: expected monitor.autostart: job, which alone has a job, got "
             f"{config.monitor.autostart}; set that or remove this"
         )
-
-
-def _instead(config: RunConfig, cluster: str) -> bool:
-    return config.monitor.autostart == "job" and cluster != "slurm"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from submitrain.errors import UserError
 from submitrain.launcher.cli.commands import log_to_stderr
-from submitrain.launcher.cli.screen import make_screen
+from submitrain.launcher.cli.screen import Screen
 from submitrain.launcher.sweeps.folder import HTML_NAME, SweepState, counts
 from submitrain.launcher.sweeps.plan import plan_sweep
 from submitrain.launcher.sweeps.render import report_parts, status_table
@@ -100,7 +100,7 @@ def _begin(options: argparse.Namespace) -> int:
     stay = _stays(plan.cluster, options)
     _check_page(options, written=stay)
     with ExitStack() as stack:
-        screen = make_screen(stack)
+        screen = Screen(stack)
         screen.say(
             f"sweep of {plan.base.name} on {plan.cluster} ({plan.cluster_reason}): "
             f"{len(plan.points)} runs, {plan.repeats} of each configuration"
@@ -190,7 +190,7 @@ def _cancel(sweep: Sweep, options: argparse.Namespace) -> int:
 def _resume(sweep: Sweep, options: argparse.Namespace) -> int:
     stay = _stays(sweep.cluster, options)
     with ExitStack() as stack:
-        screen = make_screen(stack)
+        screen = Screen(stack)
         sweep.resume(screen, stay=stay)
         if stay:
             sweep.wait(screen=screen)

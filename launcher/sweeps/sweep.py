@@ -73,17 +73,6 @@ def request_of(source: Any, nodes: Sequence[int] | None, options: SweepOptions) 
     return Request(source, nodes=whole, **given)
 
 
-@dataclass(frozen=True)
-class Quiet:
-    """A screen that shows nothing."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def doing(self, text: str) -> None:
-        """Nothing."""
-
-
 @dataclass(frozen=True, repr=False)
 class Sweep(SweepFolder):
     """One sweep, made from its folder alone. How it is doing is read anew when asked for."""
@@ -111,7 +100,7 @@ class Sweep(SweepFolder):
         with folders_of(plan.runs_dir):
             sweep = cls(make_sweep(plan))
             try:
-                sweep._start_missing(screen or Quiet(), stay=stay)
+                sweep._start_missing(screen or Screen(None), stay=stay)
             except SubmitrainError:
                 if not sweep.runs():
                     shutil.rmtree(sweep.folder, ignore_errors=True)
@@ -220,7 +209,7 @@ class Sweep(SweepFolder):
         state, _ = self.status()
         if state is SweepState.FINISHED:
             raise UserError(f"{self.name} has finished; `sweep report` shows what it measured")
-        self._start_missing(screen or Quiet(), stay=stay)
+        self._start_missing(screen or Screen(None), stay=stay)
         return self
 
     @property
