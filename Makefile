@@ -62,6 +62,9 @@ docs: $(INSTALLED) ## Write what is generated from the types: docs/configuration
 notebooks: $(INSTALLED) ## Run the notebooks and store their outputs (minutes)
 	$(RUN) -m tests.notebooks
 
+picture: $(INSTALLED) slurm ## Draw docs/preempted.svg from a real run on a private Slurm
+	$(RUN) -m tests.picture docs/preempted.svg
+
 constraints: ## Write the installed versions to constraints.txt
 	{ echo "# Versions that CI and the Makefile install. Refresh: make constraints"; \
 	  $(RUN) -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.txt.new
@@ -71,4 +74,4 @@ clean: ## Remove caches; run folders stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help install quickstart check format slurm test cluster bench faults docs notebooks constraints clean
+.PHONY: help install quickstart check format slurm test cluster bench faults docs notebooks picture constraints clean

@@ -32,7 +32,7 @@ _FENCE = re.compile(
 )
 _INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 _COMMAND = re.compile(
-    r"^(?:\S*python3? -m (launcher|monitor|tests[\w.]*)|submitrain(?![.\w])|make)\b"
+    r"^(?:\S*python3? -m (launcher|monitor|tests[\w.]*)|submitrain(?![.\w/])|make)\b"
 )
 _SHELL_ENDS = re.compile(r"\s(?:\||>|>>|&&|2>)\s|;\s|\s#\s|\s{2,}#|\s->\s")
 _KEY = re.compile(r"^([a-z_]+)\.[a-z_.]+$")
