@@ -16,30 +16,7 @@ from functools import cache, cached_property
 from pathlib import PurePath
 
 from submitrain.monitor.diagnose.model import FailureClass, Moment, Trust
-from submitrain.monitor.diagnose.patterns import Rule
-from submitrain.monitor.diagnose.patterns_cluster import (
-    CONTAINER_RULES,
-    EXCEPTION_LINE,
-    PROCESS_RULES,
-    SCHEDULER_RULES,
-)
-from submitrain.monitor.diagnose.patterns_files import (
-    ACCESS_RULES,
-    DATA_RULES,
-    FILES_RULES,
-    IMPORTS_RULES,
-)
-from submitrain.monitor.diagnose.patterns_gpu import GPU_RULES, MEMORY_RULES, NCCL_RULES
-from submitrain.monitor.diagnose.patterns_program import CONFIG_RULES, NETWORK_RULES, NUMBERS_RULES
-
-TABLES = (
-    *(CONTAINER_RULES, SCHEDULER_RULES, MEMORY_RULES, GPU_RULES, NCCL_RULES, NUMBERS_RULES),
-    *(FILES_RULES, DATA_RULES, IMPORTS_RULES, ACCESS_RULES, NETWORK_RULES, CONFIG_RULES),
-    PROCESS_RULES,
-)
-RULES = tuple(rule for table in TABLES for rule in table.values())
-"""In the order of precedence for one line: of several rules that match it, the most trusted one
-holds, and of equals the first."""
+from submitrain.monitor.diagnose.patterns import HARMLESS, RULES, Rule
 
 MAX_SHOWN = 400
 """Characters of a line that are shown as evidence."""
@@ -140,87 +117,8 @@ def _first_number(match: re.Match[str] | None) -> int | None:
     return next((int(group) for group in match.groups() if group), None)
 
 
-_BENIGN = re.compile(
-    r"""
-    process\ group\ has\ not\ been\ destroyed
-  | \bNCCL\ INFO\b
-  | \[W\S*\ .{0,80}socket\.cpp
-  | \[c10d\]\ the\ (?:client|server)\ socket\ (?:has\ failed\ to\ (?:connect|bind|listen)
-        |cannot\ be\ initialized).{0,80}errno:\ (?:97|99)
-  | hostname\ of\ the\ client\ socket\ cannot\ be\ retrieved
-  | unable\ to\ register\ cu(?:fft|dnn|blas)\ factory | computation\ placer\ already\ registered
-  | could\ not\ load\ dynamic\ library | cudart\ dlerror | dso_loader | tf-trt\ warning
-  | could\ not\ find\ cuda\ drivers | cannot\ dlopen\ some\ gpu\ libraries
-  | failed\ call\ to\ cuinit | unable\ to\ initialize\ backend
-  | overflow!.{0,80}(?:skipping|attempted) | gradient\ overflow | skipping\ step
-  | leaked\ (?:semaphore|shared_memory)\b | resource_tracker
-  | destroy_process_group | failed\ to\ send\ message_task_exit
-  | no\ (?:error|failure|exception|problem)s?\b | \b0\ (?:error|failure|exception|warning)s?\b
-  | \b(?:errors?|failures?|failed)\s*[:=]\s*(?:0|none|false|\[\]|\{\})(?![\d.]*[1-9])
-  | exit(?:ed\ with)?\ ?(?:code|status|_code)\s*[:=]?\s*0\b | exitcode\s*[:=]\s*0\b
-  | (?:fault|failure|error|exception)[-_ ](?:toleran|handl|handler|rate|bar|feedback|correction|
-        recover|inject)\w*
-  | \bhandl\w*\ (?:of\ )?(?:error|exception|failure|signal)s?\b | error_file:\ <n/a>
-  | mean\ ?(?:squared|absolute)\ ?(?:\w+\ )?error
-  | (?:mse|mae|rmse|prediction|reconstruction|quantization|validation|training|test|top-?\d|relative
-        |absolute|average|mean|standard|word|char\w*)[_ ]error\b\s*(?:rate)?\s*[:=(]
-  | ignore\ (?:above|this)\ | can\ be\ (?:safely\ )?ignored | safe(?:ly)?\ (?:to\ )?ignore
-  | (?:^|\s)(?:export|declare\ -x)\s+\w+=
-  | ^\s*\w*(?:timeout|retry|error|nccl)\w*=\S*(?:\s+\w+=\S*)*\s*$
-  | (?:auto[-_ ]?requeu\w+|requeue)\s+(?:is\ )?enabled | setting\ signal\ handlers?
-  | (?:install|register)\w*\ (?:a\ )?(?:signal|sig\w+)\ (?:handler|hook)
-  | (?:will|would|to)\ (?:be\ )?(?:retry|retried)\ (?:if|on|when)
-  | (?:if|when|in\ case)\ (?:you|the|a|an|any)\b
-        .{0,60}(?:out\ of\ memory|oom|timeout|fail\w*|error|crash\w*)(?!.{0,40}(?:killed|errno))
-  | (?:to|and)\ (?:avoid|prevent|reduce)\b.{0,60}(?:oom|out\ of\ memory|deadlock|error|timeout)s?\b
-        (?<!to\ avoid\ fragmentation)(?!.*tried\ to\ allocate)
-  | all\ processes\ (?:finished|exited)\ success | completed\ successfully | succeeded\ after
-  | (?:recovered|resum\w+)\ from\ (?:a\ |the\ )?(?:checkpoint|failure|error|preempt\w+)
-  | retry\ succeeded | (?:connection|network)\ (?:re-?established|restored|recovered)
-  | (?:entering|entered)\ retry\ loop | (?:\d+\ )?retries\ (?:left|remaining)
-  | (?:best|min(?:imum)?|lowest|initial)[_ ]?(?:\w+[_ ])?(?:loss|metric|score|ppl)\s*[:=]\s*[-+]?inf
-  | improved\ from\ [-+]?inf
-  | oom_score_adj(?!.*(?:invoked|killed)) | (?<!\d\ )oom\ protection
-  | ibv_fork_init | was\ (?:unable|not\ able)\ to\ find\ any\ (?:usable\ )?(?:openfabrics|fork)
-  | torch\.distributed\.elastic\.multiprocessing\.redirects
-  | failed\ to\ load\ image\ python\ extension
-  | (?:couldn't|could\ not|unable\ to)
-        \ (?:chown|set\ (?:affinity|memlock)|find\ apex|import\ (?:apex|xformers))
-  | srun:\ warning: | srun:\ job\ \d+\ (?:queued|has\ been)
-  """,
-    re.IGNORECASE | re.VERBOSE,
-)
-"""Healthy programs print these: torch's socket warnings, TensorFlow's plugin registration, NCCL's
-information, loss scalers, deprecations, environment dumps."""
 _ERROR = re.compile(r"^\W*(?:rank\W?\d+\W+)?(?:ERROR|CRITICAL|FATAL)\b|\[(?:ERROR|CRITICAL)\]")
 """A logger that says ERROR is believed."""
-_WARNING = re.compile(
-    r"""
-    ^\W*(?:rank\W?\d+\W+)?(?:
-        \[?W\d{3,4}\ \d\d:\d\d | W\d{4}\ \d\d:\d\d | W0000
-      | \[?(?:WARN(?:ING)?|INFO|DEBUG|NOTICE|NOTE|HINT|TIP)\b
-    )
-  | \d\d:\d\d:\d\d\S*\W{1,5}(?:\S{1,60}\W{1,5}){0,2}\[?(?:WARN(?:ING)?|INFO|DEBUG)\b
-  | \[(?:WARN(?:ING)?|INFO|DEBUG)(?:\]|\|)
-  | ^[\w.]{1,60}(?:\s\(\S+\s\S+\))?\s?[-:|]\s?(?:WARN(?:ING)?|INFO|DEBUG)\b
-  | -\ (?:WARN(?:ING)?|INFO|DEBUG)\ -
-  | \b\w*Warning:\ | ^\s*wandb:\ (?:WARNING|Currently|Syncing|Tracking|Run\ )
-  | ^\s*warnings\.warn\(
-  """,
-    re.VERBOSE,
-)
-
-
-def is_benign(line: str) -> bool:
-    """Whether healthy programs print this line."""
-    return _BENIGN.search(line) is not None and _ERROR.search(line) is None
-
-
-def is_only_warning(line: str) -> bool:
-    """Whether the line's own logger calls it less than an error."""
-    return _WARNING.search(line) is not None
-
-
 WHOLE_WORD_LETTERS = 3
 _EDGE = WHOLE_WORD_LETTERS + 1
 _RUN = re.compile(r"[a-z]+")
@@ -318,7 +216,8 @@ class RuleIndex:
 Meaning = tuple[FailureClass, Trust]
 _NCCL_WARNING = "nccl warn"
 """NCCL's own report of a broken network is about NCCL."""
-_EXCEPTION = re.compile(EXCEPTION_LINE)
+_EXCEPTION = next(one.pattern for one in RULES if one.id == "exception-line")
+"""The last line of a traceback: ``package.SomeError: message``."""
 
 
 @cache
@@ -338,11 +237,11 @@ def meaning_of(line: str, positions: Iterable[int] | None = None) -> Meaning | N
     found = [one for one in chosen if one.matches(message, lowered)]
     if _NCCL_WARNING in lowered:
         found = [one for one in found if one.kind is not FailureClass.NETWORK_ERROR]
-    if not found or _EXCEPTION.search(message):
+    if not found or (_EXCEPTION and _EXCEPTION.search(message)):
         return _strongest([(one.kind, one.trust) for one in found])
-    if is_benign(line):
+    if HARMLESS["benign"].search(line) and not _ERROR.search(line):
         return None
-    if is_only_warning(line):
+    if HARMLESS["warning"].search(line):
         return _strongest(
             [
                 (one.kind, one.trust if one.any_level else Trust.MENTION)

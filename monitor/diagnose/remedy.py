@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from submitrain.monitor.diagnose.model import FailureClass, Finding, Remedy, Trust
 from submitrain.monitor.diagnose.model import FailureClass as F
+from submitrain.monitor.diagnose.patterns import ADVICE
 
 _COMPLETED = re.compile(r"last completed (?:nccl )?work:? (-?\d+)", re.IGNORECASE)
 _STUCK_AT = re.compile(r"SeqNum=(\d+)")
@@ -62,112 +63,6 @@ def _listed(ranks: Sequence[int]) -> str:
     return text + (f" and {len(ranks) - MAX_LISTED} more" if len(ranks) > MAX_LISTED else "")
 
 
-ADVICE = {
-    F.CUDA_OOM: (
-        "the GPU's memory did not suffice",
-        "fix",
-        "lower the batch size or sequence length, turn on activation checkpointing, or shard more",
-    ),
-    F.HOST_OOM: (
-        "the host's memory, or the job's limit of it, did not suffice",
-        "fix",
-        "ask for more memory (slurm.mem), use fewer loader workers, or load data lazily",
-    ),
-    F.NCCL_TIMEOUT: (
-        "a collective did not complete in time",
-        "retry",
-        "look at the rank that is behind or silent (stack dump, its log); restart, and "
-        "exclude its node when it happens there again",
-    ),
-    F.NCCL_ERROR: (
-        "NCCL failed",
-        "retry",
-        "restart; run once with NCCL_DEBUG=INFO; exclude the node when it fails there again",
-    ),
-    F.NODE_FAIL: (
-        "a node was lost",
-        "exclude_node",
-        "requeue without the lost node and tell the administrators",
-    ),
-    F.PREEMPTED: (
-        "the job was ended or requeued from outside",
-        "resubmit",
-        "requeue: training goes on from the newest checkpoint",
-    ),
-    F.TIME_LIMIT: (
-        "the job reached its time limit",
-        "resubmit",
-        "resume from the newest checkpoint, or ask for more time",
-    ),
-    F.PYTHON_EXCEPTION: (
-        "the program raised an exception",
-        "fix",
-        "mend the program at the named line; a retry fails the same way",
-    ),
-    F.NAN_LOSS: (
-        "loss or gradients are not finite",
-        "fix",
-        "go back to a checkpoint before it, then lower the learning rate, clip, use bf16, or "
-        "skip the data window",
-    ),
-    F.DISK_FULL: (
-        "no space left, or a quota is exceeded",
-        "fix",
-        "free space or raise the quota where checkpoints and caches are written",
-    ),
-    F.SEGFAULT: (
-        "a process crashed in native code",
-        "retry",
-        "restart once; if it crashes again, suspect versions of torch, CUDA and extensions",
-    ),
-    F.GPU_XID: (
-        "a GPU or its driver failed",
-        "exclude_node",
-        "exclude the node, restart elsewhere, and report the GPU",
-    ),
-    F.FILESYSTEM: (
-        "a file system failed or refused access",
-        "retry",
-        "check the mount and the permissions on that node, then restart from the checkpoint",
-    ),
-    F.IMPORT_ERROR: (
-        "a module or shared library is missing or does not fit",
-        "fix",
-        "install what is missing, in versions that fit, where the ranks run",
-    ),
-    F.CONFIG_ERROR: (
-        "arguments, configuration or the resource request are wrong",
-        "fix",
-        "correct the named argument, key or resource request and submit again",
-    ),
-    F.CONTAINER_ERROR: (
-        "the ranks' container did not start",
-        "fix",
-        "make image, mount sources (slurm.extra_mounts) and runtime (slurm.container_runtime)"
-        " available under these names on every node, or leave the node out (slurm.exclude)",
-    ),
-    F.AUTH_ERROR: (
-        "a credential is missing, wrong or lacks the right",
-        "fix",
-        "set a valid token where the ranks run (HF_TOKEN, WANDB_API_KEY) and request access",
-    ),
-    F.NETWORK_ERROR: (
-        "a host could not be reached or a connection broke",
-        "retry",
-        "check address, port, interface and proxy; download beforehand where nodes are offline",
-    ),
-    F.DATALOADER_WORKER: (
-        "a worker of the data loader failed",
-        "fix",
-        "look at the worker's own error; use fewer workers, or more memory and /dev/shm",
-    ),
-    F.BENIGN: (
-        "no sign of a failure",
-        "nothing",
-        "nothing to do",
-    ),
-}
-"""By class: what happened, what kind of step helps, and which."""
 _PROBABLE_KILL = "a process was killed, probably because the host's memory did not suffice"
 _PROBABLE_END = "the job was ended from outside: cancelled, preempted, or stopped by its launcher"
 _HAS_PREFIX = re.compile(r"^\s*(?:\[?rank[^\]]*\]:?|\d+:)\s*", re.IGNORECASE)
@@ -175,15 +70,14 @@ _HAS_PREFIX = re.compile(r"^\s*(?:\[?rank[^\]]*\]:?|\d+:)\s*", re.IGNORECASE)
 
 def remedy_for(root: Finding) -> Remedy:
     """What to do, naming the node where it is to be excluded."""
-    _, step, text = ADVICE[root.kind]
-    if root.node and step == "exclude_node":
-        text = f"{text} (--exclude={root.node})"
-    return Remedy(step, text)
+    known = ADVICE[root.kind]
+    exclude = known.step == "exclude_node" and root.node
+    return Remedy(known.step, known.advice + (f" (--exclude={root.node})" if exclude else ""))
 
 
 def summary_of(root: Finding, straggler: Straggler | None) -> str:
     """One sentence: what happened, on which rank and node, in which words."""
-    what, _, _ = ADVICE[root.kind]
+    what = ADVICE[root.kind].happened
     if root.trust is Trust.EXIT and root.kind is F.HOST_OOM:
         what = _PROBABLE_KILL
     if root.trust is Trust.EXIT and root.kind is F.PREEMPTED:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from submitrain.monitor.diagnose import FailureClass, diagnose_files, diagnose_text
-from submitrain.monitor.diagnose.match import RULES, TABLES, RuleIndex, anchor_of, meaning_of
+from submitrain.monitor.diagnose.match import RuleIndex, anchor_of, meaning_of
+from submitrain.monitor.diagnose.patterns import ADVICE, RULES
 from submitrain.monitor.diagnose.scan import template_of
 from tests.paths import TESTS
 
@@ -36,10 +37,14 @@ def test_prefilter_hides_no_line_that_a_rule_means(path: Path) -> None:
 
 
 def test_every_rule_has_an_id_of_its_own() -> None:
-    assert len({name for table in TABLES for name in table}) == len(RULES)
+    assert len({rule.id for rule in RULES}) == len(RULES)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.kind}-{rule.literals[0]}"[:40])
+def test_there_is_advice_for_every_class() -> None:
+    assert set(ADVICE) == set(FailureClass)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
 def test_every_literal_leads_to_its_rule(rule: object) -> None:
     index = RuleIndex(RULES)
     position = next(number for number, one in enumerate(RULES) if one is rule)
