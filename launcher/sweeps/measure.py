@@ -47,19 +47,6 @@ class SaveCosts:
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """On how many machines a run's nodes really were; None where ranks did not say."""
-
-    nodes: int
-    machines: int | None
-
-    @property
-    def emulated(self) -> bool:
-        """Whether several nodes were one machine, and so shared its cores."""
-        return self.machines is not None and self.machines < self.nodes
-
-
-@dataclass(frozen=True)
 class Measurement:
     """What one run says of speed, waiting and trouble."""
 
@@ -80,7 +67,15 @@ class Measurement:
     """In the queue until its first start; None where there was none, or nobody knows."""
     restarts: int = 0
     """Attempts after the first."""
-    sharing: Sharing = Sharing(0, None)
+    nodes: int = 0
+    """Of the newest attempt."""
+    machines: int | None = None
+    """Kernels under its ranks, by their boot ids; None where ranks did not say."""
+
+    @property
+    def emulated(self) -> bool:
+        """Whether several nodes were one machine, and so shared its cores."""
+        return self.machines is not None and self.machines < self.nodes
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -105,15 +100,13 @@ def measure(
     walk = _Walk(wanted)
     for event in events:
         walk.take(event)
-    startup_s = None
-    if started_at is not None and walk.first_step_at is not None:
-        startup_s = max(0.0, walk.first_step_at - started_at)
+    first = walk.first_step_at
     return Measurement(
         steps=walk.steps,
         seconds=sum(walk.spans),
         tokens=walk.tokens,
         left_out=walk.left_out,
-        startup_s=startup_s,
+        startup_s=None if started_at is None or first is None else max(0.0, first - started_at),
         saves=walk.save_costs(),
         losses=tuple(sorted(walk.losses.items())),
         validation_loss=walk.validation_loss,
@@ -226,16 +219,19 @@ def read_measurement(
     run_dir = RunDir(folder)
     first = next(iter(read_attempts(run_dir)), None)
     started_at = number(first.start.get("job_started_at")) or first.started_at if first else None
+    found = measure(rank_events(run_dir.events(0)), wanted, started_at=started_at)
+    nodes, machines = read_sharing(run_dir, ranks_per_node=ranks_per_node)
     return replace(
-        measure(rank_events(run_dir.events(0)), wanted, started_at=started_at),
+        found,
         wait_s=_wait_s(run_dir, started_at, waits),
         restarts=max(0, run_dir.newest_attempt() - 1),
-        sharing=read_sharing(run_dir, ranks_per_node=ranks_per_node),
+        nodes=nodes,
+        machines=machines,
     )
 
 
-def read_sharing(run_dir: RunDir, *, ranks_per_node: int) -> Sharing:
-    """Nodes of the newest attempt, and machines (kernels, by their boot ids) under its ranks."""
+def read_sharing(run_dir: RunDir, *, ranks_per_node: int) -> tuple[int, int | None]:
+    """Nodes of the newest attempt, and machines under its ranks."""
     starts = []
     for path in run_dir.events_dir.glob("rank*.jsonl"):
         starts += list(read_events(path, kinds=frozenset({Kind.START})))[-1:]
@@ -243,7 +239,7 @@ def read_sharing(run_dir: RunDir, *, ranks_per_node: int) -> Sharing:
     ours = [start for start in starts if start["attempt"] == newest]
     machines = {start.get("machine") for start in ours}
     nodes = max((int(start["world_size"]) for start in ours), default=0) // ranks_per_node
-    return Sharing(nodes, len(machines) if machines and all(machines) else None)
+    return nodes, len(machines) if machines and all(machines) else None
 
 
 def _wait_s(run_dir: RunDir, started_at: float | None, waits: Mapping[str, float]) -> float | None:

@@ -51,7 +51,8 @@ def report_parts(report: SweepReport) -> Iterator[RenderableType]:
         if fit := _fit(series.curve):
             yield Text(fit, style="dim")
         yield Text(_recommendation(report, series), style="bold")
-        yield from (Text(f"  {line}") for line in _reasons(series))
+        if series.curve.recommended is not None:
+            yield from (Text(f"  {line}") for line in series.curve.why)
     if report.record["grid"]:
         yield ""
         yield _grid_table(report).on_terminal()
@@ -107,12 +108,12 @@ def _values(report: SweepReport) -> dict[str, Any]:
 
 def _scaling(report: SweepReport, series: Series) -> dict[str, Any]:
     """One configuration over node counts; without tables and charts where nothing was measured."""
-    curve, found = series.curve, series.curve.recommendation
+    curve = series.curve
     values: dict[str, Any] = {
         "title": series.label or "Scaling",
-        "good": found.nodes is not None and not report.emulated,
+        "good": curve.recommended is not None and not report.emulated,
         "recommendation": _recommendation(report, series),
-        "reasons": _reasons(series),
+        "reasons": curve.why if curve.recommended is not None else (),
         "measured": bool(curve.counts),
     }
     if not curve.counts:
@@ -155,7 +156,7 @@ def _scaling_table(report: SweepReport, series: Series) -> Table:
     priced, goal = report.record["price"] is not None, _goal(report)
     rows: list[Row] = []
     for one in series.curve.counts:
-        recommended = one.nodes == series.curve.recommendation.nodes
+        recommended = one.nodes == series.curve.recommended
         result_s = one.time_to_result_s
         rows.append(
             {
@@ -289,12 +290,12 @@ def _trouble(series: Series, one: NodeCount) -> str:
 
 
 def _recommendation(report: SweepReport, series: Series) -> str:
-    found = series.curve.recommendation
-    if found.nodes is None:
-        text = f"no recommendation: {found.why[0]}"
+    curve = series.curve
+    if curve.recommended is None:
+        text = f"no recommendation: {curve.why[0]}"
     else:
         text = (
-            f"take {counted(found.nodes, 'node')}, the largest measured one "
+            f"take {counted(curve.recommended, 'node')}, the largest measured one "
             f"whose efficiency is at least {LEAST_EFFICIENCY:.2f} and whose marginal gain is at "
             f"least {LEAST_MARGINAL:.2f}, both by the lower end of their 95% intervals"
         )
@@ -303,12 +304,6 @@ def _recommendation(report: SweepReport, series: Series) -> str:
     if report.state is not SweepState.FINISHED:
         text = f"not complete yet: {text}"
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _reasons(series: Series) -> tuple[str, ...]:
-    """One for every node count, where one is recommended."""
-    found = series.curve.recommendation
-    return found.why if found.nodes is not None else ()
 
 
 def _headline(report: SweepReport) -> str:

@@ -62,7 +62,7 @@ class PointReport:
             "left_out_steps": found.left_out,
             "unused": self.unused,
             "failures": self.failures,
-            "machines": found.sharing.machines,
+            "machines": found.machines,
             "loss": self.loss,
             "saves": vars(found.saves) if found.saves else None,
         }
@@ -108,8 +108,7 @@ class SweepReport:
     @property
     def emulated(self) -> str:
         """Why these numbers are no performance; empty when each node was a machine of its own."""
-        sharing = [one.measured.sharing for one in self.points]
-        emulated = [one for one in sharing if one.emulated]
+        emulated = [one.measured for one in self.points if one.measured.emulated]
         worst = max(emulated, key=lambda one: one.nodes, default=None)
         if worst is None:
             return ""

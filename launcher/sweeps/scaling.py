@@ -148,19 +148,13 @@ class NodeCount:
 
 
 @dataclass(frozen=True)
-class Recommendation:
-    """The node count to take, and why; None where it cannot be said."""
-
-    nodes: int | None
-    why: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Curve:
-    """All node counts that were measured, in ascending order."""
+    """All node counts that were measured, in ascending order, and the one to take."""
 
     counts: tuple[NodeCount, ...]
-    recommendation: Recommendation
+    recommended: int | None
+    """None where it cannot be said."""
+    why: tuple[str, ...]
     fit: tuple[float, float] | None
     """Seconds of a step that shrink with the nodes (at one node), and that do not; strong only."""
 
@@ -169,7 +163,7 @@ class Curve:
         fit = None if self.fit is None else {"shrinking_s": self.fit[0], "fixed_s": self.fit[1]}
         return {
             "counts": [asdict(one) for one in self.counts],
-            "recommendation": asdict(self.recommendation),
+            "recommendation": {"nodes": self.recommended, "why": list(self.why)},
             "fit": fit,
         }
 
@@ -179,11 +173,10 @@ def curve_of(repeats: Mapping[int, Sequence[Measurement]], terms: Terms) -> Curv
     measured = {nodes: runs for nodes, runs in sorted(repeats.items()) if runs}
     speeds = {nodes: mean_of(one.tokens_per_s for one in runs) for nodes, runs in measured.items()}
     counts = tuple(_count(nodes, runs, speeds, terms) for nodes, runs in measured.items())
+    recommended, why = _recommend(counts)
     points = [(one.nodes, one.step_s.value) for one in counts]
     return Curve(
-        counts=counts,
-        recommendation=recommend(counts),
-        fit=fit_step_time(points) if terms.mode == "strong" else None,
+        counts, recommended, why, fit_step_time(points) if terms.mode == "strong" else None
     )
 
 
@@ -290,38 +283,29 @@ def fit_step_time(points: list[tuple[int, float]]) -> tuple[float, float] | None
     return (compute, fixed) if compute >= 0 and fixed >= 0 else None
 
 
-def recommend(counts: Sequence[NodeCount]) -> Recommendation:
-    """The knee: the largest node count whose lower bounds are good enough for both."""
+def _recommend(counts: Sequence[NodeCount]) -> tuple[int | None, tuple[str, ...]]:
+    """The knee: the largest node count whose lower bounds are good enough for both; and why."""
     if not counts:
-        return Recommendation(None, ("nothing was measured",))
+        return None, ("nothing was measured",)
     if len(counts) == 1:
-        return Recommendation(None, ("one node count says nothing of scaling: give --nodes more",))
-    if any(one.repeats < 2 for one in counts):
-        few = ", ".join(str(one.nodes) for one in counts if one.repeats < 2)
-        return Recommendation(
-            None, (f"no intervals: expected 2 repeats or more, got one for {few} node(s)",)
-        )
-    fit = [one.nodes for one in counts if _refusal(one) is None]
-    return Recommendation(max(fit), tuple(_reason(one) for one in counts))
-
-
-def _refusal(one: NodeCount) -> str | None:
-    """Why a node count is not good enough."""
-    if not one.efficiency.at_least(LEAST_EFFICIENCY):
-        return f"efficiency may be under {LEAST_EFFICIENCY:.2f}"
-    if one.marginal is not None and not one.marginal.at_least(LEAST_MARGINAL):
-        return f"marginal gain may be under {LEAST_MARGINAL:.2f}"
-    return None
-
-
-def _reason(one: NodeCount) -> str:
-    if one.marginal is None:
-        return f"{one.nodes}: the smallest, to which the others are compared"
-    refusal = _refusal(one)
-    return (
-        f"{one.nodes}: efficiency {_bounded(one.efficiency)}, marginal gain "
-        f"{_bounded(one.marginal)}: {'good enough' if refusal is None else f'no: {refusal}'}"
-    )
+        return None, ("one node count says nothing of scaling: give --nodes more",)
+    if few := [str(one.nodes) for one in counts if one.repeats < 2]:
+        text = f"expected 2 repeats or more, got one for {', '.join(few)} node(s)"
+        return None, (f"no intervals: {text}",)
+    refusals, why = {}, []
+    for one in counts:
+        refusal = ""
+        if not one.efficiency.at_least(LEAST_EFFICIENCY):
+            refusal = f"no: efficiency may be under {LEAST_EFFICIENCY:.2f}"
+        elif one.marginal is not None and not one.marginal.at_least(LEAST_MARGINAL):
+            refusal = f"no: marginal gain may be under {LEAST_MARGINAL:.2f}"
+        refusals[one.nodes] = refusal
+        if one.marginal is None:
+            why.append(f"{one.nodes}: the smallest, to which the others are compared")
+        else:
+            found = f"efficiency {_bounded(one.efficiency)}, marginal gain {_bounded(one.marginal)}"
+            why.append(f"{one.nodes}: {found}: {refusal or 'good enough'}")
+    return max(nodes for nodes, refusal in refusals.items() if not refusal), tuple(why)
 
 
 def _bounded(estimate: Estimate) -> str:

@@ -85,16 +85,16 @@ def test_a_sweep_survives_a_preemption_is_cancelled_as_one_and_goes_on(
     assert [len(one.folders) for one in states(again)] == [1, 2, 2], "what finished runs no more"
     report = again.report()
     [preempted] = [one for one in report.points if one.point.id == first(again).point.id]
-    assert preempted.measurement is not None
-    assert preempted.measurement.restarts == 1
+    assert preempted.state.folder is not None
+    assert preempted.measured.restarts == 1
     assert not preempted.unused, "most of its steps were warm before or after"
-    assert preempted.measurement.timing.steps < 20
+    assert preempted.measured.steps < 20
     [series] = report.series
     assert sum(one.restarts for one in series.curve.counts) == 1
     assert [one.failures for one in report.points] == [0, 0, 0]
     assert report.emulated.startswith("4 nodes were 1 machine")
     assert report.as_json()["emulated_why"].startswith(EMULATED)
-    waits = [one.measurement.wait_s for one in report.points if one.measurement]
+    waits = [one.measured.wait_s for one in report.points if one.state.folder]
     assert all(wait is not None and wait < 60 for wait in waits), (
         f"what it waited for its turn in the sweep is not the queue's: {waits}"
     )

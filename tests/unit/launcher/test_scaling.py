@@ -150,8 +150,8 @@ def around(value: float, spread: float = 0.002) -> list[Measurement]:
 
 def test_the_knee_is_the_largest_node_count_whose_lower_bounds_are_good_enough() -> None:
     speeds = {1: around(100), 2: around(198), 4: around(384), 8: around(640)}
-    found = curve_of(speeds, Terms("strong")).recommendation
-    assert found.nodes == 4
+    found = curve_of(speeds, Terms("strong"))
+    assert found.recommended == 4
     assert "8: efficiency 0.80" in found.why[3]
     assert found.why[3].endswith("no: efficiency may be under 0.90")
 
@@ -160,15 +160,15 @@ def test_a_mean_above_the_threshold_is_not_enough_where_repeats_disagree() -> No
     speeds = {1: around(100), 2: around(188, spread=0.06)}
     found = curve_of(speeds, Terms("strong"))
     assert found.counts[1].efficiency.value > 0.90
-    assert found.recommendation.nodes == 1
+    assert found.recommended == 1
 
 
 def test_little_marginal_gain_rules_a_node_count_out_whose_efficiency_is_fine() -> None:
     speeds = {1: around(100), 4: around(398), 5: around(455)}
     found = curve_of(speeds, Terms("strong"))
     assert found.counts[2].efficiency.at_least(0.90)
-    assert found.recommendation.nodes == 4
-    assert "marginal gain may be under 0.70" in found.recommendation.why[2]
+    assert found.recommended == 4
+    assert "marginal gain may be under 0.70" in found.why[2]
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_little_marginal_gain_rules_a_node_count_out_whose_efficiency_is_fine() 
 def test_without_enough_measurements_nothing_is_recommended(
     repeats: dict[int, list[Measurement]], why: str
 ) -> None:
-    found = curve_of(repeats, Terms("weak")).recommendation
-    assert found.nodes is None
+    found = curve_of(repeats, Terms("weak"))
+    assert found.recommended is None
     assert why in found.why[0]
 
 
@@ -304,11 +304,12 @@ def test_nodes_that_are_one_machine_are_found_out(
         new = {**old, "attempt": 2, "world_size": world, "machine": machine}
         text = "".join(json.dumps(line) + "\n" for line in (old, new))
         (tmp_path / "events" / f"rank{rank:05d}.jsonl").write_text(text)
-    assert read_sharing(RunDir(tmp_path), ranks_per_node=2).emulated is emulated
+    nodes, found = read_sharing(RunDir(tmp_path), ranks_per_node=2)
+    assert Measurement(nodes=nodes, machines=found).emulated is emulated
 
 
 def test_a_run_that_does_not_say_where_it_ran_is_not_called_emulated(tmp_path: Path) -> None:
     (tmp_path / "events").mkdir()
     line = {"kind": "start", "t": 1.0, "attempt": 1, "world_size": 4}
     (tmp_path / "events" / "rank00000.jsonl").write_text(json.dumps(line) + "\n")
-    assert read_sharing(RunDir(tmp_path), ranks_per_node=1).machines is None
+    assert read_sharing(RunDir(tmp_path), ranks_per_node=1)[1] is None

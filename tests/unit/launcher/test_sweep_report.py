@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from submitrain.launcher.sweeps.folder import PointState, SweepState
-from submitrain.launcher.sweeps.measure import Measurement, SaveCosts, Sharing
+from submitrain.launcher.sweeps.measure import Measurement, SaveCosts
 from submitrain.launcher.sweeps.render import amount, report_parts, sweep_page
 from submitrain.launcher.sweeps.report import PointReport, Series, SweepReport
 from submitrain.launcher.sweeps.request import Combination, Point
@@ -32,7 +32,7 @@ def point_report(combination: Combination, nodes: int, repeat: int, speed: float
     losses = tuple((step, 6 / step) for step in range(1, 9))
     found = Measurement(
         *(50, 50 * 8192 / speed, 50 * 8192, 1, 20.5, SaveCosts(1, 2.5, 1.0, 3.0, 10)),
-        *(losses, 1.5, 12.0, int(nodes == 4), Sharing(nodes, 1)),
+        *(losses, 1.5, 12.0, int(nodes == 4), nodes, 1),
     )
     newest = PointState(point, (Path("/r"),), status)
     return PointReport(newest, found, "has not finished" if failed else "", int(failed))
