@@ -1,10 +1,4 @@
-"""What a rank knows of itself, and its means to speak: events, phase, stop flag. No torch.
-
-How much this process has worked so far: what tells a slow rank from those that wait for it.
-
-Every rank of a step ends at the same moment, so its wall time shows nobody. Imports nothing of
-this project.
-"""
+"""What a rank knows of itself, and its means to report: events, phase, stop flag. No torch."""
 
 from __future__ import annotations
 
@@ -21,33 +15,25 @@ from submitrain.events import EXIT_FENCED, EventWriter, Fence, Kind, Phase
 from submitrain.processes import StopFlag, StopReason
 from submitrain.run_folder import RunDir
 
-_TASKS = Path("/proc/self/task")
-_NS = 1e-9
-
 
 def busy_s() -> float:
     """Seconds that this process's threads computed, or waited for a core to compute on.
 
-    Waiting for a peer, a disk or a GPU does not count, a core shared with strangers does
-    (proc(5), schedstat: time on the CPU, time on a run queue). Where the kernel keeps no
-    schedstat it is the CPU time.
+    It tells a slow rank from those that wait for it: all end a step at the same moment. Waiting for
+    a peer, a disk or a GPU does not count, a core shared with strangers does (proc(5), schedstat:
+    time on the CPU, time on a run queue). Where the kernel keeps no schedstat it is the CPU time.
     """
-    threads = [one for task in os.scandir(_TASKS) if (one := _of_thread(Path(task.path)))]
-    return sum(threads) * _NS if threads else time.process_time()
-
-
-def _of_thread(task: Path) -> int | None:
-    """Nanoseconds of one thread; None if it has just ended, or the kernel does not count."""
-    try:
-        fields = (task / "schedstat").read_text().split()
-        return int(fields[0]) + int(fields[1])
-    except (OSError, ValueError, IndexError):
-        return None
+    total_ns = 0
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+            fields = (task / "schedstat").read_text().split()
+            total_ns += int(fields[0]) + int(fields[1])
+    return total_ns * 1e-9 if total_ns else time.process_time()
 
 
 STOP_POLL_S = 0.5
 FENCE_POLL_S = 2.0
-"""Seconds between looks whether a newer attempt exists; a thawed process looks at once."""
+"""Seconds between checks for a newer attempt; a thawed process checks at once."""
 
 
 @dataclass
@@ -134,17 +120,13 @@ class RankContext:
         return Fence(self.attempt, self.fenced)
 
 
-def nothing(now: float) -> None:
-    """The default of ``look``."""
-
-
 @contextmanager
 def background_beat(
-    context: RankContext, interval_s: float, look: Callable[[float], None] = nothing
+    context: RankContext, interval_s: float, poll: Callable[[float], None] = lambda now: None
 ) -> Iterator[None]:
-    """Beat every ``interval_s`` seconds, look for the stop request, pass warnings on; a thread.
+    """Beat every ``interval_s`` seconds, poll for the stop request, pass warnings on; a thread.
 
-    ``look`` is called with the monotonic time twice a second, before anything else. The thread ends
+    ``poll`` is called with the monotonic time twice a second, before anything else. The thread ends
     the process when a newer attempt owns the run folder.
     """
     done = threading.Event()
@@ -152,7 +134,7 @@ def background_beat(
     def run() -> None:
         next_beat, next_fence, told = 0.0, 0.0, 0
         while not done.wait(STOP_POLL_S):
-            look(time.monotonic())
+            poll(time.monotonic())
             if time.monotonic() >= next_fence:
                 leave_if_fenced(context)
                 next_fence = time.monotonic() + FENCE_POLL_S

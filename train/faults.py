@@ -2,11 +2,10 @@
 
 A fault names a moment (a place in the training code), a rank, a step and what shall happen there.
 It fires once per run: whoever makes the folder ``faults/<id>`` may fire it, so that a restarted
-rank does not do it again, and ``fired.json`` in there tells when and where it was.
+rank does not do it again, and ``fired.json`` in there tells when and where it was. The faults are
+real, no imitations.
 
-Without the file this costs one look for it when a rank starts, and nothing later. Imports no torch.
-
-What each kind of fault does to the process that it strikes. Real faults, no imitations.
+Without the file this costs one check when a rank starts, and nothing later. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -189,15 +188,16 @@ def read_fired(run_dir: RunDir) -> list[Fired]:
     return sorted(found, key=lambda one: one.t)
 
 
-@dataclass(frozen=True)
-class _Armed:
-    """The faults that may strike in this process."""
+def plan_of(*faults: dict[str, Any]) -> list[Fault]:
+    """Faults from plain values, numbered where they have no id."""
+    return [
+        Fault.model_validate({"id": f"fault-{number}", **values})
+        for number, values in enumerate(faults, start=1)
+    ]
 
-    context: RankContext
-    faults: tuple[Fault, ...]
 
-
-_armed: _Armed | None = None
+_armed: tuple[RankContext, tuple[Fault, ...]] | None = None
+"""The faults that may strike in this process."""
 
 
 def arm(context: RankContext) -> None:
@@ -212,7 +212,7 @@ def arm(context: RankContext) -> None:
         for fault in read_faults(context.run_dir)
         if fault.rank in (None, context.rank) and fault.attempt in (None, context.attempt)
     )
-    _armed = _Armed(context, mine) if mine else None
+    _armed = (context, mine) if mine else None
 
 
 def at(moment: Moment, *, step: int | None = None, micro_batch: int = 0) -> bool:
@@ -223,27 +223,22 @@ def at(moment: Moment, *, step: int | None = None, micro_batch: int = 0) -> bool
     """
     if _armed is None:
         return False
+    context, faults = _armed
     if step is None:
-        step = _armed.context.step + (moment in IN_A_STEP)
+        step = context.step + (moment in IN_A_STEP)
     poison = False
-    for fault in _due(_armed.faults, moment, step, micro_batch):
-        poison = _strike(_armed.context, fault, step) or poison
+    for fault in faults:
+        due = fault.moment is moment and step >= (fault.step or 0)
+        if due and fault.micro_batch in (None, micro_batch):
+            poison = _strike(context, fault, step) or poison
     return poison
 
 
-def _due(faults: Sequence[Fault], moment: Moment, step: int, micro_batch: int) -> Iterator[Fault]:
-    for fault in faults:
-        if (
-            fault.moment is moment
-            and step >= (fault.step or 0)
-            and fault.micro_batch in (None, micro_batch)
-        ):
-            yield fault
-
-
 def _strike(context: RankContext, fault: Fault, step: int) -> bool:
-
-    if not possible(fault.kind, context.run_dir):
+    """Fire the fault if what it needs is there; whether the caller's numbers shall be poisoned."""
+    if fault.kind is FaultKind.CORRUPT and not list_checkpoints(context.run_dir.checkpoints):
+        return False
+    if fault.kind is FaultKind.WORKER_KILL and not multiprocessing.active_children():
         return False
     folder = _claim(context.run_dir.fired, fault)
     if folder is None:
@@ -260,7 +255,7 @@ def _strike(context: RankContext, fault: Fault, step: int) -> bool:
         pid=os.getpid(),
     )
     write_json_atomically(folder / "fired.json", asdict(fired))
-    act(fault, context.run_dir)
+    _act(fault, context.run_dir)
     return fault.kind is FaultKind.NAN
 
 
@@ -277,47 +272,65 @@ def _claim(root: Path, fault: Fault) -> Path | None:
     return None
 
 
-def plan_of(*faults: dict[str, Any]) -> list[Fault]:
-    """Faults from plain values, numbered where they have no id."""
-    return [
-        Fault.model_validate({"id": f"fault-{number}", **values})
-        for number, values in enumerate(faults, start=1)
-    ]
+_SIGNALS = {
+    FaultKind.KILL: signal.SIGKILL,
+    FaultKind.TERM: signal.SIGTERM,
+    FaultKind.STOP: signal.SIGSTOP,
+}
 
 
-def possible(kind: FaultKind, run_dir: RunDir) -> bool:
-    """Whether there is what this fault needs: a checkpoint to damage, a loader process to kill."""
-    if kind is FaultKind.CORRUPT:
-        return bool(list_checkpoints(run_dir.checkpoints))
-    if kind is FaultKind.WORKER_KILL:
-        return bool(multiprocessing.active_children())
-    return True
-
-
-def act(fault: Fault, run_dir: RunDir) -> None:
+def _act(fault: Fault, run_dir: RunDir) -> None:
     """Do it; returns only from ``term``, ``nan``, ``slow``, ``worker_kill`` and an ended stop.
 
     Raises:
         RuntimeError: that is the fault.
         MemoryError: that is the fault.
     """
-    if fault.kind is FaultKind.CORRUPT:
-        flip_bit(newest_file(run_dir))
-        _signal(signal.SIGKILL)
-    elif fault.kind is FaultKind.NAN:
-        return
-    else:
-        _ACTIONS[fault.kind](fault)
+    match fault.kind:
+        case FaultKind.KILL | FaultKind.TERM | FaultKind.STOP:
+            os.kill(os.getpid(), _SIGNALS[fault.kind])
+        case FaultKind.SEGV:
+            _no_core_dump()
+            ctypes.string_at(0)
+        case FaultKind.ABORT:
+            _no_core_dump()
+            os.abort()
+        case FaultKind.EXIT0:
+            os._exit(0)
+        case FaultKind.EXCEPTION:
+            raise RuntimeError(fault.message)
+        case FaultKind.HANG:
+            while True:
+                time.sleep(3600)
+        case FaultKind.HANG_GIL:
+            _hang_holding_the_lock()
+        case FaultKind.NAN:
+            pass
+        case FaultKind.MEMORY:
+            raise MemoryError(fault.message)
+        case FaultKind.DEVICE_MEMORY:
+            if (torch := sys.modules.get("torch")) is None:
+                raise MemoryError(fault.message)
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {fault.message}")
+        case FaultKind.SLOW:
+            time.sleep(fault.seconds)
+        case FaultKind.CORRUPT:
+            _flip_bit(_newest_file(run_dir))
+            os.kill(os.getpid(), signal.SIGKILL)
+        case FaultKind.WORKER_KILL:
+            pid = multiprocessing.active_children()[0].pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
 
 
-def newest_file(run_dir: RunDir) -> Path:
+def _newest_file(run_dir: RunDir) -> Path:
     """The largest file of the newest published checkpoint: weights or optimizer state."""
     newest = list_checkpoints(run_dir.checkpoints)[-1]
     files = [path for path in newest.rglob("*") if path.is_file() and path.name != MANIFEST]
     return max(files, key=lambda path: (path.stat().st_size, path.name))
 
 
-def flip_bit(path: Path) -> None:
+def _flip_bit(path: Path) -> None:
     """Flip one bit in the middle of a file, size and times aside as a bad disk would."""
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
@@ -328,31 +341,12 @@ def flip_bit(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _signal(number: signal.Signals) -> None:
-    os.kill(os.getpid(), number)
-
-
-def _segv(_fault: Fault) -> None:
-    _no_core_dump()
-    ctypes.string_at(0)
-
-
-def _abort(_fault: Fault) -> None:
-    _no_core_dump()
-    os.abort()
-
-
 def _no_core_dump() -> None:
     """Nobody wants the memory of a GPU process on a shared disk for a crash on purpose."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _hang(_fault: Fault) -> NoReturn:
-    while True:
-        time.sleep(3600)
-
-
-def _hang_holding_the_lock(_fault: Fault) -> None:
+def _hang_holding_the_lock() -> None:
     """Lock a zeroed (default) mutex twice: futex(2) goes on waiting after any signal handler.
 
     PyDLL calls do not release the interpreter lock.
@@ -361,41 +355,3 @@ def _hang_holding_the_lock(_fault: Fault) -> None:
     mutex = ctypes.create_string_buffer(128)
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)
-
-
-def _exception(fault: Fault) -> NoReturn:
-    raise RuntimeError(fault.message)
-
-
-def _memory(fault: Fault) -> NoReturn:
-    raise MemoryError(fault.message)
-
-
-def _device_memory(fault: Fault) -> NoReturn:
-    torch = sys.modules.get("torch")
-    if torch is None:
-        raise MemoryError(fault.message)
-    raise torch.OutOfMemoryError(f"CUDA out of memory: {fault.message}")
-
-
-def _kill_worker(_fault: Fault) -> None:
-    pid = multiprocessing.active_children()[0].pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-
-
-_ACTIONS: dict[FaultKind, Callable[[Fault], object]] = {
-    FaultKind.KILL: lambda _: _signal(signal.SIGKILL),
-    FaultKind.TERM: lambda _: _signal(signal.SIGTERM),
-    FaultKind.SEGV: _segv,
-    FaultKind.ABORT: _abort,
-    FaultKind.EXIT0: lambda _: os._exit(0),
-    FaultKind.EXCEPTION: _exception,
-    FaultKind.STOP: lambda _: _signal(signal.SIGSTOP),
-    FaultKind.HANG: _hang,
-    FaultKind.HANG_GIL: _hang_holding_the_lock,
-    FaultKind.MEMORY: _memory,
-    FaultKind.DEVICE_MEMORY: _device_memory,
-    FaultKind.SLOW: lambda fault: time.sleep(fault.seconds),
-    FaultKind.WORKER_KILL: _kill_worker,
-}

@@ -54,7 +54,7 @@ def build(
     from submitrain.train.model.build import build_model, fill_weights
 
     if not whole:
-        submitrain.train.model.weights._converted = None  # type: ignore[assignment]
+        submitrain.train.model.weights._read_whole = None  # type: ignore[assignment]
     values: dict[str, Any] = {"model": {"torch_dtype": "float32", **model}}
     if peft:
         values["peft"] = {"dim": 4}

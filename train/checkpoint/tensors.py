@@ -73,7 +73,15 @@ class OptimizerState:
 
 def group_values(optimizer: torch.optim.Optimizer) -> list[Scalars]:
     """Numbers of each parameter group: what was configured, and what training made of it."""
-    return [_group_values(group) for group in optimizer.param_groups]
+    groups = []
+    for group in optimizer.param_groups:
+        values = {
+            key: value.item() if isinstance(value, torch.Tensor) else value
+            for key, value in group.items()
+            if key not in _EXECUTION_CHOICES
+        }
+        groups.append({key: value for key, value in values.items() if _is_plain(value)})
+    return groups
 
 
 def optimizer_state(
@@ -106,26 +114,16 @@ def optimizer_state(
                     f"{type(value).__name__}; only tensors and numbers can be saved: use another "
                     "optimizer"
                 )
-    before = configured or [{} for _ in optimizer.param_groups]
+    now = group_values(optimizer)
+    before = configured or [{} for _ in now]
     groups = [
         {
             "parameters": [names[parameter] for parameter in group["params"]],
-            "values": {
-                k: v for k, v in _group_values(group).items() if k not in old or old[k] != v
-            },
+            "values": {k: v for k, v in new.items() if k not in old or old[k] != v},
         }
-        for group, old in zip(optimizer.param_groups, before, strict=True)
+        for group, new, old in zip(optimizer.param_groups, now, before, strict=True)
     ]
     return OptimizerState(tensors, {"groups": groups, "state": numbers})
-
-
-def _group_values(group: Mapping[str, Any]) -> Scalars:
-    values = {
-        key: value.item() if isinstance(value, torch.Tensor) else value
-        for key, value in group.items()
-        if key not in _EXECUTION_CHOICES
-    }
-    return {key: value for key, value in values.items() if _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:
@@ -230,14 +228,11 @@ def _trial_step(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         rate = group.get("lr")
         group["lr"] = torch.zeros_like(rate) if isinstance(rate, torch.Tensor) else 0.0
-    with torch.random.fork_rng(devices=sorted(_gpu_indices(parameters))):
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+    gpus = {t.device.index for t in local if t.device.type == "cuda" and t.device.index is not None}
+    with torch.random.fork_rng(devices=sorted(gpus)):
         optimizer.step()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     for group, before in zip(optimizer.param_groups, kept, strict=True):
         group.update(before)
-
-
-def _gpu_indices(parameters: list[nn.Parameter]) -> set[int]:
-    local = (p.to_local() if isinstance(p, DTensor) else p for p in parameters)
-    return {t.device.index for t in local if t.device.type == "cuda" and t.device.index is not None}

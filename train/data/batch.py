@@ -1,9 +1,8 @@
 """Micro-batches: documents one after the other in a flat row, and what keeps them apart.
 
-Packing: documents into sequences of a fixed size, best-fit decreasing. numpy only.
-
-Best-fit decreasing (Johnson 1973) takes the documents from long to short and puts each into the
-fullest sequence that still has room for it; at most 11/9 of the optimum plus one.
+Packing puts documents into sequences of a fixed size, best-fit decreasing (Johnson 1973): from long
+to short, each into the fullest sequence that still has room for it; at most 11/9 of the optimum
+plus one.
 """
 
 from __future__ import annotations
@@ -64,7 +63,14 @@ def pack(lengths: Indices, size: int) -> Units:
     by_length = np.argsort(-lengths, kind="stable").astype(np.int64)
     unit_of = np.empty(len(lengths), dtype=np.int64)
     unit_of[by_length] = _best_fit(lengths[by_length].tolist(), size)
-    return _in_order(unit_of)
+    # Renumber units by their first document and list each unit's documents.
+    _, first, inverse = np.unique(unit_of, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    numbered = rank[inverse]
+    sizes = np.bincount(numbered, minlength=len(first))
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return Units(offsets, np.argsort(numbered, kind="stable").astype(np.int64))
 
 
 def _best_fit(lengths: list[int], size: int) -> list[int]:
@@ -91,17 +97,6 @@ def _best_fit(lengths: list[int], size: int) -> list[int]:
         rooms |= 1 << left
         chosen.append(unit)
     return chosen
-
-
-def _in_order(unit_of: Indices) -> Units:
-    """Renumber units by their first document and list each unit's documents."""
-    _, first, inverse = np.unique(unit_of, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    numbered = rank[inverse]
-    sizes = np.bincount(numbered, minlength=len(first))
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return Units(offsets, np.argsort(numbered, kind="stable").astype(np.int64))
 
 
 IGNORED = -100
@@ -207,7 +202,8 @@ def _assemble(
 ) -> MicroBatch:
     tokens = sum(map(len, ids))
     if padding is not None:
-        for length in _chunks(padding.total - tokens, padding.chunk):
+        for start in range(tokens, padding.total, padding.chunk):
+            length = min(padding.chunk, padding.total - start)
             ids.append(np.zeros(length, dtype=np.int64))
             labels.append(np.full(length, IGNORED))
     lengths = np.array([len(document) for document in ids], dtype=np.int64)
@@ -227,7 +223,3 @@ def _assemble(
         tokens=tokens,
         label_tokens=len(label_positions),
     )
-
-
-def _chunks(total: int, size: int) -> list[int]:
-    return [min(size, total - start) for start in range(0, total, size)]

@@ -1,16 +1,15 @@
 """From a row's columns to a sample: alpaca, prompt/response, question/answer, chats, text.
 
-Which columns mean what is recognised by name, or said by ``dataset.column_mapping``.
-
-What a data set's row can be, before it is tokenized. Imports neither torch nor transformers.
+Which columns mean what is recognised by name, or said by ``dataset.column_mapping``. Imports
+neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from submitrain.errors import DataError
 
@@ -65,21 +64,15 @@ class Tokens:
 Sample = Pair | Chat | Text | Tokens
 
 
-class Source(Protocol):
-    """Something with numbered rows. Reads lazily, so a data set need not fit in memory."""
+@dataclass(frozen=True)
+class Source:
+    """Numbered rows, read lazily, so a data set need not fit in memory."""
 
-    @property
-    def where(self) -> str:
-        """What it is, for messages: a path, a hub name, an import path."""
-        ...
-
-    def count(self) -> int:
-        """Number of rows."""
-        ...
-
-    def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """The rows ``start`` to ``stop`` (not included), in order."""
-        ...
+    where: str
+    """What it is, for messages: a path, a hub name, an import path."""
+    count: int
+    rows: Callable[[int, int], Iterator[Row]]
+    """The rows from the first number to the second (not included), in order."""
 
 
 _ANSWERS = ("response", "output", "answer", "completion")
@@ -147,14 +140,14 @@ def find_columns(names: Sequence[str], mapping: Mapping[str, str] | None, *, whe
     Raises:
         DataError: not recognised, unknown role, or a mapped column that is not there.
     """
+    if mapping is None and "input_ids" in names:
+        return Columns(tokens=True)
     if mapping is None:
-        known = {name: name for name in names}
-        if "input_ids" in known:
-            return Columns(tokens=True)
-        columns = _by_role({**known, "messages": _first(names, "messages", "conversations")})
+        chat = next((name for name in ("messages", "conversations") if name in names), None)
+        columns = _by_role({**{name: name for name in names}, "messages": chat})
     else:
         _check_mapping(names, mapping, where)
-        columns = _by_role(dict(mapping))
+        columns = _by_role(mapping)
     if columns is None:
         given = f"column_mapping {dict(mapping)}" if mapping else f"columns {', '.join(names)}"
         raise DataError(
@@ -192,10 +185,6 @@ def _check_mapping(names: Sequence[str], mapping: Mapping[str, str], where: str)
                 f"dataset.column_mapping.{role}: {where} has no column {name!r}; "
                 f"it has {', '.join(names)}"
             )
-
-
-def _first(names: Sequence[str], *wanted: str) -> str | None:
-    return next((name for name in wanted if name in names), None)
 
 
 def _value(row: Row, name: str, where: str) -> Any:

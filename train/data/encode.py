@@ -1,10 +1,8 @@
-"""From samples to token ids and the marks of the tokens to learn.
+"""From samples to token ids and the marks of the tokens to learn, in one process or in several.
 
 A sample is rendered as text in which the spans to learn are known by character; a token is learned
 when it starts inside such a span. Text around a border is tokenized in one piece where a token
 border falls there, else in two, so an answer never shares a token with its prompt.
-
-Tokenize all samples, in this process or in several; the result is the same.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def open_loader(batches: RankBatches, parts: Iterable[Part], cfg: DataLoaderConf
             batch_size=None,
             sampler=parts,
             num_workers=cfg.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             pin_memory=cfg.pin_memory and torch.cuda.is_available(),
             prefetch_factor=cfg.prefetch_factor,
             persistent_workers=cfg.persistent_workers,
@@ -147,7 +147,7 @@ def step_batches(
         yield [first, *(next(stream) for _ in range(parts.accumulation - 1))]
 
 
-def _as_it_is(batch: MicroBatch) -> MicroBatch:
+def _unchanged(batch: MicroBatch) -> MicroBatch:
     return batch
 
 

@@ -34,13 +34,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _POLL_EVERY = 256
-"""Documents between two looks at whether to go on."""
+"""Documents between two checks whether to go on."""
 _PROGRESS_S = 15.0
 """Seconds between two lines of progress."""
-
-
-def nothing() -> None:
-    """The default of a callback."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,8 @@ class DataContext:
     rank: int
     world_size: int
     cache: Path
-    poll: Callable[[], None] = nothing
-    barrier: Callable[[], None] = nothing
+    poll: Callable[[], None] = lambda: None
+    barrier: Callable[[], None] = lambda: None
     from_rank_0: Callable[[str], str] = str
     """Rank 0's value on every rank: hosts may see another path or time of the same file."""
 
@@ -65,7 +61,7 @@ class DataContext:
         return self.rank == 0
 
 
-def prepare_tokenizer(config: RunConfig, place: DataContext) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(config: RunConfig, where: DataContext) -> PreTrainedTokenizerBase:
     """The run's tokenizer; where one is to be trained, rank 0 trains it and the others wait.
 
     Raises:
@@ -73,26 +69,26 @@ def prepare_tokenizer(config: RunConfig, place: DataContext) -> PreTrainedTokeni
     """
     size = config.model.train_tokenizer_vocab_size
     if size is None:
-        return load_tokenizer(config.model, None, place.cache)
-    key = place.from_rank_0(_digest([FORMAT, "bpe-2", size, _selection(config.dataset)]))
-    folder = _root(config.dataset, place) / f"tokenizer-{key}"
-    if place.builds and config.dataset.target == STDLIB and saved_tokenizer(folder) is None:
+        return load_tokenizer(config.model, None, where.cache)
+    key = where.from_rank_0(_digest([FORMAT, "bpe-2", size, _selection(config.dataset)]))
+    folder = _root(config.dataset, where) / f"tokenizer-{key}"
+    if where.builds and config.dataset.target == STDLIB and saved_tokenizer(folder) is None:
         read_ahead()
     # On all ranks now, while the library is being read, and not after waiting for rank 0.
     with gc_paused():
         from transformers import AutoTokenizer  # noqa: F401
     saved = build_once(
         folder,
-        builder=place.builds,
+        builder=where.builds,
         find=saved_tokenizer,
         build=lambda scratch: _train_tokenizer(config, scratch),
-        waiting=place.poll,
+        waiting=where.poll,
     )
     return load_tokenizer(config.model, None, saved)
 
 
 def prepare_store(
-    cfg: DatasetConfig, tokenizer: PreTrainedTokenizerBase, place: DataContext
+    cfg: DatasetConfig, tokenizer: PreTrainedTokenizerBase, where: DataContext
 ) -> TokenStore:
     """The tokenized data of a section: from the cache, or tokenized by rank 0 now.
 
@@ -101,16 +97,16 @@ def prepare_store(
     """
     template = read_template(cfg.chat_template)
     key = _digest([FORMAT, *_selection(cfg), cfg.max_length, cfg.answer_only_loss_mask, template])
-    key = place.from_rank_0(_digest([key, fingerprint(tokenizer)]))
+    key = where.from_rank_0(_digest([key, fingerprint(tokenizer)]))
     encoder = Encoder(
         tokenizer, Renderer(tokenizer, template), cfg.max_length, cfg.answer_only_loss_mask
     )
     return build_once(
-        _root(cfg, place) / f"tokens-{key}",
-        builder=place.builds,
+        _root(cfg, where) / f"tokens-{key}",
+        builder=where.builds,
         find=open_store,
-        build=lambda scratch: _tokenize(cfg, encoder, scratch, place.poll),
-        waiting=place.poll,
+        build=lambda scratch: _tokenize(cfg, encoder, scratch, where.poll),
+        waiting=where.poll,
     )
 
 
@@ -118,24 +114,20 @@ def _tokenize(cfg: DatasetConfig, encoder: Encoder, folder: Path, poll: Callable
     began = time.monotonic()
     samples = read_samples(cfg, encoder.tokenizer)
     log.info("data.tokenizing", source=samples.where, split=cfg.split, samples=len(samples))
-    documents = _watched(tokenize(encoder, samples, cfg.num_workers), len(samples), poll)
-    meta = write_store(folder, documents, where=samples.where).meta
+
+    def with_progress() -> Iterator[Document]:
+        told = time.monotonic()
+        for done, document in enumerate(tokenize(encoder, samples, cfg.num_workers)):
+            if done % _POLL_EVERY == 0:
+                poll()
+                if time.monotonic() - told > _PROGRESS_S:
+                    told = time.monotonic()
+                    log.info("data.progress", done=done, samples=len(samples))
+            yield document
+
+    meta = write_store(folder, with_progress(), where=samples.where).meta
     tokenize_s = round(time.monotonic() - began, 3)
     log.info("data.tokenized", **counts(meta), tokenize_s=tokenize_s)
-
-
-def _watched(
-    documents: Iterable[Document], total: int, poll: Callable[[], None]
-) -> Iterator[Document]:
-    """The documents, with a line of progress now and then."""
-    told = time.monotonic()
-    for done, document in enumerate(documents):
-        if done % _POLL_EVERY == 0:
-            poll()
-            if time.monotonic() - told > _PROGRESS_S:
-                told = time.monotonic()
-                log.info("data.progress", done=done, samples=total)
-        yield document
 
 
 def counts(meta: Any) -> dict[str, int]:
@@ -167,8 +159,8 @@ def _selection(cfg: DatasetConfig) -> list[Any]:
     return [source_key(cfg), cfg.split, cfg.num_samples_limit, cfg.column_mapping]
 
 
-def _root(cfg: DatasetConfig, place: DataContext) -> Path:
-    return place.cache if cfg.cache_dir is None else Path(cfg.cache_dir).expanduser()
+def _root(cfg: DatasetConfig, where: DataContext) -> Path:
+    return where.cache if cfg.cache_dir is None else Path(cfg.cache_dir).expanduser()
 
 
 def _digest(parts: list[Any]) -> str:

@@ -41,14 +41,11 @@ class Rendered:
     def parts(self) -> Iterator[tuple[str, bool]]:
         """The text cut at the spans' borders, and whether each part is learned."""
         at = 0
-        for start, stop in self.spans:
-            yield from ((part, learned) for part, learned in self._cut(at, start, stop) if part)
+        for start, stop in (*self.spans, (len(self.text), len(self.text))):
+            for part, learned in ((self.text[at:start], False), (self.text[start:stop], True)):
+                if part:
+                    yield part, learned
             at = stop
-        if at < len(self.text):
-            yield self.text[at:], False
-
-    def _cut(self, at: int, start: int, stop: int) -> tuple[tuple[str, bool], tuple[str, bool]]:
-        return (self.text[at:start], False), (self.text[start:stop], True)
 
 
 @dataclass(frozen=True)

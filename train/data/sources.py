@@ -1,31 +1,45 @@
-"""Local data: a JSONL, JSON or Parquet file, or a folder of them.
+"""Where samples come from: opens what ``dataset`` names and cuts out the wanted split.
 
-Splits with slices, as the Hugging Face ``datasets`` library writes them: ``train[:95%]``.
-
-Where samples come from: opens what ``dataset`` names and cuts out the wanted split.
+Local files, the Hugging Face hub, Python's standard library, or a user's own class. Splits have
+slices, as the Hugging Face ``datasets`` library writes them: ``train[:95%]``.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
+import inspect
 import platform
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from submitrain.config.automodel import STDLIB, TEXT
 from submitrain.config.sections import DatasetConfig
 from submitrain.errors import DataError
+from submitrain.imports import load_component
 from submitrain.train.data.columns import Row, Sample, Source, find_columns
-from submitrain.train.data.custom import build_custom, custom_source_key, load_from_hub
-from submitrain.train.data.stdlib import library_folder, open_library
+from submitrain.train.data.files import SUFFIXES, find_files, open_files
+from submitrain.train.data.stdlib import library_folder, library_functions
 
+_BATCH = 1024
+"""Rows read from a hub data set at once."""
 _SPLIT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+_OURS = frozenset(
+    {
+        *("target", "max_length", "column_mapping", "answer_only_loss_mask", "chat_template"),
+        *("cache_dir", "num_workers", "num_samples_limit"),
+    }
+)
+"""Keys that this package applies itself, to any data set."""
+_SPELLINGS = {
+    "dataset_name": ("dataset_name", "path_or_dataset", "path_or_dataset_id"),
+    "max_length": ("max_length", "seq_length", "seq_len"),
+    "num_samples_limit": ("num_samples_limit", "limit_dataset_samples"),
+}
+"""Other names that a user's class may take a key by."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,13 @@ class Split:
         return start, max(start, stop)
 
 
+def _bound(text: str | None, count: int, *, default: int) -> int:
+    if text is None:
+        return default
+    value = round(int(text[:-1]) * count / 100) if text.endswith("%") else int(text)
+    return min(max(value + count if value < 0 else value, 0), count)
+
+
 def parse_split(text: str) -> Split:
     """Read ``train``, ``train[:90%]``, ``train[100:200]`` or ``train[-5%:]``.
 
@@ -60,176 +81,6 @@ def parse_split(text: str) -> Split:
             f"train[-5%:], got {text!r}"
         )
     return Split(match["name"], match["start"], match["stop"])
-
-
-def _bound(text: str | None, count: int, *, default: int) -> int:
-    if text is None:
-        return default
-    value = round(int(text[:-1]) * count / 100) if text.endswith("%") else int(text)
-    if value < 0:
-        value += count
-    return min(max(value, 0), count)
-
-
-SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
-_SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test",),
-}
-
-
-@dataclass(frozen=True)
-class Files:
-    """Rows of several files, one after the other."""
-
-    paths: tuple[Path, ...]
-
-    @property
-    def where(self) -> str:
-        """The only file, or the folder and how many files of it."""
-        if len(self.paths) == 1:
-            return str(self.paths[0])
-        return f"{self.paths[0].parent} ({len(self.paths)} files)"
-
-    @cached_property
-    def counts(self) -> tuple[int, ...]:
-        """Rows of every file."""
-        return tuple(_count(path) for path in self.paths)
-
-    def count(self) -> int:
-        """Rows of all files."""
-        return sum(self.counts)
-
-    def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Rows by their number over all files."""
-        first = 0
-        for path, count in zip(self.paths, self.counts, strict=True):
-            if start < first + count and stop > first:
-                yield from islice(_read(path), max(start - first, 0), stop - first)
-            first += count
-
-
-def is_data_file(path: Path) -> bool:
-    """Whether the name says that we can read it."""
-    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
-
-
-def find_files(path: Path, split: str) -> tuple[Path, ...]:
-    """The files of ``split``: the file itself, or those of a folder whose names say so.
-
-    Files of a folder belong to a split by a word in their name or in their folder's name
-    (``train``, ``validation``, ``valid``, ``val``, ``dev``, ``test``); what has no such word is
-    ``train``, as a single file is.
-
-    Raises:
-        DataError: nothing there, or nothing of that split.
-    """
-    if path.is_file():
-        if not is_data_file(path):
-            raise DataError(
-                f"dataset.dataset_name: cannot read {path}; allowed: {', '.join(SUFFIXES)}"
-            )
-        if split != "train":
-            raise DataError(
-                f"dataset.split: the single file {path} has no split {split!r}; next: use train or "
-                "a part of it such as train[:95%] and train[95%:], or a folder with files named "
-                "after the split"
-            )
-        return (path,)
-    found = sorted(file for file in path.rglob("*") if file.is_file() and is_data_file(file))
-    if not found:
-        raise DataError(
-            f"dataset.dataset_name: the folder {path} holds no data; allowed: {', '.join(SUFFIXES)}"
-        )
-    splits = {file: _split_of(file.relative_to(path)) for file in found}
-    chosen = [file for file in found if (splits[file] or "train") == _canonical(split)]
-    if not chosen:
-        names = sorted({name or "train" for name in splits.values()})
-        raise DataError(
-            f"dataset.split: {path} has no file for {split!r}; found {', '.join(names)} in "
-            f"{', '.join(str(file.relative_to(path)) for file in found[:5])}"
-        )
-    return tuple(chosen)
-
-
-def _canonical(split: str) -> str:
-    return next((name for name, words in _SPLIT_NAMES.items() if split in words), split)
-
-
-def _split_of(file: Path) -> str | None:
-    text = str(file).lower().replace("\\", "/")
-    for separator in "/-_.":
-        text = text.replace(separator, " ")
-    words = set(text.split())
-    return next((name for name, known in _SPLIT_NAMES.items() if words & set(known)), None)
-
-
-def _count(path: Path) -> int:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet  # type: ignore[import-untyped]
-
-        return cast(int, parquet.read_metadata(path).num_rows)
-    if _is_array(path):
-        return len(_array(path))
-    with _open(path) as file:
-        return sum(1 for line in file if line.strip())
-
-
-def _read(path: Path) -> Iterator[Row]:
-    if path.suffix == ".parquet":
-        return _parquet(path)
-    return iter(_array(path)) if _is_array(path) else _lines(path)
-
-
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
-
-
-def _is_array(path: Path) -> bool:
-    """JSON files hold either one array of rows or one row per line."""
-    with _open(path) as file:
-        return next((line.lstrip()[:1] == b"[" for line in file if line.strip()), False)
-
-
-def _array(path: Path) -> list[Row]:
-    with _open(path) as file:
-        try:
-            rows = json.load(file)
-        except ValueError as error:
-            raise DataError(f"dataset: {path}: not valid JSON: {error}") from error
-    for number, row in enumerate(rows):
-        _check(row, path, f"element {number}")
-    return cast(list[Row], rows)
-
-
-def _lines(path: Path) -> Iterator[Row]:
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"dataset: {path}:{number}: not valid JSON: {error}") from error
-            _check(row, path, f"line {number}")
-            yield row
-
-
-def _check(row: object, path: Path, place: str) -> None:
-    if not isinstance(row, dict):
-        raise DataError(
-            f"dataset: {path}: {place}: expected a JSON object with named columns, "
-            f"got {type(row).__name__}"
-        )
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet as parquet
-
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
 
 
 @dataclass(frozen=True)
@@ -255,11 +106,11 @@ class Samples:
         Raises:
             DataError: a row that is no sample; the message has its number.
         """
-        columns, where = None, self.source.where
+        columns = None
         for number, row in enumerate(self.source.rows(self.start, self.stop), self.start):
             if columns is None:
-                columns = find_columns(list(row), self.mapping, where=where)
-            yield columns.sample(row, where=f"{where}, row {number}")
+                columns = find_columns(list(row), self.mapping, where=self.where)
+            yield columns.sample(row, where=f"{self.where}, row {number}")
 
 
 def read_samples(cfg: DatasetConfig, tokenizer: Any = None) -> Samples:
@@ -269,14 +120,14 @@ def read_samples(cfg: DatasetConfig, tokenizer: Any = None) -> Samples:
         DataError: missing, empty, or a split that is not there.
     """
     split = parse_split(cfg.split)
-    source = _open_source(cfg, split, tokenizer)
-    start, stop = split.bounds(source.count())
+    source = _open_source(cfg, split.name, tokenizer)
+    start, stop = split.bounds(source.count)
     if cfg.num_samples_limit is not None:
         stop = min(stop, start + cfg.num_samples_limit)
     if start == stop:
         raise DataError(
             f"dataset: {source.where}: no samples in split {cfg.split!r} (it has "
-            f"{source.count()} rows); next: check the file and the split"
+            f"{source.count} rows); next: check the file and the split"
         )
     return Samples(source, start, stop, cfg.column_mapping)
 
@@ -289,7 +140,7 @@ def source_key(cfg: DatasetConfig) -> list[Any]:
     if cfg.target == STDLIB:
         return [STDLIB, platform.python_version(), str(library_folder())]
     if cfg.target != TEXT:
-        return custom_source_key(cfg)
+        return _custom_key(cfg)
     path = _local_path(cfg)
     if path is None:
         return [TEXT, cfg.dataset_name, cfg.extra]
@@ -297,22 +148,20 @@ def source_key(cfg: DatasetConfig) -> list[Any]:
     return [TEXT, *([str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
 
 
-def _open_source(cfg: DatasetConfig, split: Split, tokenizer: Any) -> Source:
+def _open_source(cfg: DatasetConfig, split: str, tokenizer: Any) -> Source:
     if cfg.target == STDLIB:
-        return open_library(split.name)
+        return _open_library(split)
     if cfg.target != TEXT:
-        return build_custom(cfg, tokenizer)
+        return _open_custom(cfg, tokenizer)
     path = _local_path(cfg)
     if path is None:
-        cache_dir = None if cfg.cache_dir is None else Path(cfg.cache_dir).expanduser()
-        assert cfg.dataset_name is not None
-        return load_from_hub(cfg.dataset_name, split.name, cache_dir=cache_dir, options=cfg.extra)
+        return _open_hub(cfg, split)
     if cfg.extra:
         raise DataError(
             f"dataset.{next(iter(cfg.extra))}: only data of the hub has that, but {path} is local; "
             "next: remove the key"
         )
-    return Files(find_files(path, split.name))
+    return open_files(path, split)
 
 
 def _local_path(cfg: DatasetConfig) -> Path | None:
@@ -331,3 +180,123 @@ def _local_path(cfg: DatasetConfig) -> Path | None:
             f"dataset.dataset_name: no file or folder {name!r} (looked from {Path.cwd()})"
         )
     return None
+
+
+def _open_library(split: str) -> Source:
+    functions = library_functions(split)
+
+    def rows(start: int, stop: int) -> Iterator[Row]:
+        for prompt, completion in functions[start:stop]:
+            yield {"prompt": prompt, "completion": completion}
+
+    return Source(f"python_stdlib {split} ({library_folder()})", len(functions), rows)
+
+
+def _open_hub(cfg: DatasetConfig, split: str) -> Source:
+    """Download (or find in the cache) one split, through the ``datasets`` library.
+
+    Raises:
+        DataError: no such data set or split, or the hub cannot be reached and the cache has none.
+    """
+    import datasets
+
+    name = cfg.dataset_name
+    cache_dir = None if cfg.cache_dir is None else str(Path(cfg.cache_dir).expanduser())
+    try:
+        table: Any = datasets.load_dataset(name, split=split, cache_dir=cache_dir, **cfg.extra)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"dataset.dataset_name: cannot load split {split!r} of {name!r}: {reason[:300]}; "
+            "next: check the name and the split, give the path of a local JSONL/JSON/Parquet file, "
+            "or, where nodes have no network, download once where there is one (datasets."
+            f"load_dataset({name!r})) and set HF_HOME to that cache together with HF_HUB_OFFLINE=1"
+        ) from error
+
+    def rows(start: int, stop: int) -> Iterator[Row]:
+        for first in range(start, stop, _BATCH):
+            columns = cast(dict[str, list[Any]], table[first : min(first + _BATCH, stop)])
+            for values in zip(*columns.values(), strict=True):
+                yield dict(zip(columns, values, strict=True))
+
+    return Source(f"{name} (Hugging Face hub)", len(table), rows)
+
+
+def _open_custom(cfg: DatasetConfig, tokenizer: Any) -> Source:
+    """Call a user's class with the section's own keys, and the tokenizer where it takes one.
+
+    Raises:
+        DataError: cannot be imported, does not take a key, or is no map-style data set.
+    """
+    factory = _load_factory(cfg)
+    data = factory(**_custom_arguments(factory, cfg, tokenizer))
+    for needed in ("__len__", "__getitem__"):
+        if not hasattr(data, needed):
+            raise DataError(
+                f"dataset._target_: {cfg.target} gave a {type(data).__name__} without {needed}; "
+                "expected a map-style data set: a sequence of dicts with input_ids and labels, or "
+                "with prompt and response"
+            )
+
+    def rows(start: int, stop: int) -> Iterator[Row]:
+        for number in range(start, stop):
+            row = data[number]
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"dataset._target_: {cfg.target}: item {number}: expected a dict with "
+                    f"input_ids and labels, or with text columns, got {type(row).__name__}"
+                )
+            yield row
+
+    return Source(cfg.target, len(data), rows)
+
+
+def _custom_key(cfg: DatasetConfig) -> list[Any]:
+    """What identifies the data for the cache: the arguments, the class's file, files they name.
+
+    Data that a class reads from elsewhere is not seen: change an argument or the cache folder.
+    """
+    module = sys.modules.get(_load_factory(cfg).__module__)
+    arguments = {**cfg.extra, **{name: getattr(cfg, name) for name in cfg.model_fields_set}}
+    files = [getattr(module, "__file__", None), *arguments.values()]
+    stats = [_stat(Path(file)) for file in files if isinstance(file, str)]
+    return [cfg.target, {name: str(value) for name, value in sorted(arguments.items())}, stats]
+
+
+def _load_factory(cfg: DatasetConfig) -> Callable[..., Any]:
+    found = load_component(cfg.target, "dataset._target_")
+    if not callable(found):
+        raise DataError(f"dataset._target_: {cfg.target!r} is not a class or function")
+    return cast(Callable[..., Any], found)
+
+
+def _stat(path: Path) -> list[Any]:
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return []
+    return [str(path), stat.st_size, stat.st_mtime_ns]
+
+
+def _custom_arguments(
+    factory: Callable[..., Any], cfg: DatasetConfig, tokenizer: Any
+) -> dict[str, Any]:
+    parameters = inspect.signature(factory).parameters
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    arguments = cfg.extra
+    for field in sorted(cfg.model_fields_set - {"target"}):
+        spellings = _SPELLINGS.get(field, (field,))
+        taken = next((name for name in spellings if name in parameters), None)
+        if taken is not None:
+            arguments[taken] = getattr(cfg, field)
+        elif field not in _OURS:
+            arguments[field] = getattr(cfg, field)
+    if "tokenizer" in parameters:
+        arguments["tokenizer"] = tokenizer
+    unknown = sorted(set(arguments) - set(parameters))
+    if unknown and not anything:
+        raise DataError(
+            f"dataset.{unknown[0]}: {cfg.target} does not take {', '.join(unknown)}; it takes "
+            f"{', '.join(parameters) or 'nothing'}"
+        )
+    return arguments

@@ -2,62 +2,57 @@
 
 A sample is a function: the prompt is its signature and docstring, the answer its code. Needs no
 network; the same Python version always gives the same samples in the same order.
+
+As a program (``python -I -S stdlib.py FOLDER SHARE SHARES``) it reads a share of a folder's
+modules. So the module itself imports the standard library only: such a process is at work after a
+few hundredths of a second.
 """
 
 from __future__ import annotations
 
+import ast
+import gc
 import hashlib
 import marshal
 import os
 import subprocess
 import sys
 import sysconfig
+import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from submitrain.errors import DataError, RunError
-from submitrain.processes import stop_signals_blocked
-from submitrain.train.data.columns import Row
-from submitrain.train.data.functions import Function, modules
-
-VALIDATION_SHARE = 0.05
-"""Share of the modules that only the ``validation`` split sees."""
+Function = tuple[str, str]
+"""Signature with docstring, and the code that follows."""
 
 SPLITS = ("train", "validation")
+VALIDATION_SHARE = 0.05
+"""Share of the modules that only the ``validation`` split sees."""
+_SKIPPED = frozenset(
+    {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
+)
+_MAX_CHARS = 6000
+"""Longest function taken: the few longer ones would only be cut."""
 _MAX_READERS = 4
 """Processes that read; with more, starting them takes longer than what they do."""
 
 
-@dataclass(frozen=True)
-class StandardLibrary:
-    """Functions with docstrings; ``split`` is train or validation."""
-
-    split: str
-
-    @property
-    def where(self) -> str:
-        """The split and the folder it is from."""
-        return f"python_stdlib {self.split} ({library_folder()})"
-
-    def count(self) -> int:
-        """Number of functions."""
-        return len(_library()[self.split])
-
-    def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """Rows with prompt and completion."""
-        for prompt, completion in _library()[self.split][start:stop]:
-            yield {"prompt": prompt, "completion": completion}
+def library_folder() -> Path:
+    """Folder of this Python's standard library."""
+    return Path(sysconfig.get_path("stdlib"))
 
 
-def open_library(split: str) -> StandardLibrary:
-    """The library's ``train`` or ``validation`` split.
+def library_functions(split: str) -> tuple[Function, ...]:
+    """The functions of the ``train`` or ``validation`` split.
 
     Raises:
         DataError: another split, or a Python without sources.
     """
+    from submitrain.errors import DataError
+
     if split not in SPLITS:
         raise DataError(
             f"dataset.split: python_stdlib has {' and '.join(SPLITS)}, got {split!r}; slices such "
@@ -68,12 +63,7 @@ def open_library(split: str) -> StandardLibrary:
             f"dataset: python_stdlib: no Python sources in {library_folder()}; next: use a "
             "Python that ships its sources, or your own data with dataset.dataset_name"
         )
-    return StandardLibrary(split)
-
-
-def library_folder() -> Path:
-    """Folder of this Python's standard library."""
-    return Path(sysconfig.get_path("stdlib"))
+    return _library()[split]
 
 
 def read_ahead() -> None:
@@ -84,34 +74,34 @@ def read_ahead() -> None:
 @cache
 def _library() -> dict[str, tuple[Function, ...]]:
     """Functions by split. A module belongs to one split, and so does a function's text."""
-    found: dict[str, dict[Function, None]] = {split: {} for split in SPLITS}
+    from submitrain.errors import RunError
+
     folder = library_folder()
-    for path, functions in zip(modules(folder), _functions(), strict=True):
-        split = "validation" if _is_held_out(path.relative_to(folder)) else "train"
-        found[split] |= dict.fromkeys(functions)
-    copies = found["validation"].keys() & found["train"].keys()
-    kept = [function for function in found["validation"] if function not in copies]
-    return {"train": tuple(found["train"]), "validation": tuple(kept)}
-
-
-def _functions() -> Iterator[list[Function]]:
-    """The functions of every module, in the modules' order, however many processes read them."""
     outputs = [reader.communicate()[0] for reader in _readers()]
     for reader in _readers():
         if reader.returncode:
             raise RunError(
-                f"dataset: python_stdlib: a process that read {library_folder()} ended with exit "
+                f"dataset: python_stdlib: a process that read {folder} ended with exit "
                 f"code {reader.returncode}; next: its own message is in this rank's error log"
             )
+    # In the modules' order, however many processes read them.
     in_turn = chain.from_iterable(zip_longest(*map(marshal.loads, outputs)))
-    return (functions for functions in in_turn if functions is not None)
+    by_module = (functions for functions in in_turn if functions is not None)
+    found: dict[str, dict[Function, None]] = {split: {} for split in SPLITS}
+    for path, functions in zip(modules(folder), by_module, strict=True):
+        digest = hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest()
+        held_out = int.from_bytes(digest[:8], "big") < VALIDATION_SHARE * 2**64
+        found["validation" if held_out else "train"] |= dict.fromkeys(functions)
+    kept = [function for function in found["validation"] if function not in found["train"]]
+    return {"train": tuple(found["train"]), "validation": tuple(kept)}
 
 
 @cache
 def _readers() -> tuple[subprocess.Popen[bytes], ...]:
     """The processes that read: parsing holds Python's lock, so threads would take turns."""
-    program = Path(__file__).with_name("functions.py")
-    command = [sys.executable, "-I", "-S", "-W", "ignore", str(program), str(library_folder())]
+    from submitrain.processes import stop_signals_blocked
+
+    command = [sys.executable, "-I", "-S", "-W", "ignore", __file__, str(library_folder())]
     count = min(len(os.sched_getaffinity(0)), _MAX_READERS)
     with stop_signals_blocked():
         return tuple(
@@ -120,6 +110,62 @@ def _readers() -> tuple[subprocess.Popen[bytes], ...]:
         )
 
 
-def _is_held_out(module: Path) -> bool:
-    digest = hashlib.sha256(module.as_posix().encode()).digest()
-    return int.from_bytes(digest[:8], "big") < VALIDATION_SHARE * 2**64
+def modules(folder: Path) -> Iterator[Path]:
+    """Python files below ``folder``, tests excepted, always in the same order."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - _SKIPPED)
+        yield from (Path(parent, name) for name in sorted(names) if name.endswith(".py"))
+
+
+def functions_in(source: str) -> list[Function]:
+    """Every function in ``source`` that has a docstring and code, in order of appearance."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return []
+    lines = source.splitlines(keepends=True)
+    pairs = (_split_function(node, lines) for node in _definitions(tree))
+    return [pair for pair in pairs if pair is not None]
+
+
+def _definitions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Functions among the statements below ``node``; expressions hold none and are not visited."""
+    for block in ("body", "orelse", "handlers", "finalbody"):
+        for child in getattr(node, block, ()):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield child
+            yield from _definitions(child)
+
+
+def _split_function(
+    node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]
+) -> Function | None:
+    docstring, *code = node.body
+    end = docstring.end_lineno
+    if ast.get_docstring(node, clean=False) is None or not code or end is None:
+        return None
+    text = textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
+    if len(text) > _MAX_CHARS or code[0].lineno == end:
+        return None
+    whole = text.splitlines(keepends=True)
+    split_at = end - node.lineno + 1
+    return "".join(whole[:split_at]).rstrip("\n"), "\n" + "".join(whole[split_at:]).strip("\n")
+
+
+def main() -> None:
+    """Write the functions of every ``SHARES``-th module from number ``SHARE`` on to stdout.
+
+    A list for each module, marshalled: reader and writer are the same Python.
+    """
+    # A syntax tree is tens of thousands of objects and no cycle: collecting takes much of the time.
+    gc.disable()
+    folder, share, shares = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    paths = list(modules(folder))[share::shares]
+    found = [functions_in(path.read_text("utf-8", errors="replace")) for path in paths]
+    with suppress(BrokenPipeError):  # who asked has gone
+        marshal.dump(found, sys.stdout.buffer)
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,16 +7,14 @@
   samples.npy   int64 [documents], the sample's number in the data
   meta.json     counts and the digest of the content; written last
 
-Folders that one process builds and many use: published whole by an atomic rename, or not at all.
-
-Waiting for one is polling the file system, so it may take longer than any collective's time limit.
+``build_once`` publishes a folder whole by an atomic rename, or not at all. Waiting for it is
+polling the file system, so it may take longer than any collective's time limit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -31,6 +29,7 @@ import numpy.typing as npt
 
 from submitrain.errors import DataError
 from submitrain.run_folder import fsync_dir, write_json_atomically
+from submitrain.train.checkpoint.folders import fsync_file
 from submitrain.train.data.encode import Document
 
 POLL_S = 0.2
@@ -54,7 +53,8 @@ def build_once(
     while found is None and not builder:
         waiting()
         time.sleep(POLL_S)
-        _refresh(folder.parent)
+        if folder.parent.is_dir():  # listing makes NFS ask the server: a stat may be an old answer
+            next(folder.parent.iterdir(), None)
         found = find(folder)
     if found is None:
         _publish(folder, find, build)
@@ -69,7 +69,10 @@ def _publish(folder: Path, find: Callable[[Path], T | None], build: Callable[[Pa
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         build(scratch)
-        _make_durable(scratch)
+        for file in scratch.rglob("*"):
+            if file.is_file():
+                fsync_file(file)
+        fsync_dir(scratch)
         scratch.chmod(0o755)
         _put(scratch, folder, find)
     finally:
@@ -88,21 +91,6 @@ def _put(scratch: Path, folder: Path, find: Callable[[Path], T | None]) -> None:
         folder.rename(broken / folder.name)
         shutil.rmtree(broken, ignore_errors=True)
         scratch.rename(folder)
-
-
-def _make_durable(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-    fsync_dir(folder)
-
-
-def _refresh(folder: Path) -> None:
-    """Listing a folder makes NFS ask the server; a plain stat may see an old negative entry."""
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            next(entries, None)
 
 
 FORMAT = 1
@@ -197,9 +185,12 @@ def write_store(folder: Path, documents: Iterable[Document], *, where: str) -> T
     Raises:
         DataError: nothing to learn is left.
     """
-    with _Writer.open(folder) as writer:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "tokens.bin").open("wb") as tokens, (folder / "marks.bin").open("wb") as marks:
+        writer = _Writer(tokens, marks)
         for document in documents:
             writer.add(document)
+        writer.finish()
     if not writer.samples:
         raise DataError(
             f"dataset: {where}: none of {writer.read} samples has anything to learn "
@@ -239,18 +230,9 @@ class _Writer:
     hash: Any = field(default_factory=hashlib.sha256)
     _rest: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
-    @classmethod
-    def open(cls, folder: Path) -> _Writer:
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls((folder / "tokens.bin").open("wb"), (folder / "marks.bin").open("wb"))
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def finish(self) -> None:
+        """Write the marks that do not fill a byte yet."""
         self._write(self.marks, np.packbits(self._rest, bitorder="little").tobytes())
-        self.tokens.close()
-        self.marks.close()
 
     def add(self, document: Document) -> None:
         """Append one document, unless there is nothing to learn in it."""

@@ -1,4 +1,4 @@
-"""All that a training loop needs of the data: sizes, steps from any position, validation."""
+"""All that the training loop needs of the data: sizes, steps from any position, validation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from submitrain.config import RunConfig
-from submitrain.config.sections import DataLoaderConfig, DatasetConfig
+from submitrain.config.sections import DatasetConfig
 from submitrain.errors import DataError
 from submitrain.rollbacks import NO_SKIPS, Skips
 from submitrain.train.data.batch import MicroBatch, Padding, Units, one_per_unit, pack
@@ -48,6 +48,22 @@ class PreparedData:
         """Share of the slots of all units that hold a token."""
         return self.units.fill_rate(self.store.lengths, self.sequence_length)
 
+    def rank_batches(
+        self, order: UnitOrder, rank: int, world_size: int, local_size: int, pad_to_fixed: bool
+    ) -> RankBatches:
+        """One rank's micro-batches of ``local_size`` units; with padding all have one length."""
+        total = local_size * self.sequence_length
+        padding = Padding(total, self.sequence_length) if pad_to_fixed else None
+        return RankBatches(
+            self.store,
+            self.units,
+            order,
+            rank=rank,
+            world_size=world_size,
+            local_size=local_size,
+            padding=padding,
+        )
+
 
 @dataclass
 class ValidationPasses:
@@ -55,7 +71,6 @@ class ValidationPasses:
     comes exactly once, so summed losses over summed label tokens are the exact mean."""
 
     loader: Any
-    documents: int
 
     def __len__(self) -> int:
         return len(self.loader.sampler)
@@ -140,14 +155,8 @@ class TrainingData:
     def step_batches(self, position: int) -> Generator[list[MicroBatch]]:
         """This rank's micro-batches of every step from ``position`` on, ``accumulation`` each."""
         batch = self.config.batch(self.world_size)
-        batches = RankBatches(
-            self.train.store,
-            self.train.units,
-            self._order,
-            rank=self.rank,
-            world_size=self.world_size,
-            local_size=batch.local_size,
-            padding=_padding(self.train, batch.local_size, self.pad_to_fixed),
+        batches = self.train.rank_batches(
+            self._order, self.rank, self.world_size, batch.local_size, self.pad_to_fixed
         )
         parts = StepParts(
             position, self.end_position, batch.global_size, batch.accumulation, self.skips
@@ -158,10 +167,10 @@ class TrainingData:
 def prepare_data(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    place: DataContext,
+    where: DataContext,
     *,
     pad_to_fixed: bool = False,
-    skips: Skips = Skips(),  # noqa: B008 - frozen
+    skips: Skips = NO_SKIPS,
 ) -> TrainingData:
     """Tokenize, pack and lay out the data; rank 0 works, the others wait.
 
@@ -171,29 +180,36 @@ def prepare_data(
     Raises:
         DataError: a data set is missing, empty or malformed.
     """
-    train = _prepare(config, config.dataset, tokenizer, place, section="dataset")
+    train = _prepare_section(config, config.dataset, tokenizer, where, section="dataset")
     validation = None
     if config.validation_dataset is not None:
         cfg = config.validation_dataset
-        held_out = _prepare(config, cfg, tokenizer, place, section="validation_dataset")
-        _warn_if_equal(train, held_out)
-        validation = _validation(config, held_out, place, pad_to_fixed)
-    place.barrier()
+        held_out = _prepare_section(config, cfg, tokenizer, where, section="validation_dataset")
+        if train.store.meta.digest == held_out.store.meta.digest:
+            log.warning(
+                "data.validation_equals_training",
+                source=train.store.meta.where,
+                next_step="hold samples out: dataset.split: train[:95%] and "
+                "validation_dataset.split: train[95%:]",
+            )
+        validation = _validation(config, held_out, where, pad_to_fixed)
+    where.barrier()
     return TrainingData(
-        config, place.rank, place.world_size, train, validation, pad_to_fixed, skips
+        config, where.rank, where.world_size, train, validation, pad_to_fixed, skips
     )
 
 
-def _prepare(
+def _prepare_section(
     config: RunConfig,
     cfg: DatasetConfig,
     tokenizer: PreTrainedTokenizerBase,
-    place: DataContext,
+    where: DataContext,
     *,
     section: str,
 ) -> PreparedData:
+    """Tokenized and packed data of one section; rank 0 tells what it is."""
     try:
-        store = prepare_store(cfg, tokenizer, place)
+        store = prepare_store(cfg, tokenizer, where)
     except DataError as error:
         raise DataError(re.sub("^dataset", section, str(error))) from error
     if config.packs:
@@ -201,19 +217,15 @@ def _prepare(
         prepared = PreparedData(store, pack(store.lengths, size), size)
     else:
         prepared = PreparedData(store, one_per_unit(len(store)), cfg.max_length)
-    if place.builds:
-        _report(section, prepared)
-    return prepared
-
-
-def _report(section: str, data: PreparedData) -> None:
-    meta = data.store.meta
+    if not where.builds:
+        return prepared
+    meta = store.meta
     log.info(
         "data.ready",
         section=section,
         source=meta.where,
-        units=len(data.units),
-        fill_rate=round(data.fill_rate, 4),
+        units=len(prepared.units),
+        fill_rate=round(prepared.fill_rate, 4),
         **counts(meta),
     )
     if meta.dropped:
@@ -224,37 +236,15 @@ def _report(section: str, data: PreparedData) -> None:
             samples=meta.samples,
             reason="no token of the answer is left within max_length",
         )
-
-
-def _warn_if_equal(train: PreparedData, validation: PreparedData) -> None:
-    if train.store.meta.digest == validation.store.meta.digest:
-        log.warning(
-            "data.validation_equals_training",
-            source=train.store.meta.where,
-            next_step="hold samples out: dataset.split: train[:95%] and "
-            "validation_dataset.split: train[95%:]",
-        )
+    return prepared
 
 
 def _validation(
-    config: RunConfig, data: PreparedData, place: DataContext, pad_to_fixed: bool
+    config: RunConfig, data: PreparedData, where: DataContext, pad_to_fixed: bool
 ) -> ValidationPasses:
-    cfg: DataLoaderConfig = config.validation_dataloader or config.dataloader
+    cfg = config.validation_dataloader or config.dataloader
     local_size = cfg.batch_size or config.local_batch_size
-    batches = RankBatches(
-        data.store,
-        data.units,
-        UnitOrder(len(data.units), seed=config.seed, shuffle=False),
-        rank=place.rank,
-        world_size=place.world_size,
-        local_size=local_size,
-        padding=_padding(data, local_size, pad_to_fixed),
-    )
-    parts = OnePass(len(data.units), local_size * place.world_size)
-    loader = open_loader(batches, parts, cfg)
-    return ValidationPasses(loader, len(data.store))
-
-
-def _padding(data: PreparedData, local_size: int, pad_to_fixed: bool) -> Padding | None:
-    total = local_size * data.sequence_length
-    return Padding(total, data.sequence_length) if pad_to_fixed else None
+    order = UnitOrder(len(data.units), seed=config.seed, shuffle=False)
+    batches = data.rank_batches(order, where.rank, where.world_size, local_size, pad_to_fixed)
+    parts = OnePass(len(data.units), local_size * where.world_size)
+    return ValidationPasses(open_loader(batches, parts, cfg))

@@ -1,11 +1,8 @@
-"""How the ranks of an attempt meet: an address published in the run folder. No port is agreed on.
+"""How the ranks of an attempt meet, and the process groups, device and mesh of a rank.
 
-The file appears by atomic rename in the attempt's own folder, so it is whole and never an old one.
-
-Processes that find each other: rendezvous, process groups, the device and the mesh of a rank.
-
-Rank 0 opens a store on a port that the system chooses and publishes its address in the folder of
-this attempt; nobody needs a MASTER_PORT, and a late process of an older attempt meets nobody.
+Rank 0 opens a store on a port that the system chooses and publishes its address, by an atomic
+rename, in the folder of this attempt: nobody needs a MASTER_PORT, and a late process of an older
+attempt meets nobody.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 import torch
@@ -45,16 +42,6 @@ PROBE_S = 3.0
 TOKEN_KEY = "submitrain/token"
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where rank 0 listens. Several hosts, since it cannot know by which name others reach it."""
-
-    hosts: tuple[str, ...]
-    port: int
-    token: str
-    """Proof that a peer reached this store and not another host with the same private address."""
-
-
 def meet(
     context: RankContext,
     *,
@@ -74,51 +61,67 @@ def meet(
     """
     path = path or context.run_dir.rendezvous(context.attempt)
     timeout = timedelta(seconds=timeout_s)
-    if interface is not None and not _one_host(context):
-        use_interface(interface)
+    one_host = context.local_world_size == context.world_size
+    if interface is not None and not one_host:
+        # gloo and NCCL use this one alone, unless the user has chosen for one of them.
+        name = chosen_interface(interface, interface_addresses())
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": no other with this prefix
     if context.rank == 0:
-        return _open(path, context, timeout, interface)
-    deadline = time.monotonic() + timeout_s
-    address = _wait_for_address(path, deadline)
-    return _connect(address, deadline, timeout, alone=_one_host(context))
-
-
-def _one_host(context: RankContext) -> bool:
-    return context.local_world_size == context.world_size
-
-
-def use_interface(wanted: str) -> None:
-    """Let gloo and NCCL use this interface alone, unless the user has chosen for one of them.
-
-    Raises:
-        ConfigError: this host has no such interface.
-    """
-    name = chosen_interface(wanted, interface_addresses())
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": this name, and no prefix of it
-
-
-def _open(path: Path, context: RankContext, timeout: timedelta, interface: str | None) -> Store:
-    store = TCPStore(LOOPBACK, 0, None, is_master=True, timeout=timeout, wait_for_workers=False)
-    token = secrets.token_hex(8)
-    store.set(TOKEN_KEY, token)
-    hosts = [LOOPBACK] if _one_host(context) else host_candidates(interface)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(
-        path,
-        {"hosts": hosts, "port": store.port, "token": token, "attempt": context.attempt},
-    )
-    if not _one_host(context):
-        _name_gloo_interface(next((h for h in hosts if _is_ipv4(h)), LOOPBACK))
+        hosts = [LOOPBACK] if one_host else host_candidates(interface)
+        store, own = _open_store(path, context.attempt, hosts, timeout)
+    else:
+        store, own = _find_store(path, time.monotonic() + timeout_s, timeout)
+    if not one_host:
+        _name_gloo_interface(own)
     return store
 
 
-def _wait_for_address(path: Path, deadline: float) -> Address:
+def _open_store(
+    path: Path, attempt: int, hosts: list[str], timeout: timedelta
+) -> tuple[Store, str]:
+    """A store on this host, its address published, and this host's own address.
+
+    It cannot know by which of ``hosts`` the others reach it; the token proves to a peer that it
+    reached this store and not another host with the same private address.
+    """
+    store = TCPStore(LOOPBACK, 0, None, is_master=True, timeout=timeout, wait_for_workers=False)
+    token = secrets.token_hex(8)
+    store.set(TOKEN_KEY, token)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json_atomically(
+        path, {"hosts": hosts, "port": store.port, "token": token, "attempt": attempt}
+    )
+    return store, next((host for host in hosts if _is_outer_ipv4(host)), LOOPBACK)
+
+
+def _find_store(path: Path, deadline: float, timeout: timedelta) -> tuple[Store, str]:
+    """Rank 0's store, and this host's own address on the way there."""
+    address = _wait_for_address(path, deadline)
+    hosts, port = address["hosts"], address["port"]
+    while True:
+        for host in hosts:
+            own = _reachable_from(host, port)
+            if own is None:
+                continue
+            store = TCPStore(host, port, is_master=False, timeout=timeout)
+            if store.check([TOKEN_KEY]) and store.get(TOKEN_KEY).decode() == address["token"]:
+                return store, own
+            log.warning("rendezvous_wrong_host", host=host, port=port)
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"rendezvous: rank 0 answers at none of {hosts}, port {port}"
+                "; a firewall between the nodes, or rank 0 ended already"
+            )
+        time.sleep(SLOWEST_POLL_S)
+
+
+def _wait_for_address(path: Path, deadline: float) -> dict[str, Any]:
     pause = POLL_S
     while True:
         with suppress(FileNotFoundError):
-            value = json.loads(path.read_text())
-            return Address(tuple(value["hosts"]), value["port"], value["token"])
+            address: dict[str, Any] = json.loads(path.read_text())
+            return address
         if time.monotonic() > deadline:
             raise RunError(
                 f"rendezvous: rank 0 published no address in {path}; it did not start, or this "
@@ -128,26 +131,6 @@ def _wait_for_address(path: Path, deadline: float) -> Address:
         pause = min(pause * 1.3, SLOWEST_POLL_S)
         with suppress(OSError):
             list(path.parent.iterdir())  # NFS: makes a cached "no such file" go away
-
-
-def _connect(address: Address, deadline: float, timeout: timedelta, *, alone: bool) -> Store:
-    while True:
-        for host in address.hosts:
-            own = _reachable_from(host, address.port)
-            if own is None:
-                continue
-            store = TCPStore(host, address.port, is_master=False, timeout=timeout)
-            if store.check([TOKEN_KEY]) and store.get(TOKEN_KEY).decode() == address.token:
-                if not alone:
-                    _name_gloo_interface(own)
-                return store
-            log.warning("rendezvous_wrong_host", host=host, port=address.port)
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"rendezvous: rank 0 answers at none of {list(address.hosts)}, port {address.port}"
-                "; a firewall between the nodes, or rank 0 ended already"
-            )
-        time.sleep(SLOWEST_POLL_S)
 
 
 def _reachable_from(host: str, port: int) -> str | None:
@@ -165,23 +148,19 @@ def _name_gloo_interface(address: str) -> None:
     Debian maps a host's name to 127.0.1.1; gloo would then offer loopback to other hosts.
     Elsewhere, and where the user has chosen, nothing is set.
     """
-    if "GLOO_SOCKET_IFNAME" in os.environ or not _name_is_loopback():
+    if "GLOO_SOCKET_IFNAME" in os.environ:
         return
+    with suppress(OSError):
+        answers = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+        if not all(str(answer[4][0]).startswith("127.") for answer in answers):
+            return
     for name, own in interface_addresses().items():
         if own == address and not own.startswith("127."):
             os.environ["GLOO_SOCKET_IFNAME"] = name
             log.info("gloo_interface", interface=name, why="host name resolves to loopback")
 
 
-def _name_is_loopback() -> bool:
-    try:
-        answers = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
-    except OSError:
-        return True
-    return all(str(answer[4][0]).startswith("127.") for answer in answers)
-
-
-def _is_ipv4(host: str) -> bool:
+def _is_outer_ipv4(host: str) -> bool:
     try:
         socket.inet_aton(host)
     except OSError:

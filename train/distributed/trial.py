@@ -1,7 +1,7 @@
 """All ranks of a job meet, reduce and multiply once, before training: the preflight's last tier.
 
-Every rank writes what it saw into a file of its own, and where it is into the same file before: a
-rank that hangs is known by the stage it did not leave.
+Every rank writes its results into a file of its own, and which stage it enters before: a rank that
+hangs is known by the stage it did not leave.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -87,10 +86,10 @@ def time_reduce(device: torch.device) -> tuple[int, float]:
     values = torch.ones(size // 4, device=device)
     times = []
     for _ in range(TIMED_REPEATS):
-        _settle(device)
+        _synchronize(device)
         began = time.perf_counter()
         dist.all_reduce(values)
-        _settle(device)
+        _synchronize(device)
         times.append(time.perf_counter() - began)
     return size, round(min(times), 6)
 
@@ -101,26 +100,25 @@ def time_matmul(device: torch.device) -> float:
     The quickest, and on a CPU its processor time: others may use the same cores meanwhile.
     """
     size = MATMUL_SIZE[device.type]
-    kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.thread_time
+    kind = torch.bfloat16 if on_gpu else torch.float32
     left = torch.full((size, size), 0.5, device=device, dtype=kind)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    times = []
     try:
-        times = [_one_matmul(left, device) for _ in range(MATMUL_REPEATS[device.type])]
+        for _ in range(MATMUL_REPEATS[device.type]):
+            _synchronize(device)
+            began = clock()
+            torch.mm(left, left)
+            _synchronize(device)
+            times.append(clock() - began)
     finally:
         torch.set_num_threads(threads)
     return round(min(times), 7)
 
 
-def _one_matmul(left: torch.Tensor, device: torch.device) -> float:
-    clock: Any = time.perf_counter if device.type == "cuda" else time.thread_time
-    _settle(device)
-    began = clock()
-    torch.mm(left, left)
-    _settle(device)
-    return float(clock() - began)
-
-
-def _settle(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -8,9 +8,7 @@ Which models may go this way is a list, each entry proven by a test (packed equa
 model that silently ignored the boundaries would train on mixed documents. All others are computed
 with one document per padded row, exactly as transformers defines them, slower.
 
-Causal attention over one short document, as plain matrix products: for CPUs.
-
-torch's CPU flash kernel is made for long rows. On documents of some hundred tokens two batched
+torch's CPU flash kernel is made for long rows: on documents of some hundred tokens two batched
 matrix products and a softmax take less time, in bfloat16 half of it (docs/LOG.md).
 """
 

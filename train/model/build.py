@@ -1,7 +1,4 @@
-"""Building the model of a run: architecture, attention, adapters, shards, weights.
-
-LoRA: small trainable adapters inside a frozen model, through the peft package.
-"""
+"""Building the model of a run: architecture, attention, LoRA adapters, shards, weights."""
 
 from __future__ import annotations
 
@@ -37,50 +34,6 @@ from submitrain.train.model.weights import (
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-def add_adapters(
-    model: nn.Module, settings: PeftConfig, *, base: str | None, on_meta: bool
-) -> None:
-    """Freeze ``model`` and put adapters into it, ``on_meta`` as its own parameters are.
-
-    ``base`` is the base model's name or folder, for whoever loads the adapter.
-
-    Raises:
-        ConfigError: peft is missing, or no module has one of the configured names.
-    """
-    if not find_spec("peft"):
-        raise ConfigError("peft: the package peft is not installed; pip install 'submitrain[peft]'")
-    from peft import LoraConfig, inject_adapter_in_model
-
-    lora = LoraConfig(
-        r=settings.dim,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-    )
-    try:
-        inject_adapter_in_model(lora, model, low_cpu_mem_usage=on_meta)
-    except ValueError as error:
-        raise ConfigError(f"peft.target_modules: {error}") from error
-    model.peft_config = {"default": lora}  # type: ignore[assignment]
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".lora_" in name)
-
-
-@torch.no_grad()
-def initialise_adapters(model: nn.Module, seed: int) -> None:
-    """A as peft starts it (Kaiming uniform, a = sqrt 5), B zero: at first nothing changes."""
-    for name, parameter in model.named_parameters():
-        if ".lora_" not in name:
-            continue
-        value = torch.zeros(parameter.shape)
-        if ".lora_A." in name or ".lora_embedding_B." in name:
-            generator = torch.Generator().manual_seed(seed_of(seed, "lora", name))
-            nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
-        copy_shard(parameter, value)
 
 
 log = structlog.get_logger(__name__)
@@ -132,10 +85,14 @@ def build_model(
     attention = plan_attention(
         settings.attn_implementation, hf_config, world.device, settings.torch_dtype
     )
-    _say(attention, config, world)
-    model = custom if custom is not None else skeleton(settings, hf_config, attention)
-    if custom is not None:
-        use_attention(custom, attention)
+    if world.rank == 0:
+        _log_attention(attention, settings, world.device)
+    if custom is None:
+        model = skeleton(settings, hf_config, attention)
+    else:
+        model = custom
+        register()
+        model.set_attn_implementation(attention.implementation)
     if folder is not None and (folder / "generation_config.json").exists():
         from transformers import GenerationConfig
 
@@ -259,24 +216,60 @@ def custom_model(settings: ModelConfig, seed: int) -> PreTrainedModel:
     return model.float()
 
 
-def use_attention(model: PreTrainedModel, attention: AttentionPlan) -> None:
-    """Switch a model that exists already to the planned attention."""
-    register()
-    model.set_attn_implementation(attention.implementation)
-
-
-def _say(attention: AttentionPlan, config: RunConfig, world: World) -> None:
-    if world.rank != 0:
-        return
+def _log_attention(attention: AttentionPlan, settings: ModelConfig, device: torch.device) -> None:
     log.info(
         "attention",
         implementation=attention.implementation,
         layout=str(attention.layout),
         why=attention.why,
     )
-    if config.model.torch_dtype == "bfloat16" and not fast_16_bit(world.device):
+    if settings.torch_dtype == "bfloat16" and not fast_16_bit(device):
         log.warning(
             "slow_bfloat16",
             why="this CPU has no bfloat16 arithmetic, torch emulates it",
             next_step="model.torch_dtype: float32",
         )
+
+
+def add_adapters(
+    model: nn.Module, settings: PeftConfig, *, base: str | None, on_meta: bool
+) -> None:
+    """Freeze ``model`` and put adapters into it, ``on_meta`` as its own parameters are.
+
+    ``base`` is the base model's name or folder, for whoever loads the adapter.
+
+    Raises:
+        ConfigError: peft is missing, or no module has one of the configured names.
+    """
+    if not find_spec("peft"):
+        raise ConfigError("peft: the package peft is not installed; pip install 'submitrain[peft]'")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    lora = LoraConfig(
+        r=settings.dim,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+    )
+    try:
+        inject_adapter_in_model(lora, model, low_cpu_mem_usage=on_meta)
+    except ValueError as error:
+        raise ConfigError(f"peft.target_modules: {error}") from error
+    model.peft_config = {"default": lora}  # type: ignore[assignment]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+
+
+@torch.no_grad()
+def initialise_adapters(model: nn.Module, seed: int) -> None:
+    """A as peft starts it (Kaiming uniform, a = sqrt 5), B zero: at first nothing changes."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            continue
+        value = torch.zeros(parameter.shape)
+        if ".lora_A." in name or ".lora_embedding_B." in name:
+            generator = torch.Generator().manual_seed(seed_of(seed, "lora", name))
+            nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+        copy_shard(parameter, value)

@@ -1,8 +1,7 @@
 """Spreading a model over ranks: activation checkpointing, then compile, then FSDP2, block by block.
 
-Names of parameters stay those of the Hugging Face model: nothing here wraps a module in another.
-
-Faster forms of a model's own parts: torch's fused RMS norm, Liger's kernels if installed.
+And faster forms of a model's own parts: torch's fused RMS norm, Liger's kernels if installed. Names
+of parameters stay those of the Hugging Face model: nothing here wraps a module in another.
 """
 
 from __future__ import annotations

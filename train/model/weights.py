@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from submitrain.config.sections import ModelConfig
 from submitrain.errors import ConfigError
+from submitrain.train.checkpoint.storage import StoredTensors
 from submitrain.train.distributed.groups import World
 
 if TYPE_CHECKING:
@@ -192,45 +193,22 @@ def load_pretrained(model: nn.Module, folder: Path, settings: ModelConfig, world
     Raises:
         ConfigError: a weight that the model needs is not in the files.
     """
-    stored = stored_names(folder)
+    stored = StoredTensors(folder, safetensors=True) if any(folder.glob("*.safetensors")) else None
     named = {**named_targets(model), **persistent_buffers(model)}
     wanted = {name: p for name, p in named.items() if ".lora_" not in name}
-    unique = {id(p): name for name, p in reversed(wanted.items())}
-    missing = [
-        name
-        for name in unique.values()
-        if name not in stored and isinstance(wanted[name], nn.Parameter)
-    ]
-    tied = {id(wanted[name]) for name in stored if name in wanted}
-    if stored and all(id(wanted[name]) in tied for name in missing):
-        _read_slices(folder, {n: p for n, p in wanted.items() if n in stored})
-        return
+    if stored is not None:
+        found = {name: target for name, target in wanted.items() if name in stored.names}
+        filled = {id(target) for target in found.values()}  # a tied one has several names
+        needed = (target for target in wanted.values() if isinstance(target, nn.Parameter))
+        if all(id(target) in filled for target in needed):
+            stored.read(found)
+            return
     log.info("load_on_rank_0", why="the files' names differ from the model's", folder=str(folder))
-    _broadcast(wanted, _converted(folder, settings) if world.rank == 0 else {}, world)
+    source = _read_whole(folder, settings) if world.rank == 0 else {}
+    _broadcast(wanted, source, world)
 
 
-def stored_names(folder: Path) -> frozenset[str]:
-    """Names of the tensors in a folder's safetensors files; empty where there are none."""
-    from safetensors import safe_open
-
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return frozenset(json.loads(index.read_text())["weight_map"])
-    names: set[str] = set()
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names.update(file.keys())
-    return frozenset(names)
-
-
-def _read_slices(folder: Path, targets: dict[str, Tensor]) -> None:
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    load(targets, storage_reader=HuggingFaceStorageReader(str(folder)))
-
-
-def _converted(folder: Path, settings: ModelConfig) -> dict[str, Tensor]:
+def _read_whole(folder: Path, settings: ModelConfig) -> dict[str, Tensor]:
     """The whole model as transformers reads it, with its own names."""
     from transformers import AutoModelForCausalLM
 

@@ -184,10 +184,22 @@ class RunContext:
         self._finished = max(self._finished, step)
         if self.rank != 0 or step % self._config.logging.log_every_steps:
             return
+        from submitrain.train.distributed.hardware import memory_bytes
+
         now = time.monotonic()
         step_s = (now - self._since) / max(1, step - self._logged)
         self._since, self._logged = now, step
-        self._record(step, step_s, _number(loss), {k: _number(v) for k, v in metrics.items()})
+        known: dict[str, Any] = {"loss": _number(loss)}
+        known |= {name: _number(value) for name, value in metrics.items()}
+        if "tokens" in metrics and "tokens_per_s" not in metrics and step_s > 0:
+            known["tokens_per_s"] = round(known["tokens"] / step_s, 2)
+        known |= {"step_s": round(step_s, 6), "mem_bytes": memory_bytes(self.device)}
+        exact = {
+            f"{name}_hex": known[name].hex() for name in ("loss", "grad_norm") if name in known
+        }
+        self._context.events.write(Kind.STEP, step=step, **known, **exact)
+        self._tracker.log(step, {f"train/{name}": value for name, value in known.items()})
+        log.info("step", step=step, loss=round(known["loss"], 4))
 
     def log_validation(self, *, step: int, loss: SupportsFloat) -> None:
         """Record a validation loss after ``step`` finished steps (rank 0)."""
@@ -290,20 +302,6 @@ class RunContext:
         # Not after an error: the phase in which it happened is part of the failure record.
         self._context.enter(before)
         self._since = time.monotonic()
-
-    def _record(self, step: int, step_s: float, loss: float, metrics: dict[str, float]) -> None:
-        from submitrain.train.distributed.hardware import memory_bytes
-
-        known: dict[str, Any] = {"loss": loss, **metrics, "step_s": round(step_s, 6)}
-        if "tokens" in metrics and "tokens_per_s" not in metrics and step_s > 0:
-            known["tokens_per_s"] = round(metrics["tokens"] / step_s, 2)
-        known["mem_bytes"] = memory_bytes(self.device)
-        exact = {
-            f"{name}_hex": known[name].hex() for name in ("loss", "grad_norm") if name in known
-        }
-        self._context.events.write(Kind.STEP, step=step, **known, **exact)
-        self._tracker.log(step, {f"train/{name}": value for name, value in known.items()})
-        log.info("step", step=step, loss=round(loss, 4))
 
 
 def _number(value: SupportsFloat) -> float:

@@ -17,8 +17,8 @@ import pytest
 from submitrain.errors import ConfigError, DataError, RunError
 from submitrain.train.data import stdlib
 from submitrain.train.data.columns import Pair
-from submitrain.train.data.functions import functions
 from submitrain.train.data.sources import read_samples, source_key
+from submitrain.train.data.stdlib import functions_in
 from tests.data_parts import section, write_rows
 
 ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(20)]
@@ -194,7 +194,7 @@ def test_standard_library_sample_is_code_after_its_docstring() -> None:
         "    def no_docstring(self):\n        return 1\n"
         '    def no_code(self):\n        """Only talk."""\n'
     )
-    assert functions(source) == [
+    assert functions_in(source) == [
         (
             'def f(self,\n      x):\n    """Add one.\n\n    Really.\n    """',
             "\n    return x + 1",
