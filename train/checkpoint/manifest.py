@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 Json = str | int | float | bool | None
@@ -49,13 +49,9 @@ class TrainState:
         """Whole passes over the data so far."""
         return self.position // self.units_per_epoch if self.units_per_epoch else 0
 
-    def as_json(self) -> dict[str, object]:
-        """Plain values, ready for ``json.dumps``."""
-        return {**asdict(self), "extra": dict(self.extra)}
-
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> TrainState:
-        """Inverse of ``as_json``; fields of a later version are ignored.
+        """From plain values; fields of a later version are ignored.
 
         Raises:
             ValueError: ``step`` is missing or no number.
@@ -123,17 +119,7 @@ class Manifest:
         body = {
             "version": FORMAT_VERSION,
             "algorithm": ALGORITHM,
-            "state": self.state.as_json(),
-            "attempt": self.attempt,
-            "world_size": self.world_size,
-            "config_hash": self.config_hash,
-            "model_format": self.model_format,
-            "adapter_only": self.adapter_only,
-            "created_at": self.created_at,
-            "files": {
-                name: {"size": record.size, "digest": record.digest}
-                for name, record in sorted(self.files.items())
-            },
+            **asdict(replace(self, files=dict(sorted(self.files.items())))),
         }
         return json.dumps({**body, "self": _self_digest(body)}, indent=1)
 
@@ -153,19 +139,10 @@ class Manifest:
             )
         if value.pop("self", None) != _self_digest(value):
             raise ValueError("its own digest does not match: the manifest was altered")
-        return cls(
-            state=TrainState.from_json(value["state"]),
-            attempt=value["attempt"],
-            world_size=value["world_size"],
-            config_hash=value["config_hash"],
-            model_format=value["model_format"],
-            adapter_only=value["adapter_only"],
-            created_at=value["created_at"],
-            files={
-                name: FileRecord(record["size"], record["digest"])
-                for name, record in value["files"].items()
-            },
-        )
+        known = {item.name: value[item.name] for item in fields(cls)}
+        state = TrainState.from_json(known.pop("state"))
+        files = {name: FileRecord(**record) for name, record in known.pop("files").items()}
+        return cls(state=state, files=files, **known)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -244,7 +221,5 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def newest_verified(folder: Path, *, contents: bool = True) -> Path | None:
     """Newest checkpoint in ``folder`` without a problem, or None."""
-    for checkpoint in reversed(list_checkpoints(folder)):
-        if not verify(checkpoint, contents=contents):
-            return checkpoint
-    return None
+    newest_first = reversed(list_checkpoints(folder))
+    return next((path for path in newest_first if not verify(path, contents=contents)), None)

@@ -10,7 +10,8 @@ change at any step. May import numpy and submitrain.rollbacks only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -22,11 +23,12 @@ Indices = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 
+@lru_cache(maxsize=2)
 def epoch_order(*, seed: int, epoch: int, count: int, shuffle: bool) -> Indices:
     """The order in which an epoch visits its ``count`` units: a permutation, int64 [count].
 
     ``RandomState`` is used on purpose: NEP 19 froze its stream, so a run resumed under another
-    numpy sees the same order.
+    numpy sees the same order. The newest ones are kept; they must not be changed.
     """
     if not shuffle:
         return np.arange(count, dtype=np.int64)
@@ -34,11 +36,11 @@ def epoch_order(*, seed: int, epoch: int, count: int, shuffle: bool) -> Indices:
     return order.astype(np.int64, copy=False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class UnitOrder:
     """The endless stream of units, epoch after epoch.
 
-    Looking up a range costs one permutation for every epoch that it touches (the last one is kept)
+    Looking up a range costs one permutation for every epoch that it touches (the newest are kept)
     and does not depend on the position.
     """
 
@@ -46,44 +48,25 @@ class UnitOrder:
     seed: int
     shuffle: bool
     skips: Skips = NO_SKIPS
-    _epoch: int = field(default=-1, init=False, repr=False, compare=False)
-    _order: Indices | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"count: expected at least one unit, got {self.count}")
 
-    def __getstate__(self) -> dict[str, int | bool | Skips | None]:
-        """Travel to loader processes without the cached permutation."""
-        fields: dict[str, int | bool | Skips | None] = {
-            "count": self.count,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "skips": self.skips,
-        }
-        return {**fields, "_epoch": -1, "_order": None}
-
     def units(self, start: int, stop: int) -> list[tuple[int, int]]:
         """(epoch, unit) at the positions ``start`` to ``stop`` (not included) but the skipped."""
-        ranges = self.skips.ranges(start, stop)
-        return [found for first, end in ranges for found in self._units(first, end)]
-
-    def _units(self, start: int, stop: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
-        while start < stop:
-            epoch, offset = divmod(start, self.count)
-            taken = min(stop - start, self.count - offset)
-            found.extend((epoch, int(unit)) for unit in self._of(epoch)[offset : offset + taken])
-            start += taken
+        for begin, end in self.skips.ranges(start, stop):
+            first = begin
+            while first < end:
+                epoch, offset = divmod(first, self.count)
+                taken = min(end - first, self.count - offset)
+                order = epoch_order(
+                    seed=self.seed, epoch=epoch, count=self.count, shuffle=self.shuffle
+                )
+                found += [(epoch, int(unit)) for unit in order[offset : offset + taken]]
+                first += taken
         return found
-
-    def _of(self, epoch: int) -> Indices:
-        if self._order is None or epoch != self._epoch:
-            self._order = epoch_order(
-                seed=self.seed, epoch=epoch, count=self.count, shuffle=self.shuffle
-            )
-            self._epoch = epoch
-        return self._order
 
 
 def rank_share(

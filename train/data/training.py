@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -92,16 +92,6 @@ class TrainingData:
     pad_to_fixed: bool = False
     skips: Skips = NO_SKIPS
     """What rollbacks took out of the stream."""
-    _order: UnitOrder = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        config = self.config
-        self._order = UnitOrder(
-            self.units_per_epoch,
-            seed=config.seed,
-            shuffle=config.dataloader.shuffle,
-            skips=self.skips,
-        )
 
     @property
     def units_per_epoch(self) -> int:
@@ -154,9 +144,11 @@ class TrainingData:
 
     def step_batches(self, position: int) -> Generator[list[MicroBatch]]:
         """This rank's micro-batches of every step from ``position`` on, ``accumulation`` each."""
-        batch = self.config.batch(self.world_size)
+        config, batch = self.config, self.config.batch(self.world_size)
+        shuffle = config.dataloader.shuffle
+        order = UnitOrder(self.units_per_epoch, config.seed, shuffle, self.skips)
         batches = self.train.rank_batches(
-            self._order, self.rank, self.world_size, batch.local_size, self.pad_to_fixed
+            order, self.rank, self.world_size, batch.local_size, self.pad_to_fixed
         )
         parts = StepParts(
             position, self.end_position, batch.global_size, batch.accumulation, self.skips

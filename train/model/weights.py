@@ -117,22 +117,15 @@ def _fill(unit: nn.Module, twin: PreTrainedModel, *, recurse: bool) -> None:
 
 
 def named_targets(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by their Hugging Face names; LoRA calls a wrapped one ``x.base_layer.weight``."""
-    named = model.named_parameters(remove_duplicate=False)
-    return {name.replace(".base_layer.", "."): parameter for name, parameter in named}
+    """Parameters and persistent buffers by their Hugging Face names; a tied one has several.
 
-
-def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that checkpoints contain, such as a router's correction bias, by their names.
-
-    One that the files lack keeps the value that the model's constructor gave it.
+    LoRA calls a wrapped parameter ``x.base_layer.weight``. A buffer (such as a router's correction
+    bias) that the files lack keeps the value that the model's constructor gave it.
     """
-    parameters = {id(parameter) for parameter in model.parameters()}
-    state = model.state_dict(keep_vars=True)
     return {
         name.replace(".base_layer.", "."): value
-        for name, value in state.items()
-        if isinstance(value, Tensor) and id(value) not in parameters
+        for name, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
     }
 
 
@@ -194,8 +187,7 @@ def load_pretrained(model: nn.Module, folder: Path, settings: ModelConfig, world
         ConfigError: a weight that the model needs is not in the files.
     """
     stored = StoredTensors(folder, safetensors=True) if any(folder.glob("*.safetensors")) else None
-    named = {**named_targets(model), **persistent_buffers(model)}
-    wanted = {name: p for name, p in named.items() if ".lora_" not in name}
+    wanted = {name: p for name, p in named_targets(model).items() if ".lora_" not in name}
     if stored is not None:
         found = {name: target for name, target in wanted.items() if name in stored.names}
         filled = {id(target) for target in found.values()}  # a tied one has several names
