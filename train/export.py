@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +122,11 @@ def generate_sample(
         RunError: ``folder`` holds a LoRA adapter whose base model has no name or path.
     """
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    with _no_progress_bars():
-        model = _load(folder, trust_remote_code).eval()
+    logging.disable_progress_bar()  # one over the smallest model's weights, in the middle of a log
+    model = _load(folder, trust_remote_code).eval()
     inputs = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():
         tokens = model.generate(
@@ -158,17 +158,3 @@ def _load(folder: Path, trust_remote_code: bool) -> Any:
         )
     model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=trust_remote_code)
     return PeftModel.from_pretrained(model, str(folder))
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """transformers draws one over the weights of the smallest model, in the middle of a log."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,28 +45,23 @@ class RankBatches:
     world_size: int
     local_size: int
     padding: Padding | None = None
-    _last: tuple[tuple[int, int], list[list[tuple[int, int]]]] | None = field(
-        default=None, init=False, repr=False
-    )
 
     def __getitem__(self, part: Part) -> MicroBatch:
-        share = self._share(part)[part.number]
+        share = rank_share(
+            units_of_step(self.order, part.start, part.stop),
+            rank=self.rank,
+            world_size=self.world_size,
+            local_size=self.local_size,
+            accumulation=part.accumulation,
+        )[part.number]
         docs = [self.units[unit] for _, unit in share]
         return collate(self.store, np.concatenate(docs) if docs else [], self.padding)
 
-    def _share(self, part: Part) -> list[list[tuple[int, int]]]:
-        """The step's micro-batches of this rank; the parts of a step come one after the other."""
-        key = (part.start, part.stop)
-        if self._last is None or self._last[0] != key:
-            share = rank_share(
-                self.order.units(*key),
-                rank=self.rank,
-                world_size=self.world_size,
-                local_size=self.local_size,
-                accumulation=part.accumulation,
-            )
-            self._last = (key, share)
-        return self._last[1]
+
+@lru_cache(maxsize=1)
+def units_of_step(order: UnitOrder, start: int, stop: int) -> list[tuple[int, int]]:
+    """The units of a step; its micro-batches come one after the other and ask for the same."""
+    return order.units(start, stop)
 
 
 @dataclass(frozen=True)

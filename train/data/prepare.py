@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from submitrain.config import RunConfig
-from submitrain.config.automodel import STDLIB
 from submitrain.config.sections import DatasetConfig
 from submitrain.imports import gc_paused
 from submitrain.train.data.columns import Chat, Pair, Sample, Text
 from submitrain.train.data.encode import Document, Encoder, tokenize
 from submitrain.train.data.render import Renderer, read_template
 from submitrain.train.data.sources import read_samples, source_key
-from submitrain.train.data.stdlib import read_ahead
 from submitrain.train.data.store import FORMAT, TokenStore, build_once, open_store, write_store
 from submitrain.train.data.tokenizer import fingerprint, load_tokenizer, saved_tokenizer
 
@@ -72,9 +70,7 @@ def prepare_tokenizer(config: RunConfig, where: DataContext) -> PreTrainedTokeni
         return load_tokenizer(config.model, None, where.cache)
     key = where.from_rank_0(_digest([FORMAT, "bpe-2", size, _selection(config.dataset)]))
     folder = _root(config.dataset, where) / f"tokenizer-{key}"
-    if where.builds and config.dataset.target == STDLIB and saved_tokenizer(folder) is None:
-        read_ahead()
-    # On all ranks now, while the library is being read, and not after waiting for rank 0.
+    # On all ranks now, and not after waiting for rank 0 to read the data.
     with gc_paused():
         from transformers import AutoTokenizer  # noqa: F401
     saved = build_once(

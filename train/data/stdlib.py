@@ -1,29 +1,23 @@
 """Real text that every machine has: functions of Python's own standard library.
 
 A sample is a function: the prompt is its signature and docstring, the answer its code. Needs no
-network; the same Python version always gives the same samples in the same order.
-
-As a program (``python -I -S stdlib.py FOLDER SHARE SHARES``) it reads a share of a folder's
-modules. So the module itself imports the standard library only: such a process is at work after a
-few hundredths of a second.
+network; the same Python version always gives the same samples in the same order. Reading takes two
+or three seconds, once: the tokens are kept.
 """
 
 from __future__ import annotations
 
 import ast
-import gc
 import hashlib
-import marshal
 import os
-import subprocess
-import sys
 import sysconfig
 import textwrap
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cache
-from itertools import chain, zip_longest
 from pathlib import Path
+
+from submitrain.errors import DataError
+from submitrain.imports import gc_paused
 
 Function = tuple[str, str]
 """Signature with docstring, and the code that follows."""
@@ -36,8 +30,6 @@ _SKIPPED = frozenset(
 )
 _MAX_CHARS = 6000
 """Longest function taken: the few longer ones would only be cut."""
-_MAX_READERS = 4
-"""Processes that read; with more, starting them takes longer than what they do."""
 
 
 def library_folder() -> Path:
@@ -51,8 +43,6 @@ def library_functions(split: str) -> tuple[Function, ...]:
     Raises:
         DataError: another split, or a Python without sources.
     """
-    from submitrain.errors import DataError
-
     if split not in SPLITS:
         raise DataError(
             f"dataset.split: python_stdlib has {' and '.join(SPLITS)}, got {split!r}; slices such "
@@ -66,48 +56,20 @@ def library_functions(split: str) -> tuple[Function, ...]:
     return _library()[split]
 
 
-def read_ahead() -> None:
-    """Begin to read the library in other processes, and return at once."""
-    _readers()
-
-
 @cache
 def _library() -> dict[str, tuple[Function, ...]]:
     """Functions by split. A module belongs to one split, and so does a function's text."""
-    from submitrain.errors import RunError
-
     folder = library_folder()
-    outputs = [reader.communicate()[0] for reader in _readers()]
-    for reader in _readers():
-        if reader.returncode:
-            raise RunError(
-                f"dataset: python_stdlib: a process that read {folder} ended with exit "
-                f"code {reader.returncode}; next: its own message is in this rank's error log"
-            )
-    # In the modules' order, however many processes read them.
-    in_turn = chain.from_iterable(zip_longest(*map(marshal.loads, outputs)))
-    by_module = (functions for functions in in_turn if functions is not None)
     found: dict[str, dict[Function, None]] = {split: {} for split in SPLITS}
-    for path, functions in zip(modules(folder), by_module, strict=True):
-        digest = hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest()
-        held_out = int.from_bytes(digest[:8], "big") < VALIDATION_SHARE * 2**64
-        found["validation" if held_out else "train"] |= dict.fromkeys(functions)
+    # A syntax tree is tens of thousands of objects and no cycle: collecting takes much of the time.
+    with gc_paused():
+        for path in modules(folder):
+            digest = hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest()
+            held_out = int.from_bytes(digest[:8], "big") < VALIDATION_SHARE * 2**64
+            functions = functions_in(path.read_text("utf-8", errors="replace"))
+            found["validation" if held_out else "train"] |= dict.fromkeys(functions)
     kept = [function for function in found["validation"] if function not in found["train"]]
     return {"train": tuple(found["train"]), "validation": tuple(kept)}
-
-
-@cache
-def _readers() -> tuple[subprocess.Popen[bytes], ...]:
-    """The processes that read: parsing holds Python's lock, so threads would take turns."""
-    from submitrain.processes import stop_signals_blocked
-
-    command = [sys.executable, "-I", "-S", "-W", "ignore", __file__, str(library_folder())]
-    count = min(len(os.sched_getaffinity(0)), _MAX_READERS)
-    with stop_signals_blocked():
-        return tuple(
-            subprocess.Popen([*command, str(share), str(count)], stdout=subprocess.PIPE)
-            for share in range(count)
-        )
 
 
 def modules(folder: Path) -> Iterator[Path]:
@@ -150,22 +112,3 @@ def _split_function(
     whole = text.splitlines(keepends=True)
     split_at = end - node.lineno + 1
     return "".join(whole[:split_at]).rstrip("\n"), "\n" + "".join(whole[split_at:]).strip("\n")
-
-
-def main() -> None:
-    """Write the functions of every ``SHARES``-th module from number ``SHARE`` on to stdout.
-
-    A list for each module, marshalled: reader and writer are the same Python.
-    """
-    # A syntax tree is tens of thousands of objects and no cycle: collecting takes much of the time.
-    gc.disable()
-    folder, share, shares = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    paths = list(modules(folder))[share::shares]
-    found = [functions_in(path.read_text("utf-8", errors="replace")) for path in paths]
-    with suppress(BrokenPipeError):  # who asked has gone
-        marshal.dump(found, sys.stdout.buffer)
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

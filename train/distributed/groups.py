@@ -217,6 +217,10 @@ def join(context: RankContext, settings: DistributedConfig) -> World:
     context.on_cpu = device.type == "cpu"
     store = meet(context, timeout_s=settings.timeout_s, interface=settings.interface)
     backend = connect(context, settings, store, device)
+    # One dimension (FSDP), or two: replicate across, shard inside (HSDP).
+    names = (SHARD,) if replicas == 1 else (REPLICATE, SHARD)
+    shape = (context.world_size,) if replicas == 1 else (replicas, context.world_size // replicas)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     timeout = timedelta(seconds=settings.timeout_s)
     everyone = dist.group.WORLD
     assert everyone is not None
@@ -225,7 +229,7 @@ def join(context: RankContext, settings: DistributedConfig) -> World:
         rank=context.rank,
         size=context.world_size,
         device=device,
-        mesh=make_mesh(device, context.world_size, replicas),
+        mesh=mesh,
         control=control,
         checkpoints=dist.new_group(backend="gloo", timeout=timeout),
     )
@@ -245,14 +249,6 @@ def connect(
         device_id=device if device.type == "cuda" else None,
     )
     return backend
-
-
-def make_mesh(device: torch.device, world_size: int, replicas: int) -> DeviceMesh:
-    """A mesh of one dimension (FSDP), or of two: replicate across, shard inside (HSDP)."""
-    if replicas == 1:
-        return init_device_mesh(device.type, (world_size,), mesh_dim_names=(SHARD,))
-    shape = (replicas, world_size // replicas)
-    return init_device_mesh(device.type, shape, mesh_dim_names=(REPLICATE, SHARD))
 
 
 def replica_count(settings: DistributedConfig, world_size: int) -> int:

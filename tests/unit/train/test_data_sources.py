@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from submitrain.errors import ConfigError, DataError, RunError
+from submitrain.errors import ConfigError, DataError
 from submitrain.train.data import stdlib
 from submitrain.train.data.columns import Pair
 from submitrain.train.data.sources import read_samples, source_key
@@ -202,57 +201,22 @@ def test_standard_library_sample_is_code_after_its_docstring() -> None:
     ]
 
 
-def write_library(folder: Path) -> None:
-    """Seven modules, one of them without functions and one that does not parse."""
+def test_standard_library_is_read_in_order_and_what_does_not_parse_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(5):
         code = f'def f{number}():\n    """Number {number}."""\n    return {number}\n'
-        package = folder / f"package{number % 2}"
+        package = tmp_path / f"package{number % 2}"
         package.mkdir(parents=True, exist_ok=True)
         (package / f"m{number}.py").write_text(code + code.replace("def f", "def g"))
-    (folder / "empty.py").write_text("")
-    (folder / "wrong.py").write_text("def f(:\n")
-
-
-@pytest.fixture
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Another folder in the standard library's place, read anew."""
-    write_library(tmp_path)
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "wrong.py").write_text("def f(:\n")
     monkeypatch.setattr(stdlib, "library_folder", lambda: tmp_path)
-    forget_library()
-    yield tmp_path
-    forget_library()
-
-
-def forget_library() -> None:
-    for read in (stdlib._library, stdlib._readers):
-        read.cache_clear()
-
-
-@pytest.mark.parametrize("cores", [1, 2, 3, 16])
-def test_number_of_cores_does_not_change_the_library(
-    library: Path, monkeypatch: pytest.MonkeyPatch, cores: int
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    stdlib.read_ahead()
+    stdlib._library.cache_clear()
     samples = read_samples(section(_target_="python_stdlib"))
+    stdlib._library.cache_clear()
     found = [prompt.split("(")[0].removeprefix("def ") for prompt in prompts(samples)]
     assert found == ["f0", "g0", "f2", "g2", "f4", "g4", "f1", "g1", "f3", "g3"]
-
-
-def test_stop_signals_do_not_end_the_reading(library: Path) -> None:
-    """Slurm sends them to every process of a step; the rank decides when it gives up."""
-    stdlib.read_ahead()
-    for reader in stdlib._readers():
-        reader.send_signal(signal.SIGTERM)
-    assert len(read_samples(section(_target_="python_stdlib"))) == 10
-
-
-def test_reading_that_fails_is_no_empty_library(
-    library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RunError, match=r"process that read .* ended with exit code 1"):
-        read_samples(section(_target_="python_stdlib"))
 
 
 def test_hub_loader_reads_through_datasets(tmp_path: Path) -> None:
