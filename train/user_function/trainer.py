@@ -1,24 +1,15 @@
-"""NeMo AutoModel's own recipe as the training function, where that package is installed.
+"""Trainers of others as the training function: a Hugging Face ``Trainer``, NeMo AutoModel's recipe.
 
-    entry: {_target_: submitrain.train.user_function.trainer.train, config: their.yaml}
-
-Its stop signal is replaced by the agreed one, its checkpoints are moved into ours (hashed, atomic,
-pruned), it goes on from the newest whole one, and its steps are recorded. The rest is its own.
-
-A Hugging Face ``Trainer`` that keeps the contract: it stops when asked, and saves safely.
-
-    trainer = Trainer(..., callbacks=[RunCallback(ctx)])
-    found = ctx.latest_checkpoint()
-    trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
-
-What Trainer saves in its ``output_dir`` is moved into the run's checkpoints, hashed and published;
-``checkpoint.keep_last_n_checkpoints`` decides how many stay. Needs transformers and accelerate.
+Both stop when asked, on all ranks at the same step; what they save is moved into the run's
+checkpoints, hashed and published; ``checkpoint.keep_last_n_checkpoints`` decides how many stay.
+Needs transformers and accelerate.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -32,7 +23,12 @@ _RECIPES = {
 
 
 def train(ctx: RunContext, config: str) -> None:
-    """Run the recipe that ``config`` names to its end, or to an agreed stop.
+    """Run the AutoModel recipe that ``config`` names to its end, or to an agreed stop.
+
+        entry: {_target_: submitrain.train.user_function.trainer.train, config: their.yaml}
+
+    Its stop signal is replaced by the agreed one, it goes on from the newest whole checkpoint, and
+    its steps are recorded. The rest is its own.
 
     Raises:
         ConfigError: the package is missing, or the recipe is not one that is known here.
@@ -50,25 +46,10 @@ def train(ctx: RunContext, config: str) -> None:
     recipe.setup()
     scheduler = recipe.step_scheduler
     ctx.announce(total_steps=scheduler.max_steps)
-    scheduler.sig_handler = _AgreedStop(ctx, scheduler)
-    _record_steps(ctx, recipe)
-    _publish_saves(ctx, recipe, scratch)
-    recipe.run_train_validation_loop()
-
-
-class _AgreedStop:
-    """Answers AutoModel's question for a signal; asked by all ranks once in every step."""
-
-    def __init__(self, ctx: RunContext, scheduler: Any) -> None:
-        self._ctx, self._scheduler = ctx, scheduler
-
-    def signals_received(self) -> list[bool]:
-        """Whether to save and stop."""
-        return [self._ctx.should_stop(self._scheduler.step)]
-
-
-def _record_steps(ctx: RunContext, recipe: Any) -> None:
-    log = recipe.log_train_metrics
+    # AutoModel asks for a signal on all ranks, once in every step.
+    agreed_stop = SimpleNamespace(signals_received=lambda: [ctx.should_stop(scheduler.step)])
+    scheduler.sig_handler = agreed_stop
+    log, save = recipe.log_train_metrics, recipe.save_checkpoint
 
     def log_train_metrics(data: Any) -> None:
         log(data)
@@ -76,17 +57,13 @@ def _record_steps(ctx: RunContext, recipe: Any) -> None:
         known = {ours: data.metrics[name] for name, ours in names.items() if name in data.metrics}
         ctx.log(step=data.step + 1, **known)
 
-    recipe.log_train_metrics = log_train_metrics
-
-
-def _publish_saves(ctx: RunContext, recipe: Any, scratch: Path) -> None:
-    save = recipe.save_checkpoint
-
     def save_checkpoint(epoch: int, step: int, *rest: Any, **named: Any) -> None:
         save(epoch, step, *rest, **named)
         ctx.publish_checkpoint(step + 1, scratch / f"epoch_{epoch}_step_{step}")
 
+    recipe.log_train_metrics = log_train_metrics
     recipe.save_checkpoint = save_checkpoint
+    recipe.run_train_validation_loop()
 
 
 def read_settings(config: str) -> Any:
@@ -120,7 +97,12 @@ _NOT_OF_A_STEP = frozenset({"loss", "eval_loss", "train_loss", "step"})
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells Trainer to stop, and the run what Trainer does."""
+    """Lets a Hugging Face ``Trainer`` keep the contract of ``RunContext``.
+
+    trainer = Trainer(..., callbacks=[RunCallback(ctx)])
+    found = ctx.latest_checkpoint()
+    trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
+    """
 
     def __init__(self, ctx: RunContext) -> None:
         self._ctx = ctx
