@@ -132,7 +132,7 @@ def background_beat(
     done = threading.Event()
 
     def run() -> None:
-        next_beat, next_fence, told = 0.0, 0.0, 0
+        next_beat, next_fence, warnings_passed_on = 0.0, 0.0, 0
         while not done.wait(STOP_POLL_S):
             poll(time.monotonic())
             if time.monotonic() >= next_fence:
@@ -140,8 +140,8 @@ def background_beat(
                 next_fence = time.monotonic() + FENCE_POLL_S
             if stop_requested(context.run_dir.stop_request(context.attempt)):
                 context.stop.request(StopReason.ASKED)
-            if context.stop.warnings > told:
-                told = context.stop.warnings
+            if context.stop.warnings > warnings_passed_on:
+                warnings_passed_on = context.stop.warnings
                 context.events.write(Kind.WARNED, step=context.step)
             if time.monotonic() >= next_beat:
                 context.beat()

@@ -1,1 +1,1 @@
-"""What happens beside the training step: journal, trackers, automatic saves, anomaly checks."""
+"""What happens around the training step: journal, trackers, automatic saves, anomaly checks."""

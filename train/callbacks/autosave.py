@@ -40,7 +40,7 @@ SAVES_APART = 2.0
 """Never closer than so many times a whole save, background included: saves must not overlap."""
 RECENT_STEPS = 50
 RECENT_SAVES = 5
-WORTH_TELLING = 1.2
+WORTH_ANNOUNCING = 1.2
 """An interval is announced when it has changed by this factor."""
 TAIL_BYTES = 16 * 1024 * 1024
 """Of rank 0's events; half an hour of fast steps."""
@@ -187,7 +187,7 @@ class AutoSave:
         self._usual: deque[float] = deque(maxlen=RECENT_STEPS)
         self._during_save: list[float] = []
         self._in_flight = False
-        self._told: float | None = None
+        self._announced_s: float | None = None
 
     @property
     def step_s(self) -> float:
@@ -243,12 +243,15 @@ class AutoSave:
 
     def _announce(self, interval: Interval) -> None:
         """Write an event when the interval is new, or not what was said last."""
-        seconds, step_s, told = interval.seconds, self.step_s, self._told
+        seconds, step_s, announced_s = interval.seconds, self.step_s, self._announced_s
         self.context.ckpt_interval_s = round(seconds, 3)
-        alike = told is not None and told / WORTH_TELLING <= seconds <= told * WORTH_TELLING
+        alike = (
+            announced_s is not None
+            and announced_s / WORTH_ANNOUNCING <= seconds <= announced_s * WORTH_ANNOUNCING
+        )
         if not step_s or alike:
             return
-        self._told = seconds
+        self._announced_s = seconds
         save = median_cost(self.costs)
         self.context.events.write(
             Kind.CHECKPOINT_INTERVAL,

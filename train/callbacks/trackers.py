@@ -38,7 +38,7 @@ Metrics = Mapping[str, float | int]
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """The run, as trackers are told of it."""
+    """The run, as trackers know it."""
 
     run_id: str
     folder: Path
@@ -102,7 +102,7 @@ class Trackers:
             tracker.put((step, metrics))
 
     def close(self, exit_code: int) -> None:
-        """Let all finish side by side, for ``CLOSE_S`` seconds at the most; say what was lost."""
+        """Let all finish side by side, for ``CLOSE_S`` seconds at the most; log what was lost."""
         deadline = time.monotonic() + CLOSE_S
         for tracker in self.trackers:
             tracker.put(exit_code)

@@ -4,7 +4,7 @@ step-00000500/            published: whole, hashed, never written into again
 step-00000600.tmp-3/      attempt 3 is writing it
 step-00000500.old-3/      attempt 3 has taken it out of use and is deleting it
 step-00000500.undone-3/   a rollback undid it; gone once a newer one is published
-latest -> step-00000500   for people; loading looks at the folders themselves
+latest -> step-00000500   for people; loading lists the folders themselves
 
 What a fenced attempt may still do here, at whatever instruction it went on: see
 ``submitrain.events``.

@@ -112,12 +112,12 @@ def _tokenize(cfg: DatasetConfig, encoder: Encoder, folder: Path, poll: Callable
     log.info("data.tokenizing", source=samples.where, split=cfg.split, samples=len(samples))
 
     def with_progress() -> Iterator[Document]:
-        told = time.monotonic()
+        logged_at = time.monotonic()
         for done, document in enumerate(tokenize(encoder, samples, cfg.num_workers)):
             if done % _POLL_EVERY == 0:
                 poll()
-                if time.monotonic() - told > _PROGRESS_S:
-                    told = time.monotonic()
+                if time.monotonic() - logged_at > _PROGRESS_S:
+                    logged_at = time.monotonic()
                     log.info("data.progress", done=done, samples=len(samples))
             yield document
 

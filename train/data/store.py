@@ -46,7 +46,7 @@ def build_once(
 ) -> T:
     """What ``find`` sees in ``folder``; the builder makes it first where it sees nothing.
 
-    The others call ``waiting`` at every look, which may raise to give up. Two builders (two runs
+    The others call ``waiting`` at every poll, which may raise to give up. Two builders (two runs
     with one cache) do no harm: the first one to finish wins.
     """
     found = find(folder)

@@ -110,7 +110,7 @@ class Peers:
         self.store.wait(names, timedelta(seconds=self.settings.timeout_s))
 
     def leave(self) -> None:
-        """Say goodbye; rank 0, which holds the store, goes last."""
+        """Leave the store; rank 0, which holds the store, goes last."""
         self.store.set(f"own/left/{self.context.rank}", "gone")
         if self.context.rank == 0:
             self.wait_for_all("left")
