@@ -186,7 +186,7 @@ PARTS: dict[str, str] = {
     "noticed": "until the supervisor saw it",
     "ended": "until all ranks were gone and the end was recorded",
     "restarted": "until the next attempt was claimed: a pause, or the queue",
-    "spawned": "until rank 0 said its first word",
+    "spawned": "until rank 0 wrote its first event",
     "imports": "reading the configuration, importing torch",
     "rendezvous": "finding the other ranks",
     "data": "opening the prepared data",
@@ -216,7 +216,7 @@ class Recovery:
     reached: int
     """Last step before the interruption."""
     resumed: int
-    """Step of the checkpoint from which it went on; 0 is the beginning."""
+    """Step of the checkpoint from which it resumed; 0 is the beginning."""
 
     @property
     def lost_steps(self) -> int:

@@ -104,7 +104,7 @@ class Follower:
         self.screen.say(f"  {what} in step {self._step + 1}")
 
     def _resume(self, status: RunStatus) -> bool:
-        """Resume a run that was stopped by us; whether it goes on now."""
+        """Resume a run that the drill has stopped; whether it runs again."""
         stops = self.scenario is not None and self.scenario.action is ExternalAction.STOP
         if not stops or not self._found.external or self._resumed or self._gave_up:
             return False

@@ -26,7 +26,7 @@ SMALL_LAYERS = 2
 SMALL_WIDTH = 256
 KEPT_CHECKPOINTS = 3
 LEAD_SHARE = 0.6
-"""Share of the undisturbed run's steps before its time limit strikes, in the drill of that."""
+"""Share of the undisturbed run's steps before the time limit is reached, in that scenario."""
 SAVE_ROOM_S = 600.0
 """Seconds between the stop and the limit: a lead too short for the checkpoint is refused."""
 SLOWEST_ACTION_S = 5.0

@@ -92,7 +92,7 @@ def sentence(outcomes: Sequence[Outcome], *, unfinished: str = "") -> str:
     disturbed = [one for one in outcomes if one.id not in (UNDISTURBED, CONTROL)]
     failed = [one.id for one in disturbed if not one.ok]
     if not disturbed:
-        text = "no fault has struck yet."
+        text = "no fault has been injected yet."
     elif failed:
         text = f"{len(failed)} of {len(disturbed)} faults did not end as promised: "
         text += f"{', '.join(failed)}."

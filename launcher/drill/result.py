@@ -29,7 +29,7 @@ INTERRUPTED = "interrupted"
 
 @dataclass(frozen=True)
 class Injection:
-    """One fault that really struck; ``t`` is UTC seconds, ``rank`` None = the whole run."""
+    """One fault that really happened; ``t`` is UTC seconds, ``rank`` None = the whole run."""
 
     what: str
     t: float
@@ -53,7 +53,7 @@ class Outcome:
     attempts: tuple[Attempt, ...]
     recoveries: tuple[Recovery, ...]
     rejected: tuple[str, ...]
-    """Checkpoints that were refused when the run went on, and why."""
+    """Checkpoints that were refused when the run resumed, and why."""
     comparison: Comparison | None
     """With the undisturbed run; None for that one itself."""
     losses: tuple[tuple[int, float], ...]
@@ -120,7 +120,7 @@ def read_outcome(
     run_dir = RunDir(folder)
     attempts = tuple(read_attempts(run_dir))
     if scenario is not None and scenario.short_time_limit:
-        # It strikes when the supervisor asks the ranks to stop for it.
+        # It happens when the supervisor asks the ranks to stop for it.
         injections = tuple(
             Injection("time limit", one.noticed_at, one.last_step or 0, one.number, None, "")
             for one in attempts
@@ -190,7 +190,7 @@ def _judge_disturbed(
         why = f": {outcome.why}" if outcome.why else ""
         return (
             False,
-            f"the fault did not strike; the run {outcome.state}{why}",
+            f"the fault did not happen; the run {outcome.state}{why}",
             "the run ended before it was due: give it more --steps, or see its logs",
         )
     if scenario.expected is Expected.STOP:

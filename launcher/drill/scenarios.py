@@ -12,7 +12,7 @@ from submitrain.train.faults import Fault, FaultKind, Moment
 
 
 class ExternalAction(StrEnum):
-    """What the drill does from outside while the run goes on."""
+    """What the drill does from outside during the run."""
 
     STOP = "stop and resume"
     REQUEUE = "requeue"
@@ -87,7 +87,7 @@ class Scenario:
     expected: Expected = Expected.SAME
     short_time_limit: bool = False
     extra_s: float = 0.0
-    """Seconds that it takes beside a second start."""
+    """Seconds that it takes in addition to a second start."""
     why_not: Callable[[Place], str | None] = lambda _place: None
     """Why this place does not allow it; None where it does."""
 

@@ -33,7 +33,7 @@ _KIND = {
 }
 REPORT_S = 3.0
 """Seconds to wait for the report of a run that has ended just now."""
-NO_LONGER = "no longer watched; the run goes on (run.cancel() ends it)"
+NO_LONGER = "no longer watched; the run continues (run.cancel() ends it)"
 
 
 def card(status: RunStatus, history: RunHistory, *, failure: str | None = None, here: Path) -> str:
@@ -81,7 +81,7 @@ def card_of(run: Run, history: RunHistory | None = None, status: RunStatus | Non
 
 
 def watch(run: Run, interval_s: float | None = None) -> None:
-    """Show the run until it has ended, or until it is interrupted: the run then goes on.
+    """Show the run until it has ended, or until it is interrupted: the run then continues.
 
     Raises:
         UserError: ``interval_s`` is no positive number of seconds.

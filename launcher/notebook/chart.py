@@ -33,7 +33,7 @@ class RunHistory:
     curves: Curves = field(default_factory=Curves)
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=NOTES))
     resumed: dict[int, int] = field(default_factory=dict)
-    """Step from which an attempt went on, to that attempt."""
+    """Step from which an attempt resumed, to that attempt."""
 
     def __post_init__(self) -> None:
         run_dir = RunDir(self.folder)
@@ -128,11 +128,11 @@ def loss_chart(history: RunHistory) -> Markup:
 
 
 def series(history: RunHistory, name: str, label: str) -> list[Series]:
-    """The curve with a mark wherever an attempt went on; with the loss, that of validation."""
+    """The curve with a mark wherever an attempt resumed; with the loss, that of validation."""
     points = _points(history, name)
     values = history.curves.values[name]
     marks = [
-        (float(at), values[at], f"attempt {attempt} went on after step {step}")
+        (float(at), values[at], f"attempt {attempt} resumed after step {step}")
         for step, attempt in sorted(history.resumed.items())
         if (at := step if step in values else step + 1) in values
     ]

@@ -57,9 +57,9 @@ def _check_act(options: argparse.Namespace) -> None:
             f"sweep {act}: expected one SWEEP (its folder, name, beginning of a name, or latest), "
             f"got {' '.join(options.overrides) or 'none'}"
         )
-    vain = [] if act == "resume" else ["wait", "detach"]
-    vain += ["html"] if act in ("status", "cancel") else []
-    for name in vain:
+    unused = [] if act == "resume" else ["wait", "detach"]
+    unused += ["html"] if act in ("status", "cancel") else []
+    for name in unused:
         if getattr(options, name):
             raise UserError(f"sweep {act}: expected no --{name}, which changes nothing")
 
@@ -157,7 +157,7 @@ def _status(sweep: Sweep, options: argparse.Namespace) -> int:
     console().print(status_table(points).on_terminal(), markup=False)
     print(f"\n{sweep.name}: {state}, {counts(points)}")
     if state in (SweepState.INCOMPLETE, SweepState.CANCELLED):
-        print(f"  go on with: python -m launcher sweep resume {sweep.shown}")
+        print(f"  resume it with: python -m launcher sweep resume {sweep.shown}")
     return 0
 
 
@@ -174,7 +174,7 @@ def _report(sweep: Sweep, options: argparse.Namespace) -> int:
         print(f"\n{sweep.name}: {report.state}, {counts(points)}")
         print(f"report: {options.html or sweep.folder / HTML_NAME}")
         if report.state in (SweepState.INCOMPLETE, SweepState.CANCELLED):
-            print(f"go on with: python -m launcher sweep resume {sweep.shown}")
+            print(f"resume it with: python -m launcher sweep resume {sweep.shown}")
     return 1 if report.state in (SweepState.INCOMPLETE, SweepState.CANCELLED) else 0
 
 

@@ -181,7 +181,7 @@ class SweepState(StrEnum):
     FINISHED = "finished"
     """Every point has finished."""
     INCOMPLETE = "incomplete"
-    """Nothing goes on, and points are missing or have failed: `resume` runs them."""
+    """Nothing runs, and points are missing or have failed: `resume` runs them."""
     CANCELLED = "cancelled"
 
     @property

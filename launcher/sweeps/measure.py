@@ -3,7 +3,7 @@
 Counted is the wall-clock time from one step's event to the next one's: all that a step takes, the
 wait for slower ranks included. A step counts when it is warm (``warmup`` steps of its own attempt
 came before it, so that a restart warms up anew), ran on as many ranks as were wanted, and nothing
-else went on: no save, in the background neither, no validation.
+else happened meanwhile: no save, not even in the background, and no validation.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Measurement:
     tokens: int = 0
     """Of these steps, over all ranks."""
     left_out: int = 0
-    """Steps beside a save or another disturbance, or on another number of ranks."""
+    """Steps during a save or another disturbance, or on another number of ranks."""
     startup_s: float | None = None
     """From the start of the first attempt to the end of its first step."""
     saves: SaveCosts | None = None
@@ -131,16 +131,16 @@ class _Walk:
     _done: int = 0
     """Steps of this attempt."""
     _saving: bool = False
-    """A save goes on."""
+    """A save is being written."""
     _saved: bool = False
-    """One went on since the last step."""
+    """One was, since the last step."""
     _other: bool = False
     """Something else did."""
     _begun: int = 0
     _followed: set[int] = field(default_factory=set)
-    """Which saves had steps beside them; the last one of a run has none."""
-    _beside: list[tuple[float, int]] = field(default_factory=list)
-    """(seconds, steps) that passed beside a save."""
+    """Which saves had steps during them; the last one of a run has none."""
+    _during_saves: list[tuple[float, int]] = field(default_factory=list)
+    """(seconds, steps) that passed during a save."""
     _saves: list[Event] = field(default_factory=list)
 
     def take(self, event: Event) -> None:
@@ -184,7 +184,7 @@ class _Walk:
             self.left_out += steps
         elif self._saved:
             self.left_out += 0 if late else steps
-            self._beside.append((seconds, steps))
+            self._during_saves.append((seconds, steps))
             self._followed.add(self._begun)
         elif not late:
             # By the run's total of tokens where it is recorded: a log may leave steps out.
@@ -197,11 +197,13 @@ class _Walk:
             self.spans.append(seconds)
 
     def save_costs(self) -> SaveCosts | None:
-        """Of all saves that were published; their cost is what steps beside them took longer."""
+        """Of all saves that were published; they cost what steps during them took longer."""
         if not self._saves or not self.steps:
             return None
         usual_s = sum(self.spans) / self.steps
-        longer_s = sum(s for s, _ in self._beside) - usual_s * sum(n for _, n in self._beside)
+        longer_s = sum(s for s, _ in self._during_saves) - usual_s * sum(
+            n for _, n in self._during_saves
+        )
         blocked_s = statistics.median(number(one.get("blocked_s")) or 0.0 for one in self._saves)
         return SaveCosts(
             saves=len(self._saves),

@@ -3,7 +3,7 @@
 Its points are every combination of the grid at every node count, each prepared once. A run that is
 timed gets the user's configuration with overrides on top:
 
-    step 1 .. warmup | .. warmup + timed | save | SAVED_STEPS more, with the save beside them | save
+    step 1 .. warmup | .. warmup + timed | save | SAVED_STEPS more, during the save | save
 
 So saves cost no timed step, and what one costs is measured apart.
 """
@@ -40,9 +40,9 @@ from submitrain.launcher.sweeps.scaling import Mode
 from submitrain.slurm.client import read_cluster
 
 SAVED_STEPS = 10
-"""Steps after the timed ones, beside a save in the background."""
+"""Steps after the timed ones, during a save in the background."""
 FREE = "rm -rf checkpoints/step-*"
-"""Hook of a timing run that finished, in its folder: nobody goes on from it."""
+"""Hook of a timing run that finished, in its folder: nobody resumes it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SweepPlan:
 
     @property
     def warnings(self) -> list[str]:
-        """Of all points, each said once."""
+        """Of all points, each once."""
         plans = [one.plan for one in self.found.prepared.values()]
         return list(dict.fromkeys(line for plan in plans for line in plan.warnings))
 
@@ -147,9 +147,9 @@ def plan_sweep(request: Request) -> SweepPlan:
         )
     found = Points(request, first.cluster.name)
     if found.problems:
-        # A wrong key is wrong with each of its values: said once.
-        said = {line.partition(" (override ")[0]: line for line in reversed(found.problems)}
-        raise ConfigError(*reversed(said.values()))
+        # A wrong key is wrong with each of its values: reported once.
+        once = {line.partition(" (override ")[0]: line for line in reversed(found.problems)}
+        raise ConfigError(*reversed(once.values()))
     plan = SweepPlan(
         request=request,
         base=base,
@@ -216,9 +216,9 @@ class Points:
                 self.problems.append(problem + where)
                 continue
             timing = timing_overrides(loaded.config, nodes, mode, measured)
-            if vain := [key for key, _ in combination if key in _set_by_timing(timing)]:
+            if fixed := [key for key, _ in combination if key in _set_by_timing(timing)]:
                 self.problems.append(
-                    f"--grid {vain[0]}: expected a key that a scaling sweep leaves alone, got one "
+                    f"--grid {fixed[0]}: expected a key that a scaling sweep leaves alone, got one "
                     "that it sets itself; leave --nodes out, or this key"
                 )
                 return
@@ -253,7 +253,7 @@ class Points:
 def in_blocks(configurations: Sequence[Point], repeats: int, seed: str) -> list[Point]:
     """Every configuration ``repeats`` times, each repeat a block in an order of its own.
 
-    Whatever drifts while the sweep runs (neighbours, temperature) so strikes all alike.
+    Whatever drifts while the sweep runs (neighbours, temperature) so affects all alike.
     """
     order, points = random.Random(seed), []
     for repeat in range(1, repeats + 1):

@@ -153,7 +153,7 @@ class Curve:
 
     counts: tuple[NodeCount, ...]
     recommended: int | None
-    """None where it cannot be said."""
+    """None where there is not enough to tell."""
     why: tuple[str, ...]
     fit: tuple[float, float] | None
     """Seconds of a step that shrink with the nodes (at one node), and that do not; strong only."""

@@ -102,7 +102,7 @@ def _one_after_the_other(sweep: SweepFolder, screen: Screen) -> None:
 
 
 def _start(sweep: SweepFolder, state: PointState, before: str | None) -> Run:
-    """Start a point once the job ``before`` has ended; a run that was cut short goes on, unless it
+    """Start a point once the job ``before`` has ended; a run that was cut short resumes, unless it
     is timed: after a stop it is cold again, so that it starts anew."""
     timed = sweep.record["mode"] is not None
     if not timed and state.folder is not None and state.status and state.status.state.ended:
@@ -161,8 +161,8 @@ def start_in_background(sweep: SweepFolder) -> None:
     deadline = time.monotonic() + BACKGROUND_START_S
     while len(read_claims(sweep.claims)) == before:
         if process.poll() is not None:
-            said = (last_lines(log, 1) or ["no word"])[0]
-            raise RunError(f"sweep: it did not start: {said} ({log})")
+            last = (last_lines(log, 1) or ["no output"])[0]
+            raise RunError(f"sweep: it did not start: {last} ({log})")
         if time.monotonic() > deadline:
             process.kill()
             raise RunError(f"sweep: it did not start in {BACKGROUND_START_S:.0f} s: see {log}")

@@ -94,7 +94,7 @@ class Sweep(SweepFolder):
 
         Raises:
             SubmitrainError: the folder cannot be written, or the cluster refuses a job. Where that
-                was the first one nothing stays behind; else what was submitted before goes on, and
+                was the first one nothing stays behind; else what was submitted before runs, and
                 ``resume`` does the rest.
         """
         with folders_of(plan.runs_dir):
@@ -155,10 +155,10 @@ class Sweep(SweepFolder):
         return report
 
     def wait(self, timeout: float | None = None, screen: Screen | None = None) -> SweepState:
-        """Wait until nothing of it goes on any more; ``screen`` shows how far it is.
+        """Wait until nothing of it runs any more; ``screen`` shows how far it is.
 
         Raises:
-            TimeoutError: it goes on after ``timeout`` seconds.
+            TimeoutError: it still runs after ``timeout`` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         poll_s = WAIT_POLL_S.get(self.cluster, 1.0)
@@ -228,7 +228,7 @@ class Sweep(SweepFolder):
         if not stay and self.cluster == "local":
             start_in_background(self)
             return
-        how = f"go on with: python -m launcher sweep resume {self.shown}"
+        how = f"resume it with: python -m launcher sweep resume {self.shown}"
         try:
             start_missing(self, screen)
         except KeyboardInterrupt:

@@ -196,7 +196,7 @@ def test_a_plot_is_a_whole_svg_file_and_marks_where_an_attempt_went_on(
     append_line(run.run_dir.events(0), line)
     path = run.plot("loss", other).save(project / "loss.svg")
     names = [title.text for title in ElementTree.parse(path).iter() if title.tag.endswith("title")]
-    assert "attempt 1 went on after step 7" in names
+    assert "attempt 1 resumed after step 7" in names
     assert other.run_id.rpartition("-")[0] in path.read_text()
     with pytest.raises(UserError, match="expected one of loss, lr, tokens_per_s"):
         run.plot("speed")

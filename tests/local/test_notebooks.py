@@ -31,7 +31,7 @@ FACTS = {
         r"killed rank 1, process \d+, after step \d+",
         r"attempt 1: rank_died -> restart",
         r"rank 1 \(\S+\) was killed by SIGKILL",
-        r"attempt 2 went on after step \d+",
+        r"attempt 2 (?:went on|resumed) after step \d+",
         r"40 steps, identical: True",
     ],
     "03_sweep": [

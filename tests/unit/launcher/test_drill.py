@@ -261,9 +261,9 @@ JUDGED: dict[str, tuple[Outcome, str, Comparison | None, bool, str, str]] = {
         replace(GOOD, attempts=(attempt(cause="launch_failed"),)),
         "kill", None, True, "classified as launch_failed, expected rank_died", "",
     ),
-    "did not strike": (
+    "did not happen": (
         replace(GOOD, injections=()),
-        "kill", None, False, "did not strike; the run finished", "--steps",
+        "kill", None, False, "did not happen; the run finished", "--steps",
     ),
     "did not come back": (
         replace(GOOD, state="failed", why="crash loop"),
@@ -326,7 +326,7 @@ def test_the_last_sentence_counts() -> None:
     )
     assert sentence([], unfinished="interrupted").startswith("No result: interrupted")
     assert sentence([CALM], unfinished="still running") == (
-        "Still running; so far no fault has struck yet."
+        "Still running; so far no fault has been injected yet."
     )
     control = replace(GOOD, id=CONTROL, ok=False)
     assert sentence([CALM, good, control]).startswith("The fault ended")
