@@ -16,9 +16,9 @@ _CHANNELS = ("slack_webhook", "email_to", "pagerduty_key", "webhook_url", "appri
 
 
 def watched_by(config: RunConfig, cluster: str) -> str:
-    """``off``, ``beside`` or ``job``: without Slurm there is no job of its own."""
+    """``off``, ``sidecar`` or ``job``: without Slurm there is no job of its own."""
     wanted = config.monitor.autostart
-    return "beside" if wanted == "job" and cluster != "slurm" else wanted
+    return "sidecar" if wanted == "job" and cluster != "slurm" else wanted
 
 
 def watcher_sbatch(config: RunConfig) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def watcher_text(config: RunConfig, cluster: str) -> str:
     instead = config.monitor.autostart == "job" and not slurm
     why = "; there is no Slurm for a job of its own" if instead else ""
     where = "on the job's first node" if slurm else "on this machine"
-    return f"a process beside the supervisor, {where}{why}"
+    return f"a sidecar process of the supervisor, {where}{why}"
 
 
 def watcher_warnings(config: RunConfig, environ: Mapping[str, str]) -> Iterator[str]:

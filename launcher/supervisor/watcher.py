@@ -53,7 +53,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class RunWatcher:
-    """The supervisor's side; ``kind``: off, beside or job."""
+    """The supervisor's side; ``kind``: off, sidecar or job."""
 
     run_dir: RunDir
     kind: str
@@ -72,14 +72,14 @@ class RunWatcher:
             return
         if self.kind == "job" and attempt < 2:
             return  # the client has submitted it, or is about to
-        work = self._keep_process if self.kind == "beside" else self._ensure_watcher_job
+        work = self._keep_process if self.kind == "sidecar" else self._ensure_watcher_job
         self._keeper = threading.Thread(target=work, name="watcher", daemon=True)
         self._keeper.start()
 
     def shutdown(self) -> None:
         """After the end of the run: wait until it is told, where the process ends with the job."""
         self._ending.set()
-        if self._keeper is None or self.kind != "beside" or not self.on_slurm:
+        if self._keeper is None or self.kind != "sidecar" or not self.on_slurm:
             return
         self._keeper.join(SHUTDOWN_S)
         if self._keeper.is_alive():

@@ -6,7 +6,7 @@ placeholders are read when an alert is sent and never before. Imports no torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, WithJsonSchema
 
@@ -25,10 +25,17 @@ ChannelName = Literal["slack", "email", "pagerduty", "webhook", "apprise"]
 OptionalChannels = Annotated[list[ChannelName] | None, BeforeValidator(none_word)]
 Security = Literal["auto", "none", "starttls", "tls"]
 OptionalDurationS = Annotated[DurationS | None, BeforeValidator(none_word)]
+
+
+def parse_autostart(value: Any) -> Any:
+    """``beside`` is what ``sidecar`` was called; YAML 1.1 reads an unquoted ``off`` as false."""
+    return "sidecar" if value == "beside" else parse_off(value)
+
+
 Autostart = Annotated[
-    Literal["off", "beside", "job"],
-    BeforeValidator(parse_off),
-    WithJsonSchema({"enum": ["off", "beside", "job", False]}),
+    Literal["off", "sidecar", "job"],
+    BeforeValidator(parse_autostart),
+    WithJsonSchema({"enum": ["off", "sidecar", "job", False]}),
 ]
 
 
@@ -73,7 +80,7 @@ class AlertsConfig(Section):
     )
     deadman_url: Secret = setting(
         None,
-        "Fetched after every complete look, as ${VAR} only: whoever misses the pings knows that "
+        "Fetched after every complete poll, as ${VAR} only: whoever misses the pings knows that "
         "the monitor is dead.",
     )
     critical: OptionalChannels = setting(
@@ -123,14 +130,13 @@ class MonitorConfig(Section):
 
     autostart: Autostart = setting(
         "off",
-        "A watcher that starts with the run and sends its alerts: off, beside (a process on the "
-        "first node, or on this machine), job (a Slurm job of its own; on this machine as "
-        "beside).",
+        "A watcher that starts with the run and sends its alerts: off, sidecar (a process on the "
+        "first node, or on this machine), job (a Slurm job of its own; on this machine a sidecar).",
     )
     job: WatcherJobConfig = setting(
         WatcherJobConfig(), "Resources of the watcher with autostart: job."
     )
-    interval_s: float = setting(30.0, "Seconds between looks.", gt=0)
+    interval_s: float = setting(30.0, "Seconds between polls.", gt=0)
     hang_step_s: int = setting(
         60,
         "Seconds without a step that are a hang, at least; 5 x the 99th percentile of this run's "
@@ -145,7 +151,7 @@ class MonitorConfig(Section):
     straggler_ratio: float = setting(
         0.75, "Best rank's compute time / a rank's, below which it lags.", gt=0, lt=1
     )
-    straggler_windows: int = setting(5, "Looks in a row that a rank has to lag.", ge=1)
+    straggler_windows: int = setting(5, "Polls in a row that a rank has to lag.", ge=1)
     throughput_ratio: float = setting(
         0.8, "Share of the usual tokens/s below which a run is slow.", gt=0, lt=1
     )

@@ -28,7 +28,7 @@ from tests.supervised import CountingRun, counting_run
 from tests.supervised_slurm import SlurmCountingRun, slurm_run
 
 
-def watched(web: HttpReceiver, how: str = "beside") -> dict[str, Any]:
+def watched(web: HttpReceiver, how: str = "sidecar") -> dict[str, Any]:
     """Sections of a run that is watched in short intervals."""
     return {
         "alerts": {"webhook_url": f"{web.url}/hook", "group_s": 0},
@@ -181,7 +181,7 @@ def test_an_orphan_waits_for_what_slurm_makes_of_the_job_and_goes(tmp_path: Path
         ({}, "slurm", "none: start `python -m monitor watch`"),
         ({"autostart": False}, "slurm", "none: start"),
         ({"autostart": "beside"}, "slurm", "on the job's first node"),
-        ({"autostart": "beside"}, "local", "on this machine"),
+        ({"autostart": "sidecar"}, "local", "on this machine"),
         ({"autostart": "job"}, "local", "there is no Slurm for a job of its own"),
         (
             {"autostart": "job", "job": {"partition": "cpu", "mem": "1G", "time": "1d"}},
@@ -198,10 +198,10 @@ def test_the_plan_says_who_watches(monitor: dict[str, Any], cluster: Any, text: 
 
 def test_a_variable_that_the_watcher_needs_is_missed_before_the_launch() -> None:
     alerts = {"slack_webhook": "${SLACK_WEBHOOK_URL}"}
-    config = load({"monitor": {"autostart": "beside"}, "alerts": alerts}).config
+    config = load({"monitor": {"autostart": "sidecar"}, "alerts": alerts}).config
     (caution,) = watcher_warnings(config, {})
     assert "alerts.slack_webhook: the environment variable SLACK_WEBHOOK_URL is not set" in caution
     assert not list(watcher_warnings(config, {"SLACK_WEBHOOK_URL": "https://x/y"}))
-    nobody = load({"monitor": {"autostart": "beside"}}).config
+    nobody = load({"monitor": {"autostart": "sidecar"}}).config
     assert "names no channel" in next(watcher_warnings(nobody, {}))
     assert not list(watcher_warnings(nobody, {"EMAIL_ALERTS": "ada@example.org"}))

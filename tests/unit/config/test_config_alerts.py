@@ -62,7 +62,7 @@ def test_a_secret_that_is_written_out_is_refused_and_not_repeated(key: str) -> N
     [
         ({"monitor": {"hang_step": 5}}, "did you mean monitor.hang_step_s"),
         ({"monitor": {"straggler_ratio": 2}}, "expected a number > 0 and < 1"),
-        ({"monitor": {"autostart": True}}, "one of off, beside, job"),
+        ({"monitor": {"autostart": True}}, "one of off, sidecar, job"),
         ({"monitor": {"job": {"mem": "1G"}}}, "expected monitor.autostart: job"),
         ({"alerts": {"critical": ["sms"]}}, "slack, email, pagerduty, webhook, apprise"),
         ({"alerts": {"group_s": 301}}, "<= 300"),
