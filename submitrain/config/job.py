@@ -16,7 +16,7 @@ from submitrain.config.types import (
     Secret,
     Section,
     SpikeAction,
-    setting,
+    key,
 )
 
 _KEY_OF_PHASE = {
@@ -46,45 +46,37 @@ class HangConfig(Section):
     itself was seen to need widens a budget (5 x the slowest), never a wish to be faster.
     """
 
-    silence_s: OptionalInt = setting(
+    silence_s: OptionalInt = key(
         60,
         "Seconds without a heartbeat while others beat (at least 6 heartbeats): the process is "
         "frozen, or holds the interpreter lock. 5 x as long while it starts up.",
         ge=0,
     )
-    start_s: OptionalInt = setting(
-        1800, "Seconds for imports, and for meeting the other ranks.", ge=0
+    start_s: OptionalInt = key(1800, "Seconds for imports, and for meeting the other ranks.", ge=0)
+    data_s: OptionalInt = key(7200, "Seconds for a download, or between pieces of tokens.", ge=0)
+    build_s: OptionalInt = key(1800, "Seconds to build the model, or to load a checkpoint.", ge=0)
+    first_step_s: OptionalInt = key(
+        1800, "Seconds for an attempt's first step (compilation).", ge=0
     )
-    data_s: OptionalInt = setting(
-        7200, "Seconds for a download, or between two pieces of tokenized data.", ge=0
-    )
-    build_s: OptionalInt = setting(
-        1800, "Seconds for building the model, and for loading a checkpoint.", ge=0
-    )
-    first_step_s: OptionalInt = setting(
-        1800, "Seconds for an attempt's first step (compilation, caches).", ge=0
-    )
-    step_s: OptionalInt = setting(
+    step_s: OptionalInt = key(
         60,
         "Seconds in a step, at least; the budget is 5 x the 99th percentile of this run's steps "
         "where that is longer.",
         ge=0,
     )
-    validate_s: OptionalInt = setting(
+    validate_s: OptionalInt = key(
         1800,
         "Seconds in a validation until this run has been through one; then 5 x the slowest, but "
         "at least 300 (or this, if shorter).",
         ge=0,
     )
-    save_s: OptionalInt = setting(
+    save_s: OptionalInt = key(
         1800,
         "Seconds in a save until this run has been through one; then 5 x the slowest, but at "
         "least 300 (or this, if shorter).",
         ge=0,
     )
-    export_s: OptionalInt = setting(
-        1800, "Seconds for the export, the sample, and for leaving.", ge=0
-    )
+    export_s: OptionalInt = key(1800, "Seconds for the export, the sample, and for leaving.", ge=0)
 
     def limit_s(self, phase: str) -> float | None:
         """Seconds that a phase may be without progress, as configured; None = no limit."""
@@ -111,161 +103,153 @@ class HangConfig(Section):
 class ResilienceConfig(Section):
     """How often what may go wrong before the run stops, by cause."""
 
-    max_restarts: int = setting(
-        10, "Restarts in place after a rank died, while steps advance.", ge=0
-    )
-    max_requeues: int = setting(1000, "Returns to the queue (time limit, preemption).", ge=0)
-    max_attempts_without_progress: int = setting(
+    max_restarts: int = key(10, "Restarts in place after a rank died, while steps advance.", ge=0)
+    max_requeues: int = key(1000, "Returns to the queue (time limit, preemption).", ge=0)
+    max_attempts_without_progress: int = key(
         3, "Attempts in a row without a new step before a crash loop is called.", ge=1
     )
-    max_skipped_steps: int = setting(
+    max_skipped_steps: int = key(
         3,
         "Steps among the last anomaly_window_steps whose update is left out, because loss or "
         "gradient norm is not finite (or loss_spike: skip), before the run rolls back.",
         ge=0,
     )
-    max_rollbacks: int = setting(
+    max_rollbacks: int = key(
         2,
         "Rollbacks to the newest verified checkpoint from before the bad steps, leaving their "
         "data out, before the run stops.",
         ge=0,
     )
-    loss_spike: SpikeAction = setting(
+    loss_spike: SpikeAction = key(
         "warn",
         "What a loss spike brings: off, warn (recorded), skip (updates left out), or rollback.",
     )
-    loss_spike_z: float = setting(
+    loss_spike_z: float = key(
         6.0,
         "Robust standard deviations above the median of the last anomaly_window_steps losses from "
         "which on a loss counts as high.",
         gt=0,
     )
-    loss_spike_steps: int = setting(3, "Steps in a row with a high loss that make a spike.", ge=1)
-    anomaly_window_steps: int = setting(
+    loss_spike_steps: int = key(3, "Steps in a row with a high loss that make a spike.", ge=1)
+    anomaly_window_steps: int = key(
         128,
         "Steps looked back on for skipped steps and for the usual loss (only steps after the "
         "warm-up; no spike is called before there are so many).",
         ge=8,
     )
-    stop_lead_s: OptionalInt = setting(
+    stop_lead_s: OptionalInt = key(
         None,
         "Seconds before the time limit at which ranks are asked to save and stop; none = from the "
         "measured step and save time.",
         ge=1,
     )
-    kill_wait_s: int = setting(
+    kill_wait_s: int = key(
         30, "Seconds that ranks get to save after TERM before they are killed.", ge=1
     )
-    hang: HangConfig = setting(HangConfig(), "When a rank counts as hung: seconds by phase.")
-    elastic: bool = setting(
+    hang: HangConfig = key(HangConfig(), "When a rank counts as hung: seconds by phase.")
+    elastic: bool = key(
         True,
         "Go on with fewer nodes when one is lost or struck out and no spare is left, down to the "
         "lower end of slurm.nodes (of a fixed number: half, rounded up), until the next requeue; "
         "false = back into the queue at once, without that node.",
     )
-    mttf: DurationS = setting(
+    mttf: DurationS = key(
         150 * 86400,
         "Mean time between failures of one node, for ckpt_every_steps: auto; 150 days is 6.5 "
         "failures in 1000 node-days, as on Meta's RSC-1 (Kokolis et al. 2025, arXiv:2410.21680). "
         "The run's own failures are added to it.",
     )
-    resubmit: bool = setting(
-        True, "Submit a new job for the run when Slurm does not requeue this one."
-    )
-    max_strikes: OptionalInt = setting(
+    resubmit: bool = key(True, "Submit a new job for the run when Slurm does not requeue this one.")
+    max_strikes: OptionalInt = key(
         2,
         "Failures blamed on a node, within strike_expiry, from which on the run avoids it; none = "
         "never.",
         ge=1,
     )
-    strike_expiry: DurationS = setting(86400, "How long a failure is held against a node.")
+    strike_expiry: DurationS = key(86400, "How long a failure is held against a node.")
 
 
 class LoggingConfig(Section):
     """What the ranks record."""
 
-    log_sample_ids: bool = setting(
+    log_sample_ids: bool = key(
         False, "Record the ids of the samples consumed in every step, per rank."
     )
-    log_every_steps: int = setting(1, "Steps between metric events of rank 0.", ge=1)
-    heartbeat_s: float = setting(5.0, "Seconds between heartbeats of a rank.", gt=0)
+    log_every_steps: int = key(1, "Steps between metric events of rank 0.", ge=1)
+    heartbeat_s: float = key(5.0, "Seconds between heartbeats of a rank.", gt=0)
 
 
 class SlurmConfig(Section):
     """The resources, and everything else sbatch knows; also shapes local runs (nodes x tasks)."""
 
-    job_name: OptionalStr = setting(None, "Job name; default: the run's name.")
-    nodes: NodeCount = setting(
+    job_name: OptionalStr = key(None, "Job name; default: the run's name.")
+    nodes: NodeCount = key(
         NodeRange(1, 1),
         "Nodes, or a range (2-4): the job starts with what is free, at the same global batch "
         "size; local runs take the upper end.",
         json_schema_extra={"default": 1},
     )
-    spare_nodes: int = setting(
-        0, "Nodes asked for beside those; idle until one of them is lost or struck out.", ge=0
-    )
-    ntasks_per_node: int = setting(1, "Ranks per node: one for every GPU.", ge=1)
-    time: DurationS = setting(86400, "Time limit of one job; a requeue starts it anew.")
-    account: OptionalStr = setting(None, "Account to charge.")
-    partition: OptionalStr = setting(None, "Partition, or several with commas.")
-    qos: OptionalStr = setting(None, "Quality of service.")
-    gpus_per_node: OptionalInt = setting(
+    spare_nodes: int = key(0, "Further nodes; idle until one is lost or quarantined.", ge=0)
+    ntasks_per_node: int = key(1, "Ranks per node: one for every GPU.", ge=1)
+    time: DurationS = key(86400, "Time limit of one job; a requeue starts it anew.")
+    account: OptionalStr = key(None, "Account to charge.")
+    partition: OptionalStr = key(None, "Partition, or several with commas.")
+    qos: OptionalStr = key(None, "Quality of service.")
+    gpus_per_node: OptionalInt = key(
         None, "GPUs per node; default ntasks_per_node where the cluster has GPUs.", ge=0
     )
-    gpu_type: OptionalStr = setting(None, "GPU type for --gpus-per-node (h100).")
-    gres: OptionalStr = setting(None, "Generic resources, instead of gpus_per_node.")
-    cpus_per_task: OptionalInt = setting(None, "CPU cores per rank.", ge=1)
-    mem: OptionalStr = setting(None, "Memory per node (0 = all, 64G).")
-    mem_per_cpu: OptionalStr = setting(None, "Memory per CPU core.")
-    constraint: OptionalStr = setting(None, "Required node features.")
-    nodelist: OptionalStr = setting(None, "Nodes to use.")
-    exclude: OptionalStr = setting(None, "Nodes to avoid.")
-    exclusive: bool | Literal["user", "mcs", "topo"] = setting(
+    gpu_type: OptionalStr = key(None, "GPU type for --gpus-per-node (h100).")
+    gres: OptionalStr = key(None, "Generic resources, instead of gpus_per_node.")
+    cpus_per_task: OptionalInt = key(None, "CPU cores per rank.", ge=1)
+    mem: OptionalStr = key(None, "Memory per node (0 = all, 64G).")
+    mem_per_cpu: OptionalStr = key(None, "Memory per CPU core.")
+    constraint: OptionalStr = key(None, "Required node features.")
+    nodelist: OptionalStr = key(None, "Nodes to use.")
+    exclude: OptionalStr = key(None, "Nodes to avoid.")
+    exclusive: bool | Literal["user", "mcs", "topo"] = key(
         False, "Whole nodes; or nobody else's jobs there: user, mcs, topo (sbatch(1))."
     )
-    reservation: OptionalStr = setting(None, "Reservation.")
-    dependency: OptionalStr = setting(None, "Job dependency (afterok:123).")
-    begin: OptionalStr = setting(None, "Earliest start.")
-    mail_type: OptionalStr = setting(None, "Slurm mail events.")
-    mail_user: OptionalStr = setting(None, "Receiver of Slurm mail.")
-    comment: OptionalStr = setting(None, "Comment of the job.")
-    requeue: bool = setting(True, "Let Slurm requeue the job after preemption.")
-    signal_lead_s: int = setting(
+    reservation: OptionalStr = key(None, "Reservation.")
+    dependency: OptionalStr = key(None, "Job dependency (afterok:123).")
+    begin: OptionalStr = key(None, "Earliest start.")
+    mail_type: OptionalStr = key(None, "Slurm mail events.")
+    mail_user: OptionalStr = key(None, "Receiver of Slurm mail.")
+    comment: OptionalStr = key(None, "Comment of the job.")
+    requeue: bool = key(True, "Let Slurm requeue the job after preemption.")
+    signal_lead_s: int = key(
         120,
         "Seconds before the limit at which Slurm warns the ranks; they are asked to save that "
         "early, too, until a save was measured.",
         ge=1,
         le=65535,
     )
-    additional_parameters: dict[str, Any] = setting({}, "Any other sbatch option by its long name.")
-    srun_args: list[str] = setting([], "Further options of the ranks' srun.")
-    modules: list[str] = setting(
+    additional_parameters: dict[str, Any] = key({}, "Any other sbatch option by its long name.")
+    srun_args: list[str] = key([], "Further options of the ranks' srun.")
+    modules: list[str] = key(
         [],
         "Environment modules of the job, loaded before setup; the job ends where one is missing.",
     )
-    setup: list[str] = setting([], "Shell commands before the supervisor starts (module load ...).")
-    env: dict[str, str] = setting(
-        {}, "Environment of the ranks; values may be ${VAR} placeholders."
-    )
-    container_image: OptionalStr = setting(
+    setup: list[str] = key([], "Shell commands before the supervisor starts (module load ...).")
+    env: dict[str, str] = key({}, "Environment of the ranks; values may be ${VAR} placeholders.")
+    container_image: OptionalStr = key(
         None,
         "Image for the ranks: a registry's name, or the path of a .sqsh or .sif; the supervisor "
         "stays outside.",
     )
-    container_runtime: Literal["auto", "pyxis", "apptainer", "singularity", "bare"] = setting(
+    container_runtime: Literal["auto", "pyxis", "apptainer", "singularity", "bare"] = key(
         "auto",
         "What runs the image: pyxis (enroot, by srun's plugin), apptainer or singularity; auto = "
         "by the image's form and what is installed; bare = no container.",
     )
-    extra_mounts: list[str] = setting(
+    extra_mounts: list[str] = key(
         [], "Mounts into the container, src:dst[:ro], with absolute paths."
     )
-    container_workdir: OptionalStr = setting(
+    container_workdir: OptionalStr = key(
         None, "Working directory inside; default: the image's (pyxis), the run folder."
     )
-    hf_home: OptionalStr = setting(None, "HF_HOME of the ranks: the hub cache.")
-    hf_token: Secret = setting(None, "HF_TOKEN of the ranks, as ${VAR} only.")
-    wandb_key: Secret = setting(None, "WANDB_API_KEY of the ranks, as ${VAR} only.")
+    hf_home: OptionalStr = key(None, "HF_HOME of the ranks: the hub cache.")
+    hf_token: Secret = key(None, "HF_TOKEN of the ranks, as ${VAR} only.")
+    wandb_key: Secret = key(None, "WANDB_API_KEY of the ranks, as ${VAR} only.")
 
     @property
     def in_container(self) -> bool:

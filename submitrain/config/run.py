@@ -31,7 +31,7 @@ from submitrain.config.sections import (
     TrainingOptimizationsConfig,
     WandbConfig,
 )
-from submitrain.config.types import OptionalStr, PreflightMode, Section, setting
+from submitrain.config.types import OptionalStr, PreflightMode, Section, key
 
 
 @dataclass(frozen=True)
@@ -61,76 +61,66 @@ class BatchArithmetic:
 class RunConfig(Section):
     """One run of training, complete."""
 
-    recipe: OptionalStr = setting(
-        None, "Recipe name of the NeMo AutoModel family; they all name the one built in."
+    recipe: OptionalStr = key(
+        None, "Recipe of the NeMo AutoModel family: all are the built-in one."
     )
-    name: OptionalStr = setting(
+    name: OptionalStr = key(
         None,
         "Name of the run; default: slurm.job_name or the file's name.",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
     )
-    runs_dir: str = setting("runs", "Folder in which run folders are made.")
-    cluster: Literal["auto", "local", "slurm"] = setting(
+    runs_dir: str = key("runs", "Folder in which run folders are made.")
+    cluster: Literal["auto", "local", "slurm"] = key(
         "auto", "Where to run; auto = Slurm if sbatch answers here, else this machine."
     )
-    preflight: PreflightMode = setting(
+    preflight: PreflightMode = key(
         "quick",
         "Checks of a job's nodes before training starts on them: off, quick (a light task on "
         "each: folders, limits, versions, GPUs, links) or full (all ranks meet, reduce and "
         "multiply, too).",
     )
-    seed: int = setting(42, "Seed of weights, data order and dropout.", ge=0, lt=2**31)
-    entry: EntryConfig | None = setting(
+    seed: int = key(42, "Seed of weights, data order and dropout.", ge=0, lt=2**31)
+    entry: EntryConfig | None = key(
         None, "A training function of your own; none = the built-in recipe."
     )
-    model: ModelConfig = setting(ModelConfig(), "What to train.")
-    distributed: DistributedConfig = setting(DistributedConfig(), "How it is sharded.")
-    dataset: DatasetConfig = setting(DatasetConfig(), "Training data.")
-    validation_dataset: DatasetConfig | None = setting(
-        None, "Validation data; none = no validation."
-    )
-    packed_sequence: PackedSequenceConfig = setting(PackedSequenceConfig(), "Packing of documents.")
-    step_scheduler: StepSchedulerConfig = setting(StepSchedulerConfig(), "Steps and batch sizes.")
-    dataloader: DataLoaderConfig = setting(DataLoaderConfig(), "Loading of batches.")
-    validation_dataloader: DataLoaderConfig | None = setting(
+    model: ModelConfig = key(ModelConfig(), "What to train.")
+    distributed: DistributedConfig = key(DistributedConfig(), "How it is sharded.")
+    dataset: DatasetConfig = key(DatasetConfig(), "Training data.")
+    validation_dataset: DatasetConfig | None = key(None, "Validation data; none = no validation.")
+    packed_sequence: PackedSequenceConfig = key(PackedSequenceConfig(), "Packing of documents.")
+    step_scheduler: StepSchedulerConfig = key(StepSchedulerConfig(), "Steps and batch sizes.")
+    dataloader: DataLoaderConfig = key(DataLoaderConfig(), "Loading of batches.")
+    validation_dataloader: DataLoaderConfig | None = key(
         None, "Loading of validation data; default: as training."
     )
-    optimizer: OptimizerConfig = setting(OptimizerConfig(), "Optimizer.")
-    lr_scheduler: LRSchedulerConfig = setting(LRSchedulerConfig(), "Learning rate.")
-    checkpoint: CheckpointConfig = setting(CheckpointConfig(), "Checkpoints.")
-    peft: PeftConfig | None = setting(None, "LoRA adapters; none = all weights are trained.")
-    training_optimizations: TrainingOptimizationsConfig = setting(
+    optimizer: OptimizerConfig = key(OptimizerConfig(), "Optimizer.")
+    lr_scheduler: LRSchedulerConfig = key(LRSchedulerConfig(), "Learning rate.")
+    checkpoint: CheckpointConfig = key(CheckpointConfig(), "Checkpoints.")
+    peft: PeftConfig | None = key(None, "LoRA adapters; none = all weights are trained.")
+    training_optimizations: TrainingOptimizationsConfig = key(
         TrainingOptimizationsConfig(), "Speed and memory."
     )
-    clip_grad_norm: ClipGradNormConfig | None = setting(
-        None, "Clipping of the gradient norm; none = training_optimizations."
+    clip_grad_norm: ClipGradNormConfig | None = key(
+        None, "Gradient clipping; none = training_optimizations."
     )
-    compile: CompileConfig = setting(CompileConfig(), "torch.compile.")
-    sample: SampleConfig | None = setting(None, "A text generated at the end; none = no text.")
-    logging: LoggingConfig = setting(LoggingConfig(), "What ranks record.")
-    resilience: ResilienceConfig = setting(ResilienceConfig(), "Budgets by cause.")
-    slurm: SlurmConfig = setting(SlurmConfig(), "Resources and sbatch options.")
-    wandb: WandbConfig | None = setting(None, "Weights & Biases; none = not used.")
-    tensorboard: TensorboardConfig | None = setting(
-        None, "TensorBoard; none = not used; {} = with defaults."
-    )
-    trackio: TrackioConfig | None = setting(None, "trackio; none = not used; {} = with defaults.")
-    alerts: AlertsConfig = setting(AlertsConfig(), "Where alerts go.")
-    monitor: MonitorConfig = setting(MonitorConfig(), "When something is one.")
-    on_success: OptionalStr = setting(
-        None, "Shell command after a run that finished; none = nothing."
-    )
-    on_failure: OptionalStr = setting(
-        None, "Shell command after a run that failed for good; none = nothing."
-    )
-    after: OptionalStr = setting(
+    compile: CompileConfig = key(CompileConfig(), "torch.compile.")
+    sample: SampleConfig | None = key(None, "A text generated at the end; none = no text.")
+    logging: LoggingConfig = key(LoggingConfig(), "What ranks record.")
+    resilience: ResilienceConfig = key(ResilienceConfig(), "Budgets by cause.")
+    slurm: SlurmConfig = key(SlurmConfig(), "Resources and sbatch options.")
+    wandb: WandbConfig | None = key(None, "Weights & Biases; none = not used.")
+    tensorboard: TensorboardConfig | None = key(None, "TensorBoard; none = off; {} = defaults.")
+    trackio: TrackioConfig | None = key(None, "trackio; none = off; {} = defaults.")
+    alerts: AlertsConfig = key(AlertsConfig(), "Where alerts go.")
+    monitor: MonitorConfig = key(MonitorConfig(), "When something is one.")
+    on_success: OptionalStr = key(None, "Shell command after a run that finished; none = nothing.")
+    on_failure: OptionalStr = key(None, "Shell command after a run that failed for good.")
+    after: OptionalStr = key(
         None,
         "Run (folder, name, unique beginning of it, latest) that must have finished before this "
         "one starts; none = start at once.",
     )
-    hook_timeout_s: int = setting(
-        300, "Seconds for on_success or on_failure; then it is ended.", ge=1
-    )
+    hook_timeout_s: int = key(300, "Seconds for on_success or on_failure; then it is ended.", ge=1)
 
     @property
     def world_size(self) -> int:

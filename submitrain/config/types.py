@@ -243,7 +243,7 @@ Secret = Annotated[
 _Value = TypeVar("_Value")
 
 
-def setting(default: _Value, doc: str, *, spelled: tuple[str, ...] = (), **options: Any) -> _Value:
+def key(default: _Value, doc: str, *, spelled: tuple[str, ...] = (), **options: Any) -> _Value:
     """A key of a section: its default, its documentation, all its spellings, pydantic's limits."""
     if spelled:
         options["validation_alias"] = AliasChoices(*spelled)
