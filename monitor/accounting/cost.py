@@ -228,7 +228,8 @@ def make_bill(
     """Group what was held in the window ``since_us`` <= t < ``until_us``."""
     rows: dict[tuple[str, Unit], Row] = {}
     totals: dict[Unit, Row] = {}
-    edges = {*prices.days_us, since_us, until_us}
+    edges = {since_us, until_us, *(one.from_us for one in prices.prices)}
+    edges |= {one.until_us for one in prices.prices}
     for charge in charges:
         for piece in _pieces(charge, edges, months=by is By.MONTH):
             if not since_us <= piece.started_us < until_us:

@@ -98,11 +98,6 @@ class PriceTable:
     prices: tuple[Price, ...] = ()
     currency: str = ""
 
-    @property
-    def days_us(self) -> frozenset[int]:
-        """When any price changes."""
-        return frozenset(time for one in self.prices for time in (one.from_us, one.until_us))
-
     def per_hour(self, holding: Holding, *, partition: str, qos: str, at_us: int) -> Decimal | None:
         """Price of one unit for an hour; None where the table has none."""
         place = {"gpu": holding.gpu, "partition": partition.lower(), "qos": qos.lower()}

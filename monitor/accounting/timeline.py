@@ -233,7 +233,7 @@ def queued_us(records: RunRecords, held: Sequence[Allocation]) -> int:
     return total
 
 
-_PHASES = {
+_PHASES: dict[str, Category] = {
     Phase.IMPORT: Category.STARTUP,
     Phase.RENDEZVOUS: Category.STARTUP,
     Phase.DATA: Category.STARTUP,
@@ -341,7 +341,9 @@ def _book_attempt(
                 _book_step(booking, event, t_us, _discarded_fraction(later, last_step, step))
             last_step = step
         if kind == Kind.PHASE:
-            booking.mark(t_us, _phase_category(event, restored=restored))
+            phase = str(event.get("phase"))
+            category = _PHASES.get(phase, Category.UNEXPLAINED)
+            booking.mark(t_us, Category.RESTORE if phase == Phase.LOAD and restored else category)
         elif kind in (Kind.STOPPED, Kind.FINISH):
             left = True
             booking.mark(t_us, Category.WAITING)
@@ -354,14 +356,6 @@ def _book_attempt(
         booking.mark(max([last_us, *signs]), Category.UNEXPLAINED)
     if attempt.ended and attempt.cause is not Cause.LOST:
         booking.wait(attempt.ended_us)
-
-
-def _phase_category(event: Event, *, restored: bool) -> Category:
-    try:
-        phase = Phase(str(event.get("phase")))
-    except ValueError:
-        return Category.UNEXPLAINED
-    return Category.RESTORE if phase is Phase.LOAD and restored else _PHASES[phase]
 
 
 def _book_step(booking: _Booking, event: Event, end_us: int, discarded: float) -> None:

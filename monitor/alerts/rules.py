@@ -151,7 +151,8 @@ def hang(snapshot: Snapshot, limits: Limits) -> RuleResult:
 
 
 def _not_started(snapshot: Snapshot, limits: Limits) -> RuleResult:
-    began = snapshot.attempt_started_at
+    starts = (one.started_at for one in snapshot.attempts if one.number == snapshot.attempt)
+    began = next(starts, None)
     if began is None or not snapshot.running:
         return Unknown("no attempt has begun")
     waited_s = snapshot.now - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,14 @@ class Settings:
             "webhook": alerts.webhook_url,
             "apprise": alerts.apprise_url,
         }
-        # ${VAR,} means "if it is set".
-        return tuple(name for name, value in given.items() if value and not self._is_empty(value))
+        found = []
+        for name, value in given.items():
+            text = value or ""
+            with suppress(PlaceholderError):
+                text = expand(text, self.environ).strip()  # ${VAR,} means "if it is set"
+            if text:
+                found.append(name)
+        return tuple(found)
 
     def value(self, key: str, variable: str = "") -> str:
         """The value of a key now, else of its usual variable, else nothing.
@@ -75,12 +82,6 @@ class Settings:
         for value in self._secret_values():
             text = text.replace(value, NOT_SHOWN)
         return hidden(text)
-
-    def _is_empty(self, value: str) -> bool:
-        try:
-            return not expand(value, self.environ).strip()
-        except PlaceholderError:
-            return False
 
     def _secret_values(self) -> list[str]:
         found = {

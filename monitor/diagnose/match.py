@@ -62,12 +62,6 @@ def shown(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 4] + " ..."
 
 
-def without_prefix(line: str) -> str:
-    """The message behind ``[rank3]: `` or srun's ``3: ``."""
-    line = _RANK_PREFIX.sub("", line, count=1)
-    return _TASK_PREFIX.sub("", line, count=1).lstrip()
-
-
 def rank_of(line: str) -> int | None:
     """The rank that the line names, by its prefix or in its text."""
     match = _RANK_PREFIX.match(line) or _TASK_PREFIX.match(line) or _RANK.search(line)
@@ -91,24 +85,19 @@ def moment_of(line: str) -> Moment | None:
     """The time that the line carries. glog writes no year, the kernel seconds since its start."""
     head = line[:160]
     if match := _ISO.search(head):
-        year, month, day, hour, minute, second = (int(match[i]) for i in range(1, 7))
-        fraction = float(f"0.{match[7]}") if match[7] else 0.0
-        return _moment("wall", (year, month, day, hour, minute, second), fraction)
-    if match := _GLOG.search(head):
-        month, day, hour, minute, second = (int(match[i]) for i in range(1, 6))
-        return _moment("glog", (2000, month, day, hour, minute, second), float(f"0.{match[6]}"))
-    if match := _KERNEL.match(head):
+        clock, parts, fraction = "wall", [int(match[i]) for i in range(1, 7)], match[7] or "0"
+    elif match := _GLOG.search(head):
+        clock, parts, fraction = "glog", [2000, *(int(match[i]) for i in range(1, 6))], match[6]
+    elif match := _KERNEL.match(head):
         return Moment("kernel", float(match[1]))
-    return None
-
-
-def _moment(
-    clock: str, parts: tuple[int, int, int, int, int, int], fraction: float
-) -> Moment | None:
+    else:
+        return None
+    year, month, day, hour, minute, second = parts
     try:
-        return Moment(clock, datetime(*parts).timestamp() + fraction)
+        t = datetime(year, month, day, hour, minute, second).timestamp()
     except (ValueError, OverflowError, OSError):
         return None
+    return Moment(clock, t + float(f"0.{fraction}"))
 
 
 def _first_number(match: re.Match[str] | None) -> int | None:
@@ -232,7 +221,9 @@ def meaning_of(line: str, positions: Iterable[int] | None = None) -> Meaning | N
     A specific class beats a plain Python exception; of several specific ones the most trusted
     holds, of equals the first in ``RULES``. ``positions`` limits the rules that are tried.
     """
-    message, lowered = without_prefix(line), line.lower()
+    # The message behind `[rank3]: ` or srun's `3: `.
+    message = _TASK_PREFIX.sub("", _RANK_PREFIX.sub("", line, count=1), count=1).lstrip()
+    lowered = line.lower()
     chosen = RULES if positions is None else [RULES[position] for position in positions]
     found = [one for one in chosen if one.matches(message, lowered)]
     if _NCCL_WARNING in lowered:

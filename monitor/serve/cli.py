@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 from submitrain.config.types import parse_duration_s
 from submitrain.errors import UserError
@@ -31,7 +30,8 @@ def main(options: argparse.Namespace) -> int:
         raise UserError(f"--interval: expected seconds > 0, got {options.interval:g}")
     service = Service(_fleet(options), interval_s=options.interval)
     url = service.listen(options.bind, options.port)
-    signal.signal(signal.SIGTERM, _exit)
+    # TERM is how a service is told to end.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     print(f"serving {url}/metrics", flush=True)
     said = ""
     while True:
@@ -67,8 +67,3 @@ def _fleet(options: argparse.Namespace) -> Fleet:
         max_runs=options.max_runs,
         state_dir=Path(options.state_dir).absolute() if options.state_dir else None,
     )
-
-
-def _exit(number: int, frame: object) -> NoReturn:
-    """TERM is how a service is told to end."""
-    sys.exit(0)

@@ -118,11 +118,6 @@ class Snapshot:
         """Whether ranks should be at work."""
         return self.state in (RunState.RUNNING, RunState.STARTING)
 
-    @property
-    def attempt_started_at(self) -> float | None:
-        """When the newest attempt began, None if its supervisor has not said so."""
-        return next((a.started_at for a in self.attempts if a.number == self.attempt), None)
-
 
 def observe(
     observation: RunObservation,

@@ -7,7 +7,6 @@ rename, so it may be killed at any moment: either nothing of it has happened, or
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,10 @@ class RunPoller:
         state = seal(state, routes(settings.alerts, settings.channels), now, group_s=group_s)
         samples = replace(snapshot.samples, seen_step=snapshot.step, looked_at=now)
         line = line_of(snapshot, results, state, settings)
-        write = _differs(before.last, line)
+        # Lines of the history differ in something that lasts, or come in regular intervals.
+        lasting = (line.keys() | before.last.keys()) - {"t", "free_bytes", "unknown"}
+        overdue = now - float(before.last.get("t", 0.0)) >= HISTORY_EVERY_S
+        write = overdue or any(before.last.get(key) != line.get(key) for key in lasting)
         state = replace(state, samples=samples, last=line if write else before.last)
         files.save(state)
         if write:
@@ -200,9 +202,3 @@ def line_of(
         "unknown": {str(rule): why for rule, why in results.unknown.items()},
     }
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    lasting = (old.keys() | new.keys()) - {"t", "free_bytes", "unknown"}
-    overdue = float(new["t"]) - float(old.get("t", 0.0)) >= HISTORY_EVERY_S
-    return overdue or any(old.get(key) != new.get(key) for key in lasting)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from submitrain.errors import UserError
 from submitrain.monitor.alerts.channels import DeliveryError, load_apprise, moment
@@ -157,7 +157,8 @@ def main(options: argparse.Namespace) -> int:
         show=show,
         warn=warn,
     )
-    signal.signal(signal.SIGTERM, _exit)
+    # TERM ends it at once: everything worth keeping is on disk.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if options.once:
         watcher.once()
         return 0
@@ -221,8 +222,3 @@ def _first_settings(poller: RunPoller, folder: Path | None) -> Settings:
 def warn(text: str) -> None:
     """Print a warning."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def _exit(number: int, frame: object) -> NoReturn:
-    """TERM ends it at once: everything worth keeping is on disk."""
-    sys.exit(128 + number)
