@@ -3,8 +3,6 @@
 All ranks wait for the one that does not come, so all of them stop advancing. To blame is the one
 that is silent while others beat; else the one that passed the fewest points of the program
 (``progress``); else, by the stack dumps, the one that is not in a collective while others are.
-
-Time that was really watched, and how long nothing has changed in it. Pure.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ from dataclasses import dataclass, replace
 from submitrain.events import Phase
 from submitrain.launcher.worker.stacks import Stack
 
-LONGEST_LOOK_S = 5.0
-"""Seconds that one look at the world counts for at the most."""
+LONGEST_GAP_S = 5.0
+"""Seconds that the time between two polls counts for at the most."""
 
 
 @dataclass
@@ -35,10 +33,10 @@ class WatchedClock:
         self._last = now
 
     def tick(self, now: float) -> float:
-        """Go on to ``now`` (monotonic seconds); returns the whole gap since the last look."""
+        """Go on to ``now`` (monotonic seconds); returns the whole gap since the last tick."""
         gap = 0.0 if self._last is None else max(0.0, now - self._last)
         self._last = now
-        self.seconds += min(gap, LONGEST_LOOK_S)
+        self.seconds += min(gap, LONGEST_GAP_S)
         return gap
 
 
@@ -50,7 +48,7 @@ class Stall:
     seen: object = None
     since: float = 0.0
 
-    def look(self, seen: object) -> float:
+    def update(self, seen: object) -> float:
         """Seconds for which it has been as it is now."""
         if seen != self.seen:
             self.seen, self.since = seen, self.clock.seconds

@@ -32,6 +32,12 @@ OWN_ENTRY = "submitrain.train.user_function.main"
 """Calls the training function that the configuration's ``entry`` names."""
 MAX_TEXT = 20_000
 _PR_SET_PDEATHSIG = 1
+_OUR_VARIABLES = (
+    *("SUBMITRAIN_RANK", "SUBMITRAIN_WORLD_SIZE"),
+    *("SUBMITRAIN_LOCAL_RANK", "SUBMITRAIN_LOCAL_WORLD_SIZE"),
+)
+_SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+"""rank, world size, local rank and local world size."""
 
 
 def run_rank(flag: StopFlag) -> int:
@@ -63,7 +69,7 @@ def run_entry(context: RankContext, stacks: TextIO) -> int:
     watchdog = Watchdog(context, config, stacks)
     with (
         closing(watchdog),
-        background_beat(context, config.logging.heartbeat_s, watchdog.look),
+        background_beat(context, config.logging.heartbeat_s, watchdog.poll),
     ):
         with gc_paused():
             usual = OWN_ENTRY if config.entry is not None else DEFAULT_ENTRY
@@ -83,29 +89,19 @@ def context_of(environ: Mapping[str, str], flag: StopFlag) -> RankContext:
     Raises:
         KeyError: neither is there, so this process was not started by a supervisor.
     """
-    ours = {
-        "rank": "SUBMITRAIN_RANK",
-        "world_size": "SUBMITRAIN_WORLD_SIZE",
-        "local_rank": "SUBMITRAIN_LOCAL_RANK",
-        "local_world_size": "SUBMITRAIN_LOCAL_WORLD_SIZE",
-    }
-    slurms = {
-        "rank": "SLURM_PROCID",
-        "world_size": "SLURM_NTASKS",
-        "local_rank": "SLURM_LOCALID",
-        "local_world_size": "SLURM_NTASKS_PER_NODE",
-    }
-    names = ours if ours["rank"] in environ else slurms
-    number = {field: int(environ[name]) for field, name in names.items()}
+    ours = "SUBMITRAIN_RANK" in environ
+    rank, world_size, local_rank, local_world_size = (
+        int(environ[name]) for name in (_OUR_VARIABLES if ours else _SLURM_VARIABLES)
+    )
     return RankContext(
         run_dir=RunDir(Path(environ[RUN_DIR_VARIABLE])),
         attempt=int(environ[ATTEMPT_VARIABLE]),
         job_id=environ[JOB_ID_VARIABLE],
         stop=flag,
-        rank=number["rank"],
-        world_size=number["world_size"],
-        local_rank=number["local_rank"],
-        local_world_size=number["local_world_size"],
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
     )
 
 

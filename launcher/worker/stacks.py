@@ -1,11 +1,8 @@
-"""Reads stack dumps of ranks: which thread matters, where it stands, whether it waits for others.
+"""Where a rank stands: the frame to look at in an exception or a stack dump, and whose fault it is.
 
-Format: faulthandler's (CPython, ``_Py_DumpTracebackThreads``): threads from the newest to the
-oldest, so the main thread is the last; of each the most recent call comes first.
-
-Whose fault an exception is: the frame to look at, and whether it is another rank's death.
-
-Pure; imports nothing heavy.
+Dumps are faulthandler's (CPython, ``_Py_DumpTracebackThreads``): threads from the newest to the
+oldest, so the main thread is the last; of each the most recent call comes first. Imports nothing
+heavy.
 """
 
 from __future__ import annotations
@@ -13,11 +10,9 @@ from __future__ import annotations
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
 from submitrain.imports import IMPORT_ROOT
 
@@ -49,32 +44,22 @@ _WORKER_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)', re
 
 def is_victim(error: BaseException) -> bool:
     """Whether ``error``, or what it came from, looks like the consequence of a peer's death."""
-    for one in chain(error):
-        classes = {kind.__name__ for kind in type(one).__mro__}
-        text = str(one).lower()
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        classes, text = {kind.__name__ for kind in type(one).__mro__}, str(one).lower()
         if classes & _VICTIM_CLASSES or any(sign in text for sign in _VICTIM_SIGNS):
             return True
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
     return False
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """``error`` and the exceptions it came from."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or (
-            None if current.__suppress_context__ else current.__context__
-        )
 
 
 def class_name(error: BaseException) -> str:
     """Name of the class, with its module unless it is built in."""
     kind = type(error)
-    return (
-        kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    builtin = kind.__module__ == "builtins"
+    return kind.__name__ if builtin else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def where(error: BaseException) -> str:
@@ -83,25 +68,21 @@ def where(error: BaseException) -> str:
     torch raises what a loader's worker raised again with the worker's traceback in the message: the
     frames in there are nearer to the fault.
     """
-    inside = [(m["file"], int(m["line"])) for m in _WORKER_FRAME.finditer(str(error))]
-    frames = [*_frames(error.__traceback__), *inside]
+    calls = traceback.extract_tb(error.__traceback__)
+    frames = [(call.filename, call.lineno or 0) for call in calls]
+    frames += [(m["file"], int(m["line"])) for m in _WORKER_FRAME.finditer(str(error))]
     own = [frame for frame in frames if not is_library(frame[0])]
     file, line = (own or frames or [("", 0)])[-1]
     return f"{file}:{line}" if file else ""
-
-
-def _frames(trace: TracebackType | None) -> list[tuple[str, int]]:
-    return [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(trace)]
 
 
 def is_library(file: str) -> bool:
     """Whether a source file belongs to Python or to an installed package that is not ours."""
     if file.startswith("<"):
         return True
-    path = Path(file)
-    if any(ours in path.parents for ours in _our_packages()):
-        return False
-    return any(library in path.parents for library in _libraries())
+    ours, libraries = _our_packages(), _libraries()
+    folders = Path(file).parents
+    return not any(one in folders for one in ours) and any(one in folders for one in libraries)
 
 
 @cache
@@ -148,35 +129,29 @@ class Stack:
 
     frames: tuple[Frame, ...]
 
+    def calls(self, function: str, file: str = "") -> bool:
+        """Whether it is inside of a function, of a file whose path ends so."""
+        return any(one.function == function and one.file.endswith(file) for one in self.frames)
+
     @property
     def in_collective(self) -> bool:
         """Whether it waits for other ranks: in a collective, or for data that rank 0 prepares."""
-        if not self.frames:
-            return False
-        waits = any(one.function == _WAITING and one.file.endswith(_PUBLISH) for one in self.frames)
-        builds = any(
-            one.function == _BUILDING and one.file.endswith(_PUBLISH) for one in self.frames
-        )
-        return _COLLECTIVE in self.frames[0].file or (waits and not builds)
+        waits = self.calls(_WAITING, _PUBLISH) and not self.calls(_BUILDING, _PUBLISH)
+        return waits or (bool(self.frames) and _COLLECTIVE in self.frames[0].file)
 
     @property
     def in_record(self) -> bool:
         """Whether it waits for the run folder to take a line of an event file."""
-        return any(
-            frame.function in _RECORDING and frame.file.endswith(_EVENTS)
-            for frame in self.frames[:5]
-        )
+        inner = self.frames[:5]
+        return any(one.function in _RECORDING and one.file.endswith(_EVENTS) for one in inner)
 
     @property
     def where(self) -> str:
         """``file:line`` of the innermost frame that is the user's or ours."""
-        own = [frame for frame in self.frames if not _is_library(frame.file)]
+        libraries = [is_library(one.file) or _INSTALLED.search(one.file) for one in self.frames]
+        own = [one for one, library in zip(self.frames, libraries, strict=True) if not library]
         frame = next(iter([*own, *self.frames]), None)
         return f"{frame.file}:{frame.line}" if frame else ""
-
-
-def _is_library(file: str) -> bool:
-    return is_library(file) or _INSTALLED.search(file) is not None
 
 
 def parse_dump(text: str) -> Stack | None:
@@ -184,28 +159,17 @@ def parse_dump(text: str) -> Stack | None:
 
     While the main thread waits for a save to land, the saving thread is the one that matters.
     """
-    threads = _threads(text)
-    if not threads:
-        return None
-    main = threads[-1]
-    if any(frame.function == _JOINING for frame in main.frames):
-        saving = [one for one in threads if _calls(one, _SAVING)]
-        return saving[-1] if saving else main
-    return main
-
-
-def _calls(stack: Stack, function: str) -> bool:
-    return any(frame.function == function for frame in stack.frames)
-
-
-def _threads(text: str) -> list[Stack]:
-    threads: list[list[Frame]] = []
+    found: list[list[Frame]] = []
     for line in text.splitlines():
         if _HEADER.match(line):
-            threads.append([])
-        elif threads and (match := _FRAME.match(line)):
-            threads[-1].append(Frame(match["file"], int(match["line"]), match["function"]))
-    return [Stack(tuple(frames)) for frames in threads if frames]
+            found.append([])
+        elif found and (match := _FRAME.match(line)):
+            found[-1].append(Frame(match["file"], int(match["line"]), match["function"]))
+    threads = [Stack(tuple(frames)) for frames in found if frames]
+    if not threads:
+        return None
+    saving = [one for one in threads if one.calls(_SAVING)]
+    return saving[-1] if saving and threads[-1].calls(_JOINING) else threads[-1]
 
 
 def ended_by_timer(text: str) -> bool:

@@ -72,7 +72,7 @@ class Watchdog:
         self._stall = Stall(self.clock)
         self.clock.tick(time.monotonic())
 
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """Take note of what advanced; end this process if nothing did for too long."""
         if self.context.events.stalled_s() > STALLED_S:
             self.clock.hold(now)  # the run folder takes no line: nobody hangs for that
@@ -85,7 +85,7 @@ class Watchdog:
         before_s, phase = context.idle_s, context.phase
         saved = context.save_progress if phase is Phase.SAVE else 0
         seen = (phase, context.step, context.progress, context.pulses, saved)
-        context.idle_s = self._stall.look(seen)
+        context.idle_s = self._stall.update(seen)
         if context.idle_s < before_s and self._phase is not None:
             self._slowest_s[self._phase] = max(self._slowest_s.get(self._phase, 0.0), before_s)
         self._phase = phase
@@ -93,10 +93,11 @@ class Watchdog:
             self._steps_from = context.step
         self._set_timer(now)
         ceiling_s = self.ceiling_s(phase)
-        if ceiling_s is not None and context.idle_s > ceiling_s:
-            ceiling_s = max(ceiling_s, self._learned_s(seen, phase))
-            if context.idle_s > ceiling_s:
-                self._end(ceiling_s)
+        if ceiling_s is None or context.idle_s <= ceiling_s:
+            return
+        ceiling_s = max(ceiling_s, self._learned_s(seen, phase))
+        if context.idle_s > ceiling_s:
+            self._end(ceiling_s)
 
     def close(self) -> None:
         """Stop the timer: training is over."""
@@ -106,7 +107,9 @@ class Watchdog:
         """Seconds without progress after which this rank ends itself; None = never."""
         limits = self.config.resilience.hang
         limit = limits.limit_s(phase)
-        if limit is not None and phase is Phase.STEP and not self._steps_are_known:
+        begun = self._steps_from
+        known = begun is not None and self.context.step - begun >= ENOUGH_STEPS
+        if limit is not None and phase is Phase.STEP and not known:
             first = limits.limit_s(Phase.FIRST_STEP)
             limit = None if first is None else max(limit, first)
         if limit is None:
@@ -125,12 +128,6 @@ class Watchdog:
                 collective_s=self.config.distributed.timeout_s,
             )
         return math.inf if self._learned is None else _ceiling_s(self._learned)
-
-    @property
-    def _steps_are_known(self) -> bool:
-        return self._steps_from is not None and (
-            self.context.step - self._steps_from >= ENOUGH_STEPS
-        )
 
     def _set_timer(self, now: float) -> None:
         phase, set_at = self._set_for

@@ -12,7 +12,7 @@ from submitrain.config.job import HangConfig
 from submitrain.events import Kind
 from submitrain.launcher.supervisor.decide import decide
 from submitrain.launcher.supervisor.hang import (
-    LONGEST_LOOK_S,
+    LONGEST_GAP_S,
     Hang,
     RankState,
     Stall,
@@ -317,10 +317,10 @@ def test_time_in_which_nobody_could_look_does_not_count() -> None:
     stall = Stall(clock)
     for now in (0.0, 1.0, 2.0):
         clock.tick(now)
-        stall.look("same")
+        stall.update("same")
     assert clock.tick(1000.0) == 998.0
-    assert stall.look("same") == 2.0 + LONGEST_LOOK_S
-    assert stall.look("new") == 0.0
+    assert stall.update("same") == 2.0 + LONGEST_GAP_S
+    assert stall.update("new") == 0.0
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ class EagerWatchdog(Watchdog):
         """Look twice a second."""
         for _ in range(int(2 * seconds)):
             self.now += 0.5
-            self.look(self.now)
+            self.poll(self.now)
 
 
 @pytest.fixture
