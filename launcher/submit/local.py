@@ -4,7 +4,7 @@
 
 The host exists because LocalExecutor shares its parent's process group and cannot be found again
 by another process: in a session of its own nothing that happens to the terminal reaches the job,
-and ``submitit/local-<job id>.json`` tells everyone which process it is.
+and the line in ``submissions.jsonl`` tells everyone which processes it has.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from submitrain.errors import RunError
@@ -36,25 +34,10 @@ HOST_LOG = "local_host.log"
 _ANNOUNCEMENT = "SUBMITRAIN_LOCAL_ANNOUNCEMENT"
 
 
-@dataclass(frozen=True)
-class LocalJob:
-    """The processes of one local submission: submitit's controller is the job, its pid the id."""
-
-    job_id: str
-    controller: ProcessRef
-    host: ProcessRef
-
-    def as_json(self) -> dict[str, Any]:
-        """For ``submissions.jsonl``."""
-        return {
-            "job_id": self.job_id,
-            "process": self.controller.as_json(),
-            "host_process": self.host.as_json(),
-        }
-
-
-def start_local(run_dir: RunDir, *, workdir: Path, environ: Mapping[str, str]) -> LocalJob:
+def start_local(run_dir: RunDir, *, workdir: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     """Start the job in a session of its own and return as soon as it can be found again.
+
+    Returns what ``submissions.jsonl`` says of it: submitit's controller is the job, its pid the id.
 
     Raises:
         RunError: the host ended before it had started the job; the message has its last words.
@@ -72,35 +55,22 @@ def start_local(run_dir: RunDir, *, workdir: Path, environ: Mapping[str, str]) -
             env={**environ, _ANNOUNCEMENT: str(announcement)},
             start_new_session=True,
         )
+    deadline = time.monotonic() + START_TIMEOUT_S
     try:
-        _await_announcement(announcement, host, log)
-        return _read_announcement(announcement)
+        while not announcement.exists():
+            if host.poll() is not None and not announcement.exists():
+                said = "".join(last_lines(log, 1)) or "it said nothing"
+                raise RunError(f"the local job did not start: {said} ({log})")
+            if time.monotonic() > deadline:
+                host.kill()
+                raise RunError(f"the local job did not start in {START_TIMEOUT_S:.0f} s: see {log}")
+            time.sleep(POLL_S)
+        job: dict[str, Any] = json.loads(announcement.read_text())
+        return job
     finally:
         announcement.unlink(missing_ok=True)
         # Reaped when it ends, however long this process lives; it outlives this process as well.
         threading.Thread(target=host.wait, name="reap-local-host", daemon=True).start()
-
-
-def _await_announcement(path: Path, host: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not path.exists():
-        if host.poll() is not None and not path.exists():
-            said = (last_lines(log, 1) or ["it said nothing"])[0]
-            raise RunError(f"the local job did not start: {said} ({log})")
-        if time.monotonic() > deadline:
-            host.kill()
-            raise RunError(f"the local job did not start in {START_TIMEOUT_S:.0f} s: see {log}")
-        time.sleep(POLL_S)
-
-
-def _read_announcement(path: Path) -> LocalJob:
-    value = json.loads(path.read_text())
-    controller, host = (
-        ProcessRef.from_json(value["process"]),
-        ProcessRef.from_json(value["host_process"]),
-    )
-    assert controller is not None and host is not None
-    return LocalJob(value["job_id"], controller, host)
 
 
 def host_main(root: Path) -> int:
@@ -118,8 +88,12 @@ def host_main(root: Path) -> int:
     job = executor.submit(TrainingJob(str(root)))
     process = job._process
     assert process is not None
-    _forward_term(process)
-    _announce(announcement, job.job_id)
+    signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
+    host, controller = ProcessRef.of(os.getpid()), ProcessRef.of(int(job.job_id))
+    if host is None or controller is None:
+        raise RunError("the job's controller ended at once")
+    processes = {"process": controller.as_json(), "host_process": host.as_json()}
+    write_json_atomically(announcement, {"job_id": job.job_id, **processes})
     code = process.wait()
     write_json_atomically(
         run_dir.submitit / f"{job.job_id}_ended.json",
@@ -134,26 +108,9 @@ def _python_command(environ: Mapping[str, str]) -> str:
     Source: submitit 1.5.4, ``local.py`` sets CUDA_VISIBLE_DEVICES to the requested GPUs, and takes
     integers only (no UUIDs, no MIG names).
     """
-    devices = environ.get("CUDA_VISIBLE_DEVICES")
-    view = (
-        ["-u", "CUDA_VISIBLE_DEVICES"] if devices is None else [f"CUDA_VISIBLE_DEVICES={devices}"]
-    )
+    name = "CUDA_VISIBLE_DEVICES"
+    view = ["-u", name] if name not in environ else [f"{name}={environ[name]}"]
     return shlex.join(["env", *view, sys.executable])
-
-
-def _forward_term(process: subprocess.Popen[bytes]) -> None:
-    def forward(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
-
-    signal.signal(signal.SIGTERM, forward)
-
-
-def _announce(path: Path, job_id: str) -> None:
-    host, controller = ProcessRef.of(os.getpid()), ProcessRef.of(int(job_id))
-    if host is None or controller is None:
-        raise RunError("the job's controller ended at once")
-    job = LocalJob(job_id, controller, host)
-    write_json_atomically(path, job.as_json())
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan, claim: Claim) -> None:
     if cluster.name == "local":
         from submitrain.launcher.submit.local import start_local
 
-        job = start_local(run_dir, workdir=record.workdir, environ=environ).as_json()
+        job = start_local(run_dir, workdir=record.workdir, environ=environ)
     else:
         job_id = submit_slurm(run_dir, plan.sbatch, workdir=record.workdir, environ=environ)
         job = {"job_id": job_id, "sbatch": plan.sbatch}

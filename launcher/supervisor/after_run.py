@@ -123,20 +123,16 @@ def run_hook(run_dir: RunDir, hook: Hook, variables: Mapping[str, str]) -> dict[
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> bool:
-    """Wait for the end; returns whether it had to be forced."""
-    try:
+    """Wait for the end; returns whether it had to be forced.
+
+    Then the whole session is signalled: the shell's children too, and those that outlive it.
+    """
+    with suppress(subprocess.TimeoutExpired):
         process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        _signal(process, signal.SIGTERM)
+        return False
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(KILL_AFTER_S)
-        _signal(process, signal.SIGKILL)
-        process.wait()
-        return True
-    return False
-
-
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To the whole session: the shell's children as well, and those that outlive it."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+            process.wait(KILL_AFTER_S if number == signal.SIGTERM else None)
+    return True
