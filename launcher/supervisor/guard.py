@@ -27,14 +27,14 @@ from submitrain.run_folder import RunDir
 from submitrain.slurm.client import requeue_job, scancel, show_job
 from submitrain.slurm.jobs import JobInfo
 
-LOOK_EVERY_S = 30.0
+POLL_EVERY_S = 30.0
 ASK_AGAIN_S = 10.0
 STEP_NAME = "guard"
 
 log = structlog.get_logger(__name__)
 
 
-class Watched(StrEnum):
+class JobHealth(StrEnum):
     """What the guard sees of its job."""
 
     FINE = "fine"
@@ -43,22 +43,22 @@ class Watched(StrEnum):
     OVER = "over"
 
 
-def judge(job: JobInfo, first_node: str, restarts: int) -> Watched:
+def judge(job: JobInfo, first_node: str, restarts: int) -> JobHealth:
     """Whether the job still has its first node; nobody's answer is no news. Pure.
 
     A job with more ``restarts`` than when this guard was set up is another one's to guard: this
     node was cut off and came back.
     """
     if not job.known:
-        return Watched.FINE
+        return JobHealth.FINE
     if not job.running or job.restarts != restarts:
-        return Watched.OVER
-    return Watched.FINE if not job.nodes or first_node in job.nodes else Watched.ORPHANED
+        return JobHealth.OVER
+    return JobHealth.FINE if not job.nodes or first_node in job.nodes else JobHealth.ORPHANED
 
 
 @dataclass
 class Guard:
-    """The supervisor's side: keeps one guard standing on the last node of the job."""
+    """The supervisor's side: keeps one guard on the last node of the job."""
 
     run_dir: RunDir
     job_id: str
@@ -67,8 +67,8 @@ class Guard:
     _node: str = ""
     _step: subprocess.Popen[bytes] | None = None
 
-    def stand(self, nodes: Sequence[str]) -> None:
-        """See that the last of ``nodes`` has a living guard; one that cannot stand stops nobody."""
+    def ensure(self, nodes: Sequence[str]) -> None:
+        """See that the last of ``nodes`` has a living guard; one that cannot start stops nobody."""
         self._first_node = self._first_node or os.environ.get("SLURMD_NODENAME") or nodes[0]
         alive = self._step is not None and self._step.poll() is None
         if len(nodes) < 2 or (alive and self._node in nodes):
@@ -96,18 +96,18 @@ def guard_command(log: Path, node: str) -> list[str]:
 
 
 def watch(job_id: str, first_node: str, restarts: int) -> None:
-    """Look until the job is over; requeue it when it is orphaned.
+    """Poll until the job is over; requeue it when it is orphaned.
 
     A job that may not be requeued is cancelled: it would hold its nodes for nothing.
     """
-    while (seen := judge(show_job(job_id), first_node, restarts)) is not Watched.OVER:
-        if seen is Watched.ORPHANED:
+    while (seen := judge(show_job(job_id), first_node, restarts)) is not JobHealth.OVER:
+        if seen is JobHealth.ORPHANED:
             log.warning("requeue", job_id=job_id, why=f"{first_node} and the supervisor are gone")
             answer = requeue_job(job_id)
             if answer.code not in (0, None) and "disabled" in answer.error:
                 log.warning("cancel", job_id=job_id, why=answer.error, next_step=RESUME_HINT)
                 scancel(job_id)
-        time.sleep(LOOK_EVERY_S if seen is Watched.FINE else ASK_AGAIN_S)
+        time.sleep(POLL_EVERY_S if seen is JobHealth.FINE else ASK_AGAIN_S)
 
 
 if __name__ == "__main__":

@@ -60,32 +60,6 @@ Budget = Callable[[str], float | None]
 
 
 @dataclass(frozen=True)
-class RankState:
-    """One rank as its heartbeats show it, by the watcher's own clock."""
-
-    rank: int
-    host: str
-    phase: str
-    step: int
-    progress: tuple[int, int]
-    """Points passed by the main thread, and by the saving one."""
-    stalled_s: float
-    """Without progress."""
-    silent_s: float
-    """Without a heartbeat."""
-    late: bool
-    """Some heartbeats are missing: its stall may be of a moment before that."""
-    told: bool
-    """It recorded its finish, its stop or its failure."""
-
-    @property
-    def passed(self) -> tuple[int, int, int]:
-        """How far it came; the rank with the least keeps the others waiting."""
-        save = self.progress[1] if self.phase == Phase.SAVE else 0
-        return self.step, self.progress[0], save
-
-
-@dataclass(frozen=True)
 class Hang:
     """A hang, and who is to blame; ``rank`` None where nothing tells the ranks apart."""
 
@@ -116,6 +90,37 @@ class Hang:
         )
 
 
+@dataclass(frozen=True)
+class RankState:
+    """One rank as its heartbeats show it, by the watcher's own clock."""
+
+    rank: int
+    host: str
+    phase: str
+    step: int
+    progress: tuple[int, int]
+    """Points passed by the main thread, and by the saving one."""
+    stalled_s: float
+    """Without progress."""
+    silent_s: float
+    """Without a heartbeat."""
+    late: bool
+    """Some heartbeats are missing: its stall may be of a moment before that."""
+    told: bool
+    """It recorded its finish, its stop or its failure."""
+
+    @property
+    def passed(self) -> tuple[int, int, int]:
+        """How far it came; the rank with the least keeps the others waiting."""
+        save = self.progress[1] if self.phase == Phase.SAVE else 0
+        return self.step, self.progress[0], save
+
+    def hang(self, seconds: float, limit: float, why: str, *, named: bool = True) -> Hang:
+        """The hang that this rank shows; not ``named``: nothing tells it from the others."""
+        rank, host = (self.rank, self.host) if named else (None, "")
+        return Hang(rank, host, self.phase, self.step, seconds, limit, why)
+
+
 def find_hang(states: Sequence[RankState], budget: Budget, silence: Budget) -> Hang | None:
     """The hang that these states show, or None while every rank is within its budgets."""
     waiting = [one for one in states if not one.told]
@@ -143,10 +148,10 @@ def _silent(states: Sequence[RankState], silence: Budget) -> Hang | None:
             why += f" while {len(others)} of {len(states)} ranks beat"
         more = [str(one.rank) for one in quiet if one is not first]
         why += f"; ranks {', '.join(more[:8])} are silent as well" if more else ""
-        return _blame(first, first.silent_s, limit, why, everyone=not others)
+        return replace(first.hang(first.silent_s, limit, why), everyone=not others)
     if all(one.silent_s > 2 * limit for one in quiet):
         why = f"no heartbeat from any of {len(states)} ranks"
-        return replace(_unnamed(first, first.silent_s, limit, why), everyone=True)
+        return replace(first.hang(first.silent_s, limit, why, named=False), everyone=True)
     return None
 
 
@@ -167,7 +172,7 @@ def _stalled(states: Sequence[RankState], budget: Budget) -> Hang | None:
     if _advance(states, limit):
         return None
     if len(suspects) == len(states) > 1:
-        return _unnamed(first, first.stalled_s, limit, "no rank advances")
+        return first.hang(first.stalled_s, limit, "no rank advances", named=False)
     if suspects is late:
         why = f"no heartbeat for {first.silent_s:.0f} s while others beat"
     elif len(states) == 1:
@@ -177,7 +182,7 @@ def _stalled(states: Sequence[RankState], budget: Budget) -> Hang | None:
         why = f"{others} of {len(states)} ranks are further on and wait for it"
     more = [str(one.rank) for one in suspects if one is not first]
     why += f"; so does rank {', '.join(more[:8])}" if more else ""
-    return _blame(first, first.stalled_s, limit, why)
+    return first.hang(first.stalled_s, limit, why)
 
 
 def straggler(states: Sequence[RankState]) -> RankState | None:
@@ -201,24 +206,13 @@ def _lingering(states: Sequence[RankState], budget: Budget) -> Hang | None:
     quiet_s = [min(one.stalled_s, one.silent_s) for one in states]
     if not states or not _over(min(quiet_s), limit):
         return None
-    first = states[quiet_s.index(max(quiet_s))]
-    return replace(
-        _unnamed(first, min(quiet_s), limit or 0.0, "a process did not leave"), phase=Phase.EXIT
-    )
+    first, why = states[quiet_s.index(max(quiet_s))], "a process did not leave"
+    hang = first.hang(min(quiet_s), limit or 0.0, why, named=False)
+    return replace(hang, phase=Phase.EXIT)
 
 
 def _over(seconds: float, limit: float | None) -> bool:
     return limit is not None and seconds > limit
-
-
-def _blame(
-    one: RankState, seconds: float, limit: float, why: str, *, everyone: bool = False
-) -> Hang:
-    return Hang(one.rank, one.host, one.phase, one.step, seconds, limit, why, everyone=everyone)
-
-
-def _unnamed(one: RankState, seconds: float, limit: float, why: str) -> Hang:
-    return Hang(None, "", one.phase, one.step, seconds, limit, why)
 
 
 def name_by_stacks(hang: Hang, stacks: Mapping[int, Stack], hosts: Mapping[int, str]) -> Hang:
@@ -226,21 +220,14 @@ def name_by_stacks(hang: Hang, stacks: Mapping[int, Stack], hosts: Mapping[int, 
 
     ``hosts`` names every rank that was asked for its stacks; one without a dump did not react.
     """
-    if hang.rank is None:
-        hang = _named(hang, stacks, hosts)
-    stack = stacks.get(hang.rank) if hang.rank is not None else None
-    return replace(hang, where=stack.where) if stack is not None else hang
-
-
-def _named(hang: Hang, stacks: Mapping[int, Stack], hosts: Mapping[int, str]) -> Hang:
     mute = sorted(set(hosts) - set(stacks))
     inside = [rank for rank, stack in stacks.items() if stack.in_collective]
     outside = sorted(set(stacks) - set(inside))
-    if mute and stacks:
-        rank, why = mute[0], "its process does not react to signals"
-    elif inside and outside:
-        rank = outside[0]
+    if hang.rank is None and mute and stacks:
+        why = "its process does not react to signals"
+        hang = replace(hang, rank=mute[0], host=hosts.get(mute[0], ""), why=why)
+    elif hang.rank is None and inside and outside:
         why = f"{len(inside)} of {len(stacks)} ranks are in a collective that it has not entered"
-    else:
-        return hang
-    return replace(hang, rank=rank, host=hosts.get(rank, ""), why=why)
+        hang = replace(hang, rank=outside[0], host=hosts.get(outside[0], ""), why=why)
+    stack = stacks.get(hang.rank) if hang.rank is not None else None
+    return replace(hang, where=stack.where) if stack is not None else hang

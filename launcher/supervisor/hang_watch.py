@@ -235,18 +235,15 @@ class HangWatch:
             if one.died and not one.ours and ended_by_timer(text):
                 stack = parse_dump(text)
                 why = "it held the interpreter lock until its own timer ended it"
-                hang = self._hang_of(self._state(one.rank), why)
+                state = self._state(one.rank)
+                locked = state.hang(state.stalled_s, self.budget_s(state.phase) or 0.0, why)
                 where = stack.where if stack else ""
-                return replace(hang, where=where, stacks=self._stacks_folder)
-        hang_or_none, words = self._self_reported_hang(), self._last_words()
-        if hang_or_none is None:
+                return replace(locked, where=where, stacks=self._stacks_folder)
+        hang, words = self._self_reported_hang(), self._last_words()
+        if hang is None:
             return None
         hosts = {rank: self.records.started[rank] for rank in words}
-        return replace(name_by_stacks(hang_or_none, words, hosts), stacks=self._stacks_folder)
-
-    def _hang_of(self, one: RankState, why: str) -> Hang:
-        limit = self.budget_s(one.phase) or 0.0
-        return Hang(one.rank, one.host, one.phase, one.step, one.stalled_s, limit, why)
+        return replace(name_by_stacks(hang, words, hosts), stacks=self._stacks_folder)
 
     def _self_reported_hang(self) -> Hang | None:
         """A rank's own watchdog gave up: that rank may well be the one that waits for another."""
@@ -256,9 +253,9 @@ class HangWatch:
         states = self.states()
         named, own = straggler(states), states[failure.rank]
         one = named or own
-        hang = self._hang_of(one, f"rank {failure.rank} gave up: {failure.message}")
-        hang = replace(hang, stalled_s=max(one.stalled_s, own.stalled_s))
-        return hang if named else replace(hang, rank=None, host="")
+        why = f"rank {failure.rank} gave up: {failure.message}"
+        stalled_s, limit = max(one.stalled_s, own.stalled_s), self.budget_s(one.phase) or 0.0
+        return one.hang(stalled_s, limit, why, named=named is not None)
 
     def _last_words(self) -> dict[int, Stack]:
         """Stacks of the ranks whose own watchdog gave up."""

@@ -147,8 +147,8 @@ class Supervisor:
 
         spawner = self.allocation.spawner
         if self.guard is not None:
-            self.guard.stand(self.nodes.living or spawner.nodes)
-        self.watcher.stand(attempt)
+            self.guard.ensure(self.nodes.living or spawner.nodes)
+        self.watcher.ensure(attempt)
         log.info("attempt", attempt=attempt, ranks=spawner.world_size, nodes=spawner.nodes)
         watch = AttemptWatch(self.run_dir, self.config, self.allocation, self.signals, attempt)
         evidence = watch.run()
@@ -172,7 +172,7 @@ class Supervisor:
             return {}, None
         nodes = self.nodes.living or self.allocation.spawner.nodes
         if self.guard is not None:
-            self.guard.stand(nodes)  # it may take minutes
+            self.guard.ensure(nodes)  # it may take minutes
         told = throttled(self._asked_to_leave)
         verdict = Preflight(self.run_dir, self.config, self.allocation, told).run(attempt, nodes)
         self.ownership.check()

@@ -66,7 +66,7 @@ class RunWatcher:
         """The watcher that the configuration asks for."""
         return cls(run_dir, watched_by(config, "slurm" if on_slurm else "local"), on_slurm)
 
-    def stand(self, attempt: int) -> None:
+    def ensure(self, attempt: int) -> None:
         """Before an attempt: see that there is a watcher; one that cannot start stops nobody."""
         if self.kind == "off" or (self._keeper is not None and self._keeper.is_alive()):
             return

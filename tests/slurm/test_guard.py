@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 
 from submitrain.events import Kind
-from submitrain.launcher.supervisor.guard import Watched, judge
+from submitrain.launcher.supervisor.guard import JobHealth, judge
 from submitrain.slurm.jobs import NOT_FOUND, UNKNOWN, JobInfo
 from tests.cluster import ClusterOptions
 from tests.cluster.fixtures import ClusterFactory
 from tests.supervised_slurm import slurm_run
 
 SEEN = {
-    "whole": (JobInfo("7", "RUNNING", nodes=("a", "b")), Watched.FINE),
-    "without its first node": (JobInfo("7", "RUNNING", nodes=("b",)), Watched.ORPHANED),
-    "without its last node": (JobInfo("7", "RUNNING", nodes=("a",)), Watched.FINE),
-    "no answer": (JobInfo("7", UNKNOWN), Watched.FINE),
-    "nodes not said": (JobInfo("7", "RUNNING"), Watched.FINE),
-    "restarted elsewhere": (JobInfo("7", "RUNNING", nodes=("b",), restarts=1), Watched.OVER),
-    "requeued": (JobInfo("7", "PENDING"), Watched.OVER),
-    "ending": (JobInfo("7", "COMPLETING", nodes=("b",)), Watched.OVER),
-    "forgotten": (JobInfo("7", NOT_FOUND), Watched.OVER),
+    "whole": (JobInfo("7", "RUNNING", nodes=("a", "b")), JobHealth.FINE),
+    "without its first node": (JobInfo("7", "RUNNING", nodes=("b",)), JobHealth.ORPHANED),
+    "without its last node": (JobInfo("7", "RUNNING", nodes=("a",)), JobHealth.FINE),
+    "no answer": (JobInfo("7", UNKNOWN), JobHealth.FINE),
+    "nodes not said": (JobInfo("7", "RUNNING"), JobHealth.FINE),
+    "restarted elsewhere": (JobInfo("7", "RUNNING", nodes=("b",), restarts=1), JobHealth.OVER),
+    "requeued": (JobInfo("7", "PENDING"), JobHealth.OVER),
+    "ending": (JobInfo("7", "COMPLETING", nodes=("b",)), JobHealth.OVER),
+    "forgotten": (JobInfo("7", NOT_FOUND), JobHealth.OVER),
 }
 
 
