@@ -13,8 +13,8 @@ from submitrain.errors import UserError
 from submitrain.launcher.plan.prepare import chained, check_paths, gpus_available
 from submitrain.launcher.submit.audit_events import client_act
 from submitrain.launcher.submit.claims import Claim, claim_submission
-from submitrain.launcher.submit.start import RecordedLaunch, submit
-from submitrain.launcher.submit.submit import choose_cluster
+from submitrain.launcher.submit.start import submit
+from submitrain.launcher.submit.submit import RecordedLaunch, choose_cluster
 from submitrain.monitor.audit.chain import Act
 from submitrain.run_folder import write_text_atomically
 from submitrain.status import RunState

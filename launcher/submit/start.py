@@ -7,19 +7,18 @@ cluster refuses the job.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
+from submitrain.config.placeholders import placeholder_names
 from submitrain.errors import SubmitrainError, UserError
 from submitrain.launcher.submit.audit_events import note_launch
 from submitrain.launcher.submit.claims import (
@@ -29,20 +28,22 @@ from submitrain.launcher.submit.claims import (
     note_submission,
 )
 from submitrain.launcher.submit.dependency import Predecessor, note_successor
+from submitrain.launcher.submit.local import start_local
 from submitrain.launcher.submit.record import Redactor, command_line, make_record, read_git
-from submitrain.launcher.submit.snapshot import pin_own_package, python_path, take_snapshot
+from submitrain.launcher.submit.snapshot import pin_own_package, take_snapshot
 from submitrain.launcher.submit.submit import (
     Cluster,
+    RecordedLaunch,
     SubmissionUnknownError,
-    job_environment,
     submit_slurm,
 )
+from submitrain.launcher.supervisor.watcher import ensure_watcher_job
 from submitrain.run_folder import RunDir, write_json_atomically, write_text_atomically
+from submitrain.train.faults import Fault, write_faults
 
 if TYPE_CHECKING:
     from submitrain.launcher.plan.plan import Plan
     from submitrain.launcher.plan.prepare import Prepared
-    from submitrain.train.faults import Fault
 
 _HASH_LENGTH = 8
 _WHY_NOT_WRITABLE = {
@@ -95,8 +96,6 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan, claim: Claim) -> None:
     environ = {**record.environment(run_dir), CLAIM_VARIABLE: str(claim.number)}
     before = run_dir.newest_attempt()
     if cluster.name == "local":
-        from submitrain.launcher.submit.local import start_local
-
         job = start_local(run_dir, workdir=record.workdir, environ=environ)
     else:
         job_id = submit_slurm(run_dir, plan.sbatch, workdir=record.workdir, environ=environ)
@@ -105,8 +104,6 @@ def submit(run_dir: RunDir, cluster: Cluster, plan: Plan, claim: Claim) -> None:
     note_submission(run_dir, cluster.name, {"attempt": before, **job})
     if plan.watcher_sbatch is None:
         return
-    from submitrain.launcher.supervisor.watcher import ensure_watcher_job
-
     try:
         ensure_watcher_job(run_dir, plan.watcher_sbatch)
     except (SubmitrainError, OSError) as error:  # the run is on its way, and goes on without one
@@ -143,8 +140,6 @@ def make_folder(prepared: Prepared, faults: Sequence[Fault] = ()) -> RunDir:
         temporary.mkdir()
         _fill(RunDir(temporary), prepared)
         if faults:
-            from submitrain.train.faults import write_faults
-
             write_faults(RunDir(temporary), faults)
         return _publish(temporary, prepared)
     except OSError as error:
@@ -157,8 +152,6 @@ def make_folder(prepared: Prepared, faults: Sequence[Fault] = ()) -> RunDir:
 
 def _fill(run_dir: RunDir, prepared: Prepared) -> None:
     """Write all that a run folder holds before its first submission."""
-    from submitrain.config.placeholders import placeholder_names
-
     loaded, workdir, slurm = prepared.loaded, prepared.workdir, prepared.loaded.config.slurm
     texts = [slurm.hf_token or "", slurm.wandb_key or ""]
     redactor = Redactor.of(os.environ, [name for text in texts for name in placeholder_names(text)])
@@ -236,33 +229,3 @@ def _cannot_write(runs_dir: Path, error: OSError) -> str:
         f"runs_dir: expected a folder that can be written, got {runs_dir}: {reason} ({where}); "
         "set runs_dir=/some/shared/folder"
     )
-
-
-@dataclass(frozen=True)
-class RecordedLaunch:
-    """What a later submission needs to know of the launch."""
-
-    workdir: Path
-    pinned: bool
-    cluster: str
-
-    @classmethod
-    def read(cls, run_dir: RunDir) -> RecordedLaunch:
-        """Read it from ``record.json``.
-
-        Raises:
-            UserError: there is none, or it is not one of ours.
-        """
-        try:
-            record = json.loads(run_dir.record.read_text())
-            return cls(Path(record["workdir"]), record["code"]["pinned"], record["cluster"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{run_dir.record}: expected the record of a launch, got none"
-            ) from error
-
-    def environment(self, run_dir: RunDir) -> dict[str, str]:
-        """Environment of a job that runs the pinned code, as this process's own allows."""
-        inherited = os.environ.get("PYTHONPATH", "")
-        path = python_path(run_dir, pinned=self.pinned, workdir=self.workdir, inherited=inherited)
-        return job_environment(os.environ, path)

@@ -8,6 +8,7 @@ restarts it.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 import tenacity
 
-from submitrain.errors import ClusterError, RunError
+from submitrain.errors import ClusterError, RunError, UserError
 from submitrain.launcher.plan.sbatch import job_python
+from submitrain.launcher.submit.snapshot import python_path
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import find_script, ping
 
@@ -126,6 +128,36 @@ def job_environment(environ: Mapping[str, str], python_path: str) -> dict[str, s
     return {**clean, "PYTHONPATH": python_path, "PYTHONSAFEPATH": "1"}
 
 
+@dataclass(frozen=True)
+class RecordedLaunch:
+    """What a later submission needs to know of the launch."""
+
+    workdir: Path
+    pinned: bool
+    cluster: str
+
+    @classmethod
+    def read(cls, run_dir: RunDir) -> RecordedLaunch:
+        """Read it from ``record.json``.
+
+        Raises:
+            UserError: there is none, or it is not one of ours.
+        """
+        try:
+            record = json.loads(run_dir.record.read_text())
+            return cls(Path(record["workdir"]), record["code"]["pinned"], record["cluster"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{run_dir.record}: expected the record of a launch, got none"
+            ) from error
+
+    def environment(self, run_dir: RunDir) -> dict[str, str]:
+        """Environment of a job that runs the pinned code, as this process's own allows."""
+        inherited = os.environ.get("PYTHONPATH", "")
+        path = python_path(run_dir, pinned=self.pinned, workdir=self.workdir, inherited=inherited)
+        return job_environment(os.environ, path)
+
+
 def submit_slurm(
     run_dir: RunDir,
     parameters: Mapping[str, Any],
@@ -134,6 +166,7 @@ def submit_slurm(
     environ: Mapping[str, str],
 ) -> str:
     """Submit the training with sbatch; returns the job id; raises like ``submit_callable``."""
+    # Late, since a job submits its successor by this very module.
     from submitrain.launcher.supervisor.job import TrainingJob
 
     return submit_callable(

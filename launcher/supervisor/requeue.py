@@ -41,8 +41,7 @@ from submitrain.launcher.submit.claims import (
     read_submissions,
     recorded_parameters,
 )
-from submitrain.launcher.submit.start import RecordedLaunch
-from submitrain.launcher.submit.submit import submit_slurm
+from submitrain.launcher.submit.submit import RecordedLaunch, submit_slurm
 from submitrain.launcher.supervisor.attempt import SignalNotes
 from submitrain.run_folder import RunDir
 from submitrain.slurm.client import Answer, requeue_job, scancel, show_job, update_job

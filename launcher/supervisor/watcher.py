@@ -28,8 +28,7 @@ from submitrain.config import RunConfig
 from submitrain.config.resolve import load_resolved
 from submitrain.errors import SubmitrainError
 from submitrain.launcher.plan.watcher import watched_by, watcher_sbatch
-from submitrain.launcher.submit.start import RecordedLaunch
-from submitrain.launcher.submit.submit import make_executor, submit_callable
+from submitrain.launcher.submit.submit import RecordedLaunch, make_executor, submit_callable
 from submitrain.run_folder import RunDir, write_json_atomically
 from submitrain.slurm.client import query_jobs
 
