@@ -97,12 +97,13 @@ def _begin(options: argparse.Namespace) -> int:
             **{name: getattr(options, name) for name in same},
         )
     )
-    stay = _stays(plan.cluster, options)
+    cluster = plan.first.cluster
+    stay = _stays(cluster.name, options)
     _check_page(options, written=stay)
     with ExitStack() as stack:
         screen = Screen(stack)
         screen.say(
-            f"sweep of {plan.base.name} on {plan.cluster} ({plan.cluster_reason}): "
+            f"sweep of {plan.base.name} on {cluster.name} ({cluster.reason}): "
             f"{len(plan.points)} runs, {plan.repeats} of each configuration"
         )
         if plan.mode is not None:

@@ -129,21 +129,21 @@ def make_sweep(plan: SweepPlan) -> Path:
     Raises:
         UserError: it cannot be written.
     """
-    with folders_of(plan.runs_dir):
-        temporary = plan.runs_dir / f".sweep-{time.monotonic_ns()}"
+    with folders_of(plan.first.runs_dir):
+        temporary = plan.first.runs_dir / f".sweep-{time.monotonic_ns()}"
         try:
             temporary.mkdir()
             write_text_atomically(temporary / CONFIG_NAME, plan.base.text)
             write_json_atomically(temporary / RECORD_NAME, plan.record())
             while True:
                 stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-                target = plan.runs_dir / f"{plan.base.name}-sweep-{stamp}"
+                target = plan.first.runs_dir / f"{plan.base.name}-sweep-{stamp}"
                 if not target.exists():
                     return temporary.rename(target).resolve()
                 time.sleep(0.1)  # another sweep took the name of this second
         except OSError as error:
             raise UserError(
-                f"runs_dir: expected a folder that can be written, got {plan.runs_dir}: "
+                f"runs_dir: expected a folder that can be written, got {plan.first.runs_dir}: "
                 f"{error.strerror}; set runs_dir=/some/shared/folder"
             ) from error
         finally:

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from submitrain.config import RunConfig
@@ -51,15 +51,14 @@ class SweepPlan:
 
     request: Request
     base: LoadedConfig
-    cluster: str
-    cluster_reason: str
-    runs_dir: Path
-    workdir: Path
+    first: Prepared
+    """A launch of it without the points' changes: cluster and folders are those of all."""
     found: Points
-    points: tuple[Point, ...]
-    """In the order in which they run."""
-    ranks_per_node: int
-    gpus_per_node: int
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """In the order in which they run."""
+        return tuple(in_blocks(self.found.configurations, self.repeats, self.base.digest))
 
     @property
     def mode(self) -> Mode | None:
@@ -93,21 +92,21 @@ class SweepPlan:
             "created_at": time.time(),
             "by": getpass.getuser(),
             "host": socket.gethostname(),
-            "workdir": str(self.workdir),
+            "workdir": str(self.first.workdir),
             "config": str(self.base.path) if self.base.path else None,
             "digest": self.base.digest,
-            "cluster": self.cluster,
+            "cluster": self.found.cluster,
             "mode": self.mode,
             "nodes": sorted(request.nodes) if request.nodes else None,
             "grid": {key: list(values) for key, values in request.grid},
             "repeats": self.repeats,
             "warmup_steps": WARMUP_STEPS if request.warmup is None else request.warmup,
             "timed_steps": (request.steps or TIMED_STEPS) if request.nodes else None,
-            "at_once": (request.at_once or AT_ONCE) if self.cluster == "slurm" else 1,
+            "at_once": (request.at_once or AT_ONCE) if self.found.cluster == "slurm" else 1,
             "price": request.price,
             "currency": request.currency,
-            "ranks_per_node": self.ranks_per_node,
-            "gpus_per_node": self.gpus_per_node,
+            "ranks_per_node": self.first.plan.ranks_per_node,
+            "gpus_per_node": self.first.plan.gpus_per_node,
             "goal": {
                 "tokens": request.tokens,
                 "steps": config.step_scheduler.max_steps,
@@ -150,20 +149,7 @@ def plan_sweep(request: Request) -> SweepPlan:
         # A wrong key is wrong with each of its values: reported once.
         once = {line.partition(" (override ")[0]: line for line in reversed(found.problems)}
         raise ConfigError(*reversed(once.values()))
-    plan = SweepPlan(
-        request=request,
-        base=base,
-        cluster=first.cluster.name,
-        cluster_reason=first.cluster.reason,
-        runs_dir=first.runs_dir,
-        workdir=first.workdir,
-        found=found,
-        points=(),
-        ranks_per_node=first.plan.ranks_per_node,
-        gpus_per_node=first.plan.gpus_per_node,
-    )
-    points = in_blocks(found.configurations, plan.repeats, seed=base.digest)
-    return replace(plan, points=tuple(points))
+    return SweepPlan(request, base, first, found)
 
 
 @dataclass

@@ -97,7 +97,7 @@ class Sweep(SweepFolder):
                 was the first one nothing stays behind; else what was submitted before runs, and
                 ``resume`` does the rest.
         """
-        with folders_of(plan.runs_dir):
+        with folders_of(plan.first.runs_dir):
             sweep = cls(make_sweep(plan))
             try:
                 sweep._start_missing(screen or Screen(None), stay=stay)
