@@ -165,6 +165,7 @@ def test_the_card_of_a_failed_run_says_why_and_is_safe_to_show(
 ) -> None:
     monkeypatch.setenv("TOY_DATA_ERROR", "1")
     run = launch(config(project), wait=True)
+    wait_for((run.run_dir.reports / "report.html").exists, "the report, written after the end")
     html = run._repr_html_()
     assert "✗ failed" in html
     assert "dataset: expected at least one sample, got none (nowhere.jsonl)" in html
