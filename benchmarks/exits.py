@@ -27,7 +27,7 @@ from tests.tiny import tiny_config
 WORLD_SIZE = 2
 FINISHED = "finished"
 INTERPRETERS_EXIT = (
-    "import sys; from submitrain.processes import StopFlag, install_handlers; flag = StopFlag(); "
+    "import sys; from submitrain.signals import StopFlag, install_handlers; flag = StopFlag(); "
     "install_handlers(flag); from submitrain.launcher.worker.run import run_rank; "
     "sys.exit(run_rank(flag))"
 )

@@ -1,21 +1,8 @@
 """Append-only event files: how ranks and supervisor tell everyone else what happened.
 
 One JSON object per line, written with one ``write``; one writer per file. Readers skip a torn last
-line, unknown kinds and unknown fields. A write error never stops training. Imports no torch.
-
-Fencing: what an attempt may still write once a newer one owns the run folder: nothing.
-
-An attempt is owned by whoever made its folder (mkdir is atomic). A process that was frozen, or sat
-on a node that was thought lost, may go on between any two of its instructions, so a check alone
-proves nothing about the next system call. Hence three rules:
-
-- what is published is first complete under a name that carries the attempt, and a newer attempt
-  takes that name away (``CheckpointFolders.revoke``) before it looks what there is: a rename that
-  comes late fails;
-- what is moved out of the way is moved back when the fence is found closed afterwards;
-- readers skip a line of an older attempt that follows one of a newer attempt.
-
-May import only ``submitrain.errors``.
+line, unknown kinds, unknown fields, and what a fenced attempt wrote too late
+(``submitrain.fence``). A write error never stops training. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,70 +13,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from submitrain.errors import FencedError
-
-
-def open_gate() -> bool:
-    """For folders that no other attempt can own."""
-    return False
-
-
-@dataclass(frozen=True)
-class Fence:
-    """One attempt's own number, and whether a newer attempt has taken its place."""
-
-    attempt: int = 0
-    closed: Callable[[], bool] = open_gate
-
-    def check(self, what: str) -> None:
-        """Refuse to go on.
-
-        Raises:
-            FencedError: a newer attempt owns the run folder.
-        """
-        if self.closed():
-            raise FencedError(
-                f"attempt {self.attempt} may not {what}: a newer attempt owns the run folder; "
-                "this one ends"
-            )
-
-    @contextmanager
-    def moved_aside(self, path: Path, aside: Path) -> Iterator[None]:
-        """Have ``path`` out of the way (if it is there); back again after an error or a fence.
-
-        Raises:
-            FencedError: a newer attempt owns the run folder; what was moved is back in place.
-            OSError: it could not be moved.
-        """
-        self.check(f"move {path}")
-        moved = True
-        try:
-            path.rename(aside)
-        except FileNotFoundError:
-            moved = False
-        try:
-            self.check(f"replace {path}")
-            yield
-        except BaseException:
-            if moved:
-                _put_back(aside, path)
-            raise
-
-
-def _put_back(aside: Path, path: Path) -> None:
-    """Undo; rename(2) refuses where a newer attempt has put a whole folder there meanwhile."""
-    with suppress(OSError):
-        aside.rename(path)
-
+from submitrain.text import read_end
 
 Event = dict[str, Any]
 VERSION = 1
+TAIL_BYTES = 256 * 1024
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
 EXIT_STOPPED = 85
@@ -198,7 +131,7 @@ class EventWriter:
     attempt: int
     job_id: str
     dropped: int = 0
-    fenced: Callable[[], bool] = open_gate
+    fenced: Callable[[], bool] = lambda: False
     _writing: dict[int, float] = field(default_factory=dict)
 
     def stalled_s(self) -> float:
@@ -279,6 +212,75 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
+
+
+def parse_events(lines: list[bytes]) -> list[Event]:
+    """The events of whole lines; parsed as one list where no line is rubbish, at half the time."""
+    try:
+        values = json.loads(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        values = []
+    if len(values) != len(lines):
+        return [event for line in lines if (event := parse_event(line)) is not None]
+    return [one for one in values if isinstance(one, dict) and isinstance(one.get("kind"), str)]
+
+
+def read_tail(
+    path: Path, *, limit_bytes: int = TAIL_BYTES, kinds: tuple[Kind, ...] = ()
+) -> list[Event]:
+    """The last events of a file, at most ``limit_bytes`` of it; of these kinds, if any are named.
+
+    Nearly all lines are heartbeats or steps: those of other kinds are left out unparsed.
+    """
+    try:
+        data = read_end(path, limit_bytes)
+    except FileNotFoundError:
+        return []
+    words = [f'"{kind}"'.encode() for kind in kinds]
+    if words and not any(word in data for word in words):
+        return []
+    whole = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+    if not words:
+        return parse_events(whole)
+    named = parse_events([line for line in whole if any(word in line for word in words)])
+    return [event for event in named if event["kind"] in kinds]
+
+
+@dataclass
+class EventTail:
+    """Reads what was appended to one file since the last read; a torn line waits for its end."""
+
+    path: Path
+    offset: int
+    readable: bool = True
+    """Whether the last read could tell what the file holds."""
+
+    @classmethod
+    def at_end(cls, path: Path) -> EventTail:
+        """A tail that starts where the file ends now."""
+        try:
+            return cls(path, path.stat().st_size)
+        except OSError:
+            return cls(path, 0)
+
+    def read(self) -> list[Event]:
+        """New whole events; nothing when the file cannot be read now."""
+        self.readable = True
+        try:
+            with self.path.open("rb") as file:
+                # Opened anew each time: that is what makes NFS show other hosts' appends.
+                file.seek(0, os.SEEK_END)
+                if file.tell() <= self.offset:
+                    return []
+                file.seek(self.offset)
+                data = file.read()
+        except OSError as error:
+            self.readable = isinstance(error, FileNotFoundError)
+            return []
+        whole, newline, _ = data.rpartition(b"\n")
+        self.offset += len(whole) + len(newline)
+        events = (parse_event(line + b"\n") for line in whole.split(b"\n"))
+        return [event for event in events if event is not None]
 
 
 def curve(path: Path) -> dict[int, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from submitrain.attempts import Attempt
 from submitrain.events import Event, mapping, number
-from submitrain.run_folder import write_json_atomically
+from submitrain.run_folder import read_json, write_json_atomically
 from submitrain.text import counted
 
 MOST_NAMED = 3
@@ -89,10 +89,10 @@ def read_preflights(folder: Path) -> list[PreflightResult]:
     rows = []
     for path in sorted((folder / "attempts").glob("*/preflight.json")):
         try:
-            value = json.loads(path.read_text())
-        except (OSError, ValueError):
+            value = read_json(path)
+        except OSError:
             continue
-        if isinstance(value, dict) and path.parent.name.isdigit():
+        if value is not None and path.parent.name.isdigit():
             rows.append(_row(int(path.parent.name), value))
     return rows
 

@@ -1,55 +1,25 @@
-"""Reads what a run folder says about its run. The only reading half of ``submitrain.status``.
+"""What a run folder says about its run, at one moment; nothing is concluded yet.
 
-Large event files are read from their end: a listing of many runs stays quick.
-
-What single values a run folder's events hold. Pure; whatever is not there is None or empty.
+Large event files are read from their end: a listing of many runs stays quick. Whatever is not there
+is None or empty.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from submitrain.attempts import Attempt, Cause, read_attempts
-from submitrain.events import Event, Kind, number, parse_event, read_events
+from submitrain.events import Event, Kind, number, read_events, read_tail
 from submitrain.rollbacks import read_rollbacks
-from submitrain.run_folder import RunDir
-from submitrain.text import read_end
+from submitrain.run_folder import RunDir, read_json
 
-TAIL_BYTES = 256 * 1024
+RECENT_STEPS = 50
+ENDS_BYTES = 64 * 1024
 _CHECKPOINT_PREFIX = "step-"
-
-
-@dataclass(frozen=True)
-class RunEvidence:
-    """A run folder's statements, at one moment; nothing is concluded yet.
-
-    ``tail`` holds the last events of rank 0, ``failures`` those of all ranks in the newest attempt.
-    """
-
-    folder: Path
-    record: Event
-    submissions: tuple[Event, ...]
-    attempts: tuple[Attempt, ...]
-    newest_attempt: int
-    summary: Event | None
-    cancel_requested: bool
-    tail: tuple[Event, ...]
-    failures: tuple[Event, ...]
-    finished_ranks: int
-    checkpoints: tuple[int, ...]
-    rollbacks: int = 0
-    checkpoint_at: float | None = None
-    """When the newest checkpoint was published."""
-
-    @property
-    def submission(self) -> Event | None:
-        """The newest submission, or None when there is none yet."""
-        return self.submissions[-1] if self.submissions else None
+_SIGNS_OF_LIFE = frozenset({Kind.HEARTBEAT, Kind.SAMPLES})
 
 
 @dataclass(frozen=True)
@@ -66,10 +36,95 @@ class RunHead:
         return self.submissions[-1] if self.submissions else None
 
 
+@dataclass(frozen=True)
+class RunEvidence(RunHead):
+    """All that a run folder says."""
+
+    record: Event
+    attempts: tuple[Attempt, ...]
+    newest_attempt: int
+    cancel_requested: bool
+    tail: tuple[Event, ...]
+    """The last events of rank 0."""
+    failures: tuple[Event, ...]
+    """Of all ranks in the newest attempt, oldest first."""
+    finished_ranks: int
+    checkpoints: tuple[int, ...]
+    rollbacks: int
+    checkpoint_at: float | None
+    """When the newest checkpoint was published."""
+
+    @property
+    def step(self) -> int:
+        """The newest step that any event names."""
+        steps = (event.get("step") for event in reversed(self.tail))
+        return next((step for step in steps if isinstance(step, int)), 0)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps that were planned, as far as anybody said."""
+        totals = (event.get("total_steps") for event in (*reversed(self.tail), self.record))
+        return next((total for total in totals if isinstance(total, int)), None)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds for the steps that are left, at the median of the recent ones."""
+        steps = [event for event in self.tail if event["kind"] == Kind.STEP]
+        found = [number(event.get("step_s")) for event in steps[-RECENT_STEPS:]]
+        recent = [step_s for step_s in found if step_s is not None]
+        if self.total_steps is None or not recent:
+            return None
+        return round(max(0, self.total_steps - self.step) * statistics.median(recent), 1)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps without an update; what a later attempt computed again counts as it ended."""
+        skipped: dict[int, bool] = {}
+        for event in self.tail:
+            step = event.get("step")
+            if isinstance(step, int) and event["kind"] == Kind.STEP:
+                skipped[step] = False
+            elif isinstance(step, int) and event["kind"] == Kind.ANOMALY:
+                skipped[step] = event.get("action") == "skipped"
+        return sum(skipped.values())
+
+    @property
+    def progress_at(self) -> float | None:
+        """When rank 0 last wrote something but a sign of life."""
+        events = (event for event in reversed(self.tail) if event["kind"] not in _SIGNS_OF_LIFE)
+        return time_of(next(events, None))
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the last thing happened."""
+        times = [time_of(self.submission), *(time_of(event) for event in self.tail[-1:])]
+        times += [one.ended_at or one.started_at for one in self.attempts[-1:]]
+        return max((t for t in times if t is not None), default=None)
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """Attempts that another one followed, by cause."""
+        followed = (one for one in self.attempts if one.number < self.newest_attempt)
+        return dict(sorted(Counter(str(one.cause or Cause.LOST) for one in followed).items()))
+
+    def newest(self, kind: Kind) -> Event:
+        """Rank 0's last event of a kind, or an empty one."""
+        return next((event for event in reversed(self.tail) if event["kind"] == kind), {})
+
+    def newest_number(self, key: str) -> float | None:
+        """The newest number of that name in rank 0's events."""
+        return next((number(event[key]) for event in reversed(self.tail) if key in event), None)
+
+
+def time_of(event: Event | None) -> float | None:
+    """When an event was written, UTC seconds."""
+    return number(event.get("t")) if event else None
+
+
 def read_head(folder: Path) -> RunHead:
     """Read the two small files that name a run's job and its end."""
     run_dir = RunDir(folder)
-    summary = _read_json(run_dir.summary)
+    summary = read_json(run_dir.summary)
     return RunHead(folder, tuple(read_events(run_dir.submissions)), summary)
 
 
@@ -77,12 +132,12 @@ def read_evidence(folder: Path) -> RunEvidence:
     """Read a run folder; whatever is not there yet is simply empty."""
     run_dir = RunDir(folder)
     attempt = run_dir.newest_attempt()
-    summary = _read_json(run_dir.summary)
-    failures, finished = _ends(run_dir, attempt)
+    summary = read_json(run_dir.summary)
+    failures, finished = _read_ends(run_dir, attempt)
     checkpoints = list_checkpoint_steps(run_dir.checkpoints)
     return RunEvidence(
         folder=folder,
-        record=_read_json(run_dir.record) or {},
+        record=read_json(run_dir.record) or {},
         submissions=tuple(read_events(run_dir.submissions)),
         attempts=tuple(read_attempts(run_dir)),
         newest_attempt=attempt,
@@ -95,34 +150,6 @@ def read_evidence(folder: Path) -> RunEvidence:
         rollbacks=len(read_rollbacks(run_dir)),
         checkpoint_at=_published_at(run_dir.checkpoints, checkpoints),
     )
-
-
-def read_tail(path: Path, *, limit_bytes: int = TAIL_BYTES) -> list[Event]:
-    """The last events of a file, at most ``limit_bytes`` of it."""
-    return _parsed(_last_lines(path, limit_bytes))
-
-
-def _last_lines(path: Path, limit_bytes: int, *, where: tuple[bytes, ...] = ()) -> list[bytes]:
-    """The last whole lines of a file; only those with one of the words ``where``, if there are."""
-    try:
-        data = read_end(path, limit_bytes)
-    except FileNotFoundError:
-        return []
-    if where and not any(word in data for word in where):
-        return []
-    whole = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
-    return [line for line in whole if not where or any(word in line for word in where)]
-
-
-def _parsed(lines: list[bytes]) -> list[Event]:
-    """The events of whole lines; parsed as one list where no line is rubbish, at half the time."""
-    try:
-        values = json.loads(b"[" + b",".join(lines) + b"]")
-    except ValueError:
-        values = []
-    if len(values) != len(lines):
-        return [event for line in lines if (event := parse_event(line)) is not None]
-    return [one for one in values if isinstance(one, dict) and isinstance(one.get("kind"), str)]
 
 
 def list_checkpoint_steps(folder: Path) -> tuple[int, ...]:
@@ -146,110 +173,13 @@ def _published_at(folder: Path, steps: tuple[int, ...]) -> float | None:
         return None
 
 
-_ENDS = (f'"{Kind.FAILURE}"'.encode(), f'"{Kind.FINISH}"'.encode())
-
-
-def _ends(run_dir: RunDir, attempt: int) -> tuple[tuple[Event, ...], int]:
+def _read_ends(run_dir: RunDir, attempt: int) -> tuple[tuple[Event, ...], int]:
     """Failures of the newest attempt, oldest first, and how many ranks finished in it."""
     failures: list[Event] = []
     finished = 0
     for path in sorted(run_dir.events_dir.glob("rank*.jsonl")):
-        # Nearly all lines are heartbeats or steps: they need not be parsed to be left out.
-        for event in _parsed(_last_lines(path, 64 * 1024, where=_ENDS)):
-            if event.get("attempt") != attempt:
-                continue
-            if event["kind"] == Kind.FAILURE:
-                failures.append(event)
-            elif event["kind"] == Kind.FINISH:
-                finished += 1
+        ends = read_tail(path, limit_bytes=ENDS_BYTES, kinds=(Kind.FAILURE, Kind.FINISH))
+        ours = [event for event in ends if event.get("attempt") == attempt]
+        failures += [event for event in ours if event["kind"] == Kind.FAILURE]
+        finished += sum(event["kind"] == Kind.FINISH for event in ours)
     return tuple(sorted(failures, key=lambda event: float(event.get("t", 0)))), finished
-
-
-def _read_json(path: Path) -> Event | None:
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-RECENT_STEPS = 50
-
-
-def skipped(evidence: RunEvidence) -> int:
-    """Steps whose update was left out; what a later attempt computed again counts as it ended."""
-    skipped: dict[int, bool] = {}
-    for event in evidence.tail:
-        step = event.get("step")
-        if isinstance(step, int) and event["kind"] == Kind.STEP:
-            skipped[step] = False
-        elif isinstance(step, int) and event["kind"] == Kind.ANOMALY:
-            skipped[step] = event.get("action") == "skipped"
-    return sum(skipped.values())
-
-
-def progress_at(tail: tuple[Event, ...]) -> float | None:
-    """When rank 0 last wrote something but a sign of life."""
-    idle = frozenset({Kind.HEARTBEAT, Kind.SAMPLES})
-    return next((time_of(event) for event in reversed(tail) if event["kind"] not in idle), None)
-
-
-def ended_at(evidence: RunEvidence) -> float | None:
-    """When the last thing happened."""
-    times = [time_of(evidence.submission), *(time_of(event) for event in evidence.tail[-1:])]
-    times += [one.ended_at or one.started_at for one in evidence.attempts[-1:]]
-    return max((t for t in times if t is not None), default=None)
-
-
-def restarts(evidence: RunEvidence) -> dict[str, int]:
-    """Attempts that another one followed, by cause."""
-    followed = (one for one in evidence.attempts if one.number < evidence.newest_attempt)
-    return dict(sorted(Counter(str(one.cause or Cause.LOST) for one in followed).items()))
-
-
-def step_of(evidence: RunEvidence) -> int:
-    """The newest step that any event names."""
-    for event in reversed(evidence.tail):
-        if isinstance(event.get("step"), int):
-            return int(event["step"])
-    return 0
-
-
-def total_steps(evidence: RunEvidence) -> int | None:
-    """Steps that were planned, as far as anybody said."""
-    for event in reversed(evidence.tail):
-        if isinstance(event.get("total_steps"), int):
-            return int(event["total_steps"])
-    planned = evidence.record.get("total_steps")
-    return planned if isinstance(planned, int) else None
-
-
-def eta_s(steps: list[Event], step: int, total: int | None) -> float | None:
-    """Seconds for the steps that are left, at the median of the recent ones."""
-    recent = [
-        value
-        for event in steps[-RECENT_STEPS:]
-        if (value := number(event.get("step_s"))) is not None
-    ]
-    if total is None or not recent:
-        return None
-    return round(max(0, total - step) * statistics.median(recent), 1)
-
-
-def newest_of(events: Iterable[Event], kind: Kind) -> Event:
-    """The last event of a kind, or an empty one."""
-    found: Event = {}
-    for event in events:
-        if event["kind"] == kind:
-            found = event
-    return found
-
-
-def newest_number(events: tuple[Event, ...], key: str) -> float | None:
-    """The newest number of that name."""
-    return next((number(event[key]) for event in reversed(events) if key in event), None)
-
-
-def time_of(event: Event | None) -> float | None:
-    """When an event was written, UTC seconds."""
-    return number(event.get("t")) if event else None

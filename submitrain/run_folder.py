@@ -13,10 +13,6 @@
   successors/<run>.json       runs that wait for this one
   faults.json  faults/<id>/   planned faults and those that struck; drills and tests only
   alerts.jsonl  monitor/      written by the monitor
-
-Finds run folders. Reads directories only.
-
-The run folders that a command about any number of runs is asked for.
 """
 
 from __future__ import annotations
@@ -215,6 +211,15 @@ class RunDir:
                     f"{self.run_id}; this one ends"
                 ) from error
             return attempt
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no such file, or anything else in it."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def write_json_atomically(path: Path, value: Any) -> None:

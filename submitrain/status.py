@@ -1,10 +1,7 @@
-"""How a run is doing: a pure function of its run folder and of what the scheduler says of its job.
+"""How a run is doing: concluded from its run folder and from what the scheduler says of its job.
 
 A terminal state needs the run folder's word. The scheduler's silence is ``unknown``, never an end.
-
-Sees runs as they are: their folders, and one query of the scheduler for all of them.
-
-The jobs behind run folders: how they are. One query of the scheduler for many runs.
+Many runs are polled with one query of the scheduler.
 """
 
 from __future__ import annotations
@@ -21,22 +18,7 @@ from submitrain.errors import UserError
 from submitrain.events import Event, Kind, integer, mapping, number
 from submitrain.preflight_results import newest_preflight_text
 from submitrain.processes import ProcessRef
-from submitrain.run_facts import (
-    RunEvidence,
-    RunHead,
-    ended_at,
-    eta_s,
-    newest_number,
-    newest_of,
-    progress_at,
-    read_evidence,
-    read_head,
-    restarts,
-    skipped,
-    step_of,
-    time_of,
-    total_steps,
-)
+from submitrain.run_facts import RunEvidence, RunHead, read_evidence, read_head, time_of
 from submitrain.slurm.client import query_jobs
 from submitrain.slurm.jobs import JobInfo, explain_reason, reason_text
 
@@ -145,13 +127,11 @@ class RunStatus:
 def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
     """Conclude from a run folder and the newest job's state how the run is doing."""
     state, why = _conclude(evidence, job)
-    steps = [event for event in evidence.tail if event["kind"] == Kind.STEP]
-    last = steps[-1] if steps else {}
-    validation = newest_of(evidence.tail, Kind.VALIDATION)
-    saved = newest_of(evidence.tail, Kind.CHECKPOINT)
+    last = evidence.newest(Kind.STEP)
+    validation = evidence.newest(Kind.VALIDATION)
+    saved = evidence.newest(Kind.CHECKPOINT)
     sbatch = next((s for line in evidence.submissions if (s := mapping(line.get("sbatch")))), {})
     who = mapping(evidence.record.get("who"))
-    step, total = step_of(evidence), total_steps(evidence)
     return RunStatus(
         run_id=evidence.folder.name,
         folder=str(evidence.folder),
@@ -160,30 +140,30 @@ def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
         cluster=str(evidence.record.get("cluster", "unknown")),
         job_ids=tuple(str(line.get("job_id")) for line in evidence.submissions),
         attempt=evidence.newest_attempt,
-        step=step,
-        total_steps=total,
+        step=evidence.step,
+        total_steps=evidence.total_steps,
         loss=number(last.get("loss")),
         validation_loss=number(validation.get("loss")),
         lr=number(last.get("lr")),
         tokens_per_s=number(last.get("tokens_per_s")),
-        eta_s=None if state.ended else eta_s(steps, step, total),
+        eta_s=None if state.ended else evidence.eta_s,
         submitted_at=time_of(evidence.submission),
         last_activity_at=time_of(evidence.tail[-1]) if evidence.tail else None,
         checkpoints=evidence.checkpoints,
         user_error=state is RunState.FAILED and _is_user_error(evidence),
         rollbacks=evidence.rollbacks,
-        skipped_steps=skipped(evidence),
-        ckpt_interval_s=newest_number(evidence.tail, "ckpt_interval_s"),
+        skipped_steps=evidence.skipped_steps,
+        ckpt_interval_s=evidence.newest_number("ckpt_interval_s"),
         todo=explain_reason(job.detail)[1] if state is RunState.QUEUED and job.detail else "",
         nodes=evidence.attempts[-1].nodes if evidence.attempts else (),
         user=str(who.get("user") or ""),
         account=str(sbatch.get("account") or ""),
         partition=str(sbatch.get("partition") or ""),
-        mem_bytes=newest_number(evidence.tail, "mem_bytes"),
+        mem_bytes=evidence.newest_number("mem_bytes"),
         step_s=number(last.get("step_s")),
-        last_progress_at=progress_at(evidence.tail),
-        ended_at=ended_at(evidence) if state.ended else None,
-        restarts=restarts(evidence),
+        last_progress_at=evidence.progress_at,
+        ended_at=evidence.ended_at if state.ended else None,
+        restarts=evidence.restarts,
         preflight=newest_preflight_text(evidence.attempts),
         checkpoint_at=evidence.checkpoint_at,
         checkpoint_bytes=integer(saved.get("bytes")),

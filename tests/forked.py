@@ -21,8 +21,8 @@ from typing import Any
 import structlog
 
 from submitrain.config import RunConfig
-from submitrain.processes import StopFlag, StopReason
 from submitrain.run_folder import RunDir
+from submitrain.signals import StopFlag, StopReason
 from submitrain.train.context import RankContext
 
 _CONTEXT = multiprocessing.get_context("forkserver")

@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from submitrain.events import EXIT_FENCED, EventWriter, Fence, Kind, Phase
-from submitrain.processes import StopFlag, StopReason
+from submitrain.events import EXIT_FENCED, EventWriter, Kind, Phase
+from submitrain.fence import Fence
 from submitrain.run_folder import RunDir
+from submitrain.signals import StopFlag, StopReason
 
 
 def busy_s() -> float:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from submitrain.errors import CheckpointError, RunError
-from submitrain.events import Fence
+from submitrain.fence import Fence
 from submitrain.run_folder import fsync_dir
 from submitrain.train.checkpoint.folders import fsync_file
 from submitrain.train.checkpoint.hf_weights import Layout, Pretrained

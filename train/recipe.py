@@ -18,8 +18,8 @@ import torch.distributed as dist
 from submitrain.config import RunConfig
 from submitrain.errors import DataError
 from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
-from submitrain.processes import StopReason
 from submitrain.rollbacks import Skips, read_rollbacks, skips_of, with_skips
+from submitrain.signals import StopReason
 from submitrain.train import faults
 from submitrain.train.callbacks.anomaly import AnomalyHistory
 from submitrain.train.callbacks.autosave import auto_save

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
-from submitrain.processes import StopReason
+from submitrain.signals import StopReason
 from submitrain.train import faults
 from submitrain.train.data.batch import MicroBatch
 from submitrain.train.distributed.groups import World

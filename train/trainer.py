@@ -16,7 +16,7 @@ import torch.distributed as dist
 from submitrain.config import RunConfig
 from submitrain.errors import LossSpikeError, NotFiniteError
 from submitrain.events import Phase
-from submitrain.processes import StopReason
+from submitrain.signals import StopReason
 from submitrain.train import faults
 from submitrain.train.callbacks.anomaly import (
     HISTORY_KEY,

@@ -12,7 +12,7 @@ from submitrain.config.resolve import load_resolved
 from submitrain.launcher.worker.run import context_of, end_with_parent
 from submitrain.launcher.worker.stacks import class_name, is_victim
 from submitrain.preflight_results import RankReport
-from submitrain.processes import StopFlag
+from submitrain.signals import StopFlag
 from submitrain.train.context import leave
 
 

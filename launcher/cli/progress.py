@@ -17,9 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from submitrain.events import Kind, number
+from submitrain.events import EventTail, Kind, number
 from submitrain.launcher.summary import failure_line, next_steps, read_result, summary_rows
-from submitrain.launcher.supervisor.rank_events import EventTail
 from submitrain.status import RunState, RunStatus
 from submitrain.text import duration
 

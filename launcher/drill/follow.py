@@ -7,12 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from submitrain.errors import SubmitrainError, UserError
-from submitrain.events import Kind, read_events
+from submitrain.events import EventTail, Kind, read_events
 from submitrain.launcher.cli.screen import Screen
 from submitrain.launcher.drill.result import Injection
 from submitrain.launcher.drill.scenarios import ExternalAction, Scenario, Steps
 from submitrain.launcher.run import Run
-from submitrain.launcher.supervisor.rank_events import EventTail
 from submitrain.slurm.client import requeue_job
 from submitrain.status import RunState, RunStatus
 

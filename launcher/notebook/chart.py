@@ -11,11 +11,10 @@ from typing import Any
 from markupsafe import Markup
 
 from submitrain.errors import UserError
-from submitrain.events import Kind
+from submitrain.events import EventTail, Kind
 from submitrain.html.charts import Series, line_chart
 from submitrain.html.templates import svg_document
 from submitrain.launcher.cli.progress import notable
-from submitrain.launcher.supervisor.rank_events import EventTail
 from submitrain.monitor.report.read import Curves, thin
 from submitrain.run_folder import RunDir
 

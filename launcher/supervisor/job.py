@@ -29,8 +29,8 @@ from submitrain.launcher.supervisor.allocation import allocation_of
 from submitrain.launcher.supervisor.attempt import SignalNotes
 from submitrain.launcher.supervisor.requeue import requeue_with_submitit, resubmit
 from submitrain.launcher.supervisor.supervise import Supervisor
-from submitrain.processes import tolerate_log_write_errors
 from submitrain.run_folder import RunDir, write_json_atomically
+from submitrain.signals import tolerate_log_write_errors
 from submitrain.train.context import leave
 
 EXIT_LEFT = 143

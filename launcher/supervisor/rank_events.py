@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from submitrain.config.job import HangConfig
-from submitrain.events import Event, Kind, Phase, number, parse_event, read_events
+from submitrain.events import Event, EventTail, Kind, Phase, number, parse_event, read_events
 from submitrain.launcher.supervisor.evidence import RankFailure
 from submitrain.rollbacks import Rollback
 from submitrain.run_folder import RunDir
@@ -151,43 +151,6 @@ class Heartbeat:
             progress=(int(event.get("progress") or 0), int(event.get("save_progress") or 0)),
             idle_s=float(event.get("idle_s") or 0.0),
         )
-
-
-@dataclass
-class EventTail:
-    """Reads what was appended to one file since the last read; a torn line waits for its end."""
-
-    path: Path
-    offset: int
-    readable: bool = True
-    """Whether the last read could tell what the file holds."""
-
-    @classmethod
-    def at_end(cls, path: Path) -> EventTail:
-        """A tail that starts where the file ends now."""
-        try:
-            return cls(path, path.stat().st_size)
-        except OSError:
-            return cls(path, 0)
-
-    def read(self) -> list[Event]:
-        """New whole events; nothing when the file cannot be read now."""
-        self.readable = True
-        try:
-            with self.path.open("rb") as file:
-                # Opened anew each time: that is what makes NFS show other hosts' appends.
-                file.seek(0, os.SEEK_END)
-                if file.tell() <= self.offset:
-                    return []
-                file.seek(self.offset)
-                data = file.read()
-        except OSError as error:
-            self.readable = isinstance(error, FileNotFoundError)
-            return []
-        whole, newline, _ = data.rpartition(b"\n")
-        self.offset += len(whole) + len(newline)
-        events = (parse_event(line + b"\n") for line in whole.split(b"\n"))
-        return [event for event in events if event is not None]
 
 
 @dataclass

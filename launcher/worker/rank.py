@@ -7,7 +7,7 @@ calls the training entry. Whatever goes wrong is written down as this rank's own
 
 from __future__ import annotations
 
-from submitrain.processes import StopFlag, install_handlers
+from submitrain.signals import StopFlag, install_handlers
 
 
 def main() -> None:

@@ -21,8 +21,9 @@ from submitrain.imports import gc_paused
 from submitrain.launcher.supervisor.processes import JOB_ID_VARIABLE, PARENT_VARIABLE
 from submitrain.launcher.worker.stacks import class_name, is_victim, where
 from submitrain.launcher.worker.watchdog import Watchdog
-from submitrain.processes import StopFlag, boot_id, tolerate_log_write_errors
+from submitrain.processes import boot_id
 from submitrain.run_folder import ATTEMPT_VARIABLE, RUN_DIR_VARIABLE, RunDir
+from submitrain.signals import StopFlag, tolerate_log_write_errors
 from submitrain.train import faults
 from submitrain.train.context import RankContext, background_beat
 

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from submitrain.errors import UserError
-from submitrain.events import VERSION, append_line, read_events
+from submitrain.events import VERSION, append_line, read_events, read_tail
 from submitrain.monitor.alerts.state import RunAlerts
-from submitrain.run_facts import read_tail
 from submitrain.run_folder import RunDir, write_json_atomically
 
 ALERT, DELIVERY, LOOK = "alert", "delivery", "look"

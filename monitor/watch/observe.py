@@ -13,9 +13,9 @@ from pathlib import Path
 
 from submitrain.attempts import Attempt
 from submitrain.errors import UserError
-from submitrain.events import Event, Kind, Phase, number
+from submitrain.events import Event, Kind, Phase, number, read_tail
 from submitrain.monitor.diagnose import diagnose_run
-from submitrain.run_facts import RunEvidence, read_tail
+from submitrain.run_facts import RunEvidence
 from submitrain.run_folder import RunDir
 from submitrain.status import JobState, RunObservation, RunState
 

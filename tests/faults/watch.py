@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from submitrain.attempts import Attempt, read_attempts
-from submitrain.events import Kind, read_events
+from submitrain.events import EventTail, Kind, read_events
 from submitrain.launcher import Run
-from submitrain.launcher.supervisor.rank_events import EventTail
 from submitrain.run_folder import RunDir
 from submitrain.train.faults import Fired, read_fired
 

@@ -18,8 +18,8 @@ import pytest
 
 from submitrain.errors import CheckpointError
 from submitrain.events import Kind
-from submitrain.processes import StopReason, install_handlers
 from submitrain.run_folder import RunDir, write_json_atomically
+from submitrain.signals import StopReason, install_handlers
 from submitrain.train.checkpoint.manifest import (
     TrainState,
     list_checkpoints,

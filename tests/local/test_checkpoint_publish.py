@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from submitrain.errors import CheckpointError, FencedError
-from submitrain.events import Fence
+from submitrain.fence import Fence
 from submitrain.run_folder import RunDir
 from submitrain.train.checkpoint.folders import CheckpointFolders
 from submitrain.train.checkpoint.manifest import TrainState, step_of, verify

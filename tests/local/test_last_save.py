@@ -67,7 +67,7 @@ def test_the_final_word_names_what_was_lost() -> None:
 CHATTER = """
 import structlog
 from submitrain.train.context import leave
-from submitrain.processes import tolerate_log_write_errors
+from submitrain.signals import tolerate_log_write_errors
 tolerate_log_write_errors()
 structlog.get_logger().info("step", step=1)
 print("more")

@@ -25,8 +25,8 @@ from typing import Any
 from submitrain.config import RunConfig
 from submitrain.errors import DataError, NotFiniteError
 from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
-from submitrain.processes import StopReason
 from submitrain.run_folder import write_json_atomically
+from submitrain.signals import StopReason
 from submitrain.train.context import RankContext
 
 POLL_S = 0.01

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from submitrain.events import Kind
-from submitrain.processes import ProcessRef, StopReason
+from submitrain.processes import ProcessRef
 from submitrain.run_folder import write_json_atomically
+from submitrain.signals import StopReason
 from tests.cluster import ClusterOptions, PreemptMode, SlurmCluster
 from tests.cluster.fixtures import ClusterFactory
 from tests.supervised_slurm import SlurmCountingRun, slurm_run

@@ -24,7 +24,7 @@ import structlog
 from submitrain.config import RunConfig
 from submitrain.config.sections import TensorboardConfig, TrackioConfig, WandbConfig
 from submitrain.errors import ConfigError
-from submitrain.processes import stop_signals_blocked
+from submitrain.signals import stop_signals_blocked
 
 log = structlog.get_logger(__name__)
 

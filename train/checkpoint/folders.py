@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from submitrain.events import Fence
+from submitrain.fence import Fence
 from submitrain.run_folder import fsync_dir, write_text_atomically
 from submitrain.train.checkpoint.manifest import MANIFEST, list_checkpoints, step_of, verify
 

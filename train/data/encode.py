@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from submitrain.processes import die_with_parent, ignore_stop_signals, stop_signals_blocked
+from submitrain.signals import die_with_parent, ignore_stop_signals, stop_signals_blocked
 from submitrain.train.data.columns import Sample, Tokens
 from submitrain.train.data.render import Rendered, Renderer
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from submitrain.config.sections import DataLoaderConfig
-from submitrain.processes import die_with_parent, ignore_stop_signals, stop_signals_blocked
 from submitrain.rollbacks import NO_SKIPS, Skips
+from submitrain.signals import die_with_parent, ignore_stop_signals, stop_signals_blocked
 from submitrain.train.data.batch import MicroBatch, Padding, Units, collate
 from submitrain.train.data.order import UnitOrder, rank_share
 from submitrain.train.data.store import TokenStore

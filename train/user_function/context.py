@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 import structlog
 
 from submitrain.events import Kind, Phase
-from submitrain.processes import StopReason
+from submitrain.signals import StopReason
 from submitrain.train import faults
 from submitrain.train.checkpoint.manifest import Checkpoint
 from submitrain.train.data.order import UnitOrder

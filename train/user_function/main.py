@@ -6,7 +6,7 @@ from submitrain.config import RunConfig
 from submitrain.errors import CheckpointError, RunError
 from submitrain.events import EXIT_FINISHED, EXIT_STOPPED, Kind, Phase
 from submitrain.imports import load_component
-from submitrain.processes import StopReason
+from submitrain.signals import StopReason
 from submitrain.train import faults
 from submitrain.train.callbacks.trackers import open_trackers
 from submitrain.train.context import RankContext

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from submitrain.events import append_line
+from submitrain.events import append_line, read_tail
 from submitrain.processes import ProcessRef
 from submitrain.rollbacks import Rollback, record_rollback
-from submitrain.run_facts import list_checkpoint_steps, read_evidence, read_tail
+from submitrain.run_facts import list_checkpoint_steps, read_evidence
 from submitrain.run_folder import RunDir, write_json_atomically
 from submitrain.status import JobState, JobView, RunState, RunStatus, status_of
 

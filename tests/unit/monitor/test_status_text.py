@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from submitrain.events import read_tail
 from submitrain.launcher.cli.main import main as launcher
 from submitrain.monitor.alerts.loss_spike import MAD_TO_SIGMA, UsualLosses
 from submitrain.monitor.cli import main as monitor
@@ -24,7 +25,7 @@ from submitrain.monitor.status import (
     size_bytes,
     status_rows,
 )
-from submitrain.run_facts import read_evidence, read_tail
+from submitrain.run_facts import read_evidence
 from submitrain.slurm.client import Answer
 from submitrain.slurm.jobs import explain_reason, reason_text
 from submitrain.status import JobState, JobView, poll_runs, status_of

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from submitrain.events import Fence
+from submitrain.fence import Fence
 from submitrain.train.checkpoint.folders import CheckpointFolders
 from submitrain.train.checkpoint.manifest import (
     MANIFEST,

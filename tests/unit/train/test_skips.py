@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from submitrain.errors import DataError
-from submitrain.events import Fence
+from submitrain.fence import Fence
 from submitrain.rollbacks import (
     Rollback,
     Skips,
