@@ -47,7 +47,7 @@ class Severity(StrEnum):
 
 
 class Rule(StrEnum):
-    """What is looked at."""
+    """What is examined."""
 
     HANG = "hang"
     """No rank advances."""
@@ -185,7 +185,7 @@ def _suspects(ranks: Sequence[RankPoint]) -> str:
 
 
 def straggler(snapshot: Snapshot, limits: Limits) -> RuleResult:
-    """Ranks that compute longer than the best one, in many looks in a row."""
+    """Ranks that compute longer than the best one, in many polls in a row."""
     windows = [ranks for attempt, ranks in snapshot.samples.lags if attempt == snapshot.attempt]
     recent = windows[-limits.straggler_windows :]
     if not snapshot.running:
@@ -202,7 +202,7 @@ def straggler(snapshot: Snapshot, limits: Limits) -> RuleResult:
         best = statistics.median(min(ranks.values()) for ranks in recent)
         text = (
             f"rank {rank} ({host}) computes {times:.3g} s a step, the best rank {best:.3g} s "
-            f"({max(ratios):.2f} of its speed in {len(recent)} looks)"
+            f"({max(ratios):.2f} of its speed in {len(recent)} polls)"
         )
         todo = f"look for other work and for throttling on {host}; exclude it if it stays"
         found.append(Finding(Rule.STRAGGLER, f"rank {rank}", Severity.WARNING, text, todo))
@@ -285,7 +285,7 @@ def checkpoint(snapshot: Snapshot, limits: Limits) -> RuleResult:
     if facts.failed is not None:
         step, reason = facts.failed
         text = f"the checkpoint of step {step} could not be saved: {reason}"
-        todo = "make room or mend the file system; training goes on unprotected until then"
+        todo = "make room or mend the file system; training continues unprotected until then"
         return [Finding(Rule.CHECKPOINT, "failed", Severity.CRITICAL, text, todo)]
     behind = snapshot.step - facts.committed_step
     if behind <= limits.checkpoint_intervals * facts.interval_steps:
@@ -304,7 +304,7 @@ def disk(snapshot: Snapshot, limits: Limits) -> RuleResult:
     if snapshot.state.ended:
         return []
     if facts is None:
-        return Unknown("not looked at")
+        return Unknown("not examined at this poll")
     if not facts.answered:
         return Unknown(facts.problem or f"{facts.path} does not answer")
     todo = f"free space at {facts.path} or raise the quota; keep_last_n_checkpoints keeps fewer"

@@ -22,7 +22,7 @@ from submitrain.events import VERSION, append_line, read_events, read_tail
 from submitrain.monitor.alerts.state import RunAlerts
 from submitrain.run_folder import RunDir, write_json_atomically
 
-ALERT, DELIVERY, LOOK = "alert", "delivery", "look"
+ALERT, DELIVERY, POLL = "alert", "delivery", "look"
 """Kinds of lines in alerts.jsonl, deliveries.jsonl and history.jsonl."""
 
 
@@ -55,7 +55,7 @@ class AlertFiles:
 
     @property
     def history(self) -> Path:
-        """One line for every look that saw something new."""
+        """One line for every poll that saw something new."""
         return self.folder / "history.jsonl"
 
     def prepare(self) -> None:
@@ -73,7 +73,7 @@ class AlertFiles:
             ) from error
 
     def load(self) -> RunAlerts | None:
-        """The state, None before the first look.
+        """The state, None before the first poll.
 
         Raises:
             UserError: the file is damaged, which no crash of ours does.
@@ -105,7 +105,7 @@ class AlertFiles:
 
     def append_history(self, line: dict[str, Any]) -> None:
         """Append one line to the history."""
-        append_line(self.history, {"v": VERSION, "kind": LOOK, **line})
+        append_line(self.history, {"v": VERSION, "kind": POLL, **line})
 
     def append_delivery(self, line: dict[str, Any]) -> None:
         """Append one line about a try to send."""

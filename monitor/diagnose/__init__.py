@@ -38,12 +38,12 @@ __all__ = [
 
 
 def diagnose_text(text: str, *, name: str = "") -> Diagnosis:
-    """The verdict on one log or excerpt."""
+    """The diagnosis of one log or excerpt."""
     return diagnose(scan_text(text, name=name))
 
 
 def diagnose_files(paths: Iterable[Path]) -> Diagnosis:
-    """One verdict on all logs of one job.
+    """One diagnosis of all logs of one job.
 
     Raises:
         OSError: a file cannot be read.

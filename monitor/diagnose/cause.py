@@ -46,7 +46,7 @@ _CONFIDENCE = {
 
 
 def diagnose(findings: Sequence[Finding], notes: Sequence[str] = ()) -> Diagnosis:
-    """The verdict on everything that was found; no fatal finding means ``benign``."""
+    """The diagnosis from everything that was found; no fatal finding means ``benign``."""
     ordered = sorted(findings, key=lambda one: (one.source, one.offset))
     fatal = [one for one in ordered if not one.survived and one.trust > Trust.MENTION]
     root = _root(fatal)

@@ -44,7 +44,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the verdict on log files or on a run."""
+    """Print the diagnosis of log files or of a run."""
     targets: list[str] = options.targets
     if len(targets) == 1 and targets[0] != _STDIN and not Path(targets[0]).is_file():
         folder = run_folder(targets[0], Path(options.runs_dir))

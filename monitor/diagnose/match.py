@@ -131,7 +131,7 @@ def _tree(words: Iterable[bytes]) -> bytes:
     branches: dict[bytes, list[bytes]] = {}
     for word in words:
         branches.setdefault(word[:1], []).append(word[1:])
-    if b"" in branches:  # a shorter word ends here, and whatever goes on fits it, too
+    if b"" in branches:  # a shorter word ends here, and whatever follows fits it, too
         return b""
     parts = [letter + _tree(rests) for letter, rests in sorted(branches.items())]
     return b"(?:" + b"|".join(parts) + b")" if parts else b"(?!)"

@@ -95,7 +95,7 @@ class Finding:
     node: str | None = None
     moment: Moment | None = None
     survived: bool = False
-    """Training went on after it, so it ended nothing."""
+    """Training continued after it, so it ended nothing."""
     first: bool = False
     """torchrun's report names this one as the first that was observed."""
 
@@ -136,7 +136,7 @@ class Diagnosis:
     rank: int | None = None
     node: str | None = None
     evidence: tuple[Finding, ...] = ()
-    """Lines that carry the verdict, the decisive one first."""
+    """Lines that the diagnosis rests on, the decisive one first."""
     victims: tuple[Finding, ...] = ()
     """First lines of other classes: consequences of the cause, or what the run survived."""
     notes: tuple[str, ...] = field(default=())

@@ -56,7 +56,7 @@ _CAUSES: dict[Cause | None, tuple[FailureClass, Trust]] = {
     Cause.LAUNCH_FAILED: (F.CONFIG_ERROR, Trust.EXIT),
     Cause.LOST: (F.NODE_FAIL, Trust.EXIT),
 }
-"""What the supervisor's own verdict means."""
+"""What the supervisor's own conclusion means."""
 _EXCEPTIONS = {
     "UserError": F.CONFIG_ERROR,
     "ConfigError": F.CONFIG_ERROR,
@@ -88,7 +88,7 @@ def diagnose_run(
     job: JobInfo | None = None,
     log_bytes: int | None = None,
 ) -> Diagnosis:
-    """The verdict on the newest attempt of a run, or on ``attempt``.
+    """The diagnosis of the newest attempt of a run, or of ``attempt``.
 
     ``log_bytes`` bounds what is read of all logs together: the last bytes of each.
 
@@ -138,7 +138,7 @@ def _of_scheduler(attempt: Attempt, job: JobInfo | None) -> Iterator[Finding]:
 
 
 def _of_supervisor(attempt: Attempt) -> Iterator[Finding]:
-    """The supervisor's own verdict; of signals the one that it names, the others are its doing."""
+    """The supervisor's own conclusion; of signals the one it names, the others are its doing."""
     if attempt.cause is None:
         return
     text = attempt.explanation or str(attempt.cause)

@@ -59,7 +59,7 @@ def template_of(data: bytes) -> bytes:
 
 @dataclass
 class Suspect:
-    """A template whose lines are looked at, the rules for them, and the patience left."""
+    """A template whose lines are examined, the rules for them, and the patience left."""
 
     rules: Sequence[int]
     patience: int
@@ -75,7 +75,7 @@ class Prefilter:
         self._words: dict[bytes, frozenset[int]] = {}
 
     def candidates(self, block: bytes) -> list[tuple[int, Suspect]]:
-        """Indices of the lines of ``block`` to look at, in order, with the rules for each."""
+        """Indices of the lines of ``block`` to examine, in order, with the rules for each."""
         templates = template_of(block).split(b"\n")
         fresh = set(templates) - self._harmless
         hot = {one: self._suspects[one] for one in fresh & self._suspects.keys()}
@@ -144,15 +144,15 @@ class Prefilter:
 
 BLOCK_BYTES = 256 * 1024
 PIECE_BYTES = 4096
-"""Longer lines are looked at in pieces of this size."""
+"""Longer lines are examined in pieces of this size."""
 OVERLAP_BYTES = 512
 KEPT_FIRST = 3
 KEPT_LAST = 2
 MAX_KEYS = 2048
 """Findings kept for one class, trust and rank; and how many such keys."""
-WENT_ON_BYTES = 256 * 1024
-WENT_ON_LINES = 3
-"""So many lines with a finite loss after a failure mean that training went on."""
+CONTINUED_BYTES = 256 * 1024
+CONTINUED_LINES = 3
+"""So many lines with a finite loss after a failure mean that training continued."""
 
 _FINITE_LOSS = re.compile(
     rb"(?:loss|ppl|perplexity)['\"\w]{0,20}\W{1,4}-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", re.IGNORECASE
@@ -188,7 +188,7 @@ class LogScan:
         self._file_rank = rank_of_file(source)
 
     def feed(self, block: bytes, offset: int) -> None:
-        """Look at one block that begins at byte ``offset`` of the log."""
+        """Examine one block that begins at byte ``offset`` of the log."""
         candidates = self._prefilter.candidates(block)
         if candidates:
             lines = block.replace(b"\r", b"\n").split(b"\n")
@@ -197,7 +197,7 @@ class LogScan:
                 here = start + sum(map(len, lines[before:index])) + index - before
                 number += block.count(b"\n", start, here)
                 start, before = here, index
-                self._look(lines, index, suspect, number, offset + start)
+                self._examine(lines, index, suspect, number, offset + start)
         self.line += block.count(b"\n")
 
     def findings(self) -> list[Finding]:
@@ -205,7 +205,7 @@ class LogScan:
         kept = [one for keep in self._kept.values() for one in (*keep.first, *keep.last)]
         return sorted(kept, key=lambda one: one.offset)
 
-    def _look(
+    def _examine(
         self, lines: list[bytes], index: int, suspect: Suspect, number: int, offset: int
     ) -> None:
         raw = lines[index]
@@ -269,23 +269,23 @@ def _of_report(before: list[bytes]) -> tuple[int | None, str | None, bool]:
 
 
 def with_survivals(findings: list[Finding], read_at: ReadAt) -> list[Finding]:
-    """The findings, marked where training went on afterwards; ``read_at(offset, size)`` reads."""
+    """The findings, marked where training continued afterwards; ``read_at(offset, size)`` reads."""
     return [
-        replace(one, survived=went_on(read_at(one.offset, WENT_ON_BYTES)))
+        replace(one, survived=training_continued(read_at(one.offset, CONTINUED_BYTES)))
         if one.trust < Trust.KERNEL
         else one
         for one in findings
     ]
 
 
-def went_on(after: bytes) -> bool:
-    """Whether the text that begins with a failure goes on with lines of healthy training."""
+def training_continued(after: bytes) -> bool:
+    """Whether the text that begins with a failure continues with lines of healthy training."""
     lines = after.replace(b"\r", b"\n").split(b"\n")[1:]
     healthy = 0
     for line in lines:
         if len(line) < PIECE_BYTES and _FINITE_LOSS.search(line) and not _NOT_FINITE.search(line):
             healthy += 1
-            if healthy >= WENT_ON_LINES:
+            if healthy >= CONTINUED_LINES:
                 return True
     return False
 
@@ -293,7 +293,7 @@ def went_on(after: bytes) -> bool:
 def scan_file(
     path: Path, *, name: str | None = None, last_bytes: int | None = None
 ) -> list[Finding]:
-    """Findings of a log, marked where training went on; ``last_bytes``: of its end only.
+    """Findings of a log, marked where training continued; ``last_bytes``: of its end only.
 
     Line numbers then count from there.
 
