@@ -23,7 +23,12 @@ from submitrain.train.data.encode import Document, Encoder, tokenize
 from submitrain.train.data.render import Renderer, read_template
 from submitrain.train.data.sources import read_samples, source_key
 from submitrain.train.data.store import FORMAT, TokenStore, build_once, open_store, write_store
-from submitrain.train.data.tokenizer import fingerprint, load_tokenizer, saved_tokenizer
+from submitrain.train.data.tokenizer import (
+    fingerprint,
+    load_tokenizer,
+    open_tokenizer,
+    train_tokenizer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,20 +72,26 @@ def prepare_tokenizer(config: RunConfig, where: DataContext) -> PreTrainedTokeni
     """
     size = config.model.train_tokenizer_vocab_size
     if size is None:
-        return load_tokenizer(config.model, None, where.cache)
+        return load_tokenizer(config.model)
     key = where.from_rank_0(_digest([FORMAT, "bpe-2", size, _selection(config.dataset)]))
     folder = _root(config.dataset, where) / f"tokenizer-{key}"
     # On all ranks now, and not after waiting for rank 0 to read the data.
     with gc_paused():
         from transformers import AutoTokenizer  # noqa: F401
+
+    def train(scratch: Path) -> None:
+        samples = read_samples(config.dataset)
+        log.info("data.training_tokenizer", source=samples.where, samples=len(samples))
+        train_tokenizer(_texts(samples), size).save_pretrained(scratch)
+
     saved = build_once(
         folder,
         builder=where.builds,
-        find=saved_tokenizer,
-        build=lambda scratch: _train_tokenizer(config, scratch),
+        find=lambda path: path if (path / "tokenizer.json").exists() else None,
+        build=train,
         waiting=where.poll,
     )
-    return load_tokenizer(config.model, None, saved)
+    return open_tokenizer(str(saved))
 
 
 def prepare_store(
@@ -130,12 +141,6 @@ def counts(meta: Any) -> dict[str, int]:
     """The numbers of a store that a user wants to see: nothing is dropped silently."""
     names = ("samples", "documents", "tokens", "label_tokens", "truncated", "dropped", "longest")
     return {name: getattr(meta, name) for name in names}
-
-
-def _train_tokenizer(config: RunConfig, folder: Path) -> None:
-    samples = read_samples(config.dataset)
-    log.info("data.training_tokenizer", source=samples.where, samples=len(samples))
-    load_tokenizer(config.model, lambda: _texts(samples), folder)
 
 
 def _texts(samples: Iterable[Sample]) -> Iterator[str]:

@@ -89,7 +89,7 @@ class _Causal(torch.autograd.Function):
 log = structlog.get_logger(__name__)
 
 VARLEN_MODELS = frozenset(
-    {
+    [
         "gemma",
         "glm4",
         "gpt2",
@@ -105,7 +105,7 @@ VARLEN_MODELS = frozenset(
         "qwen3_moe",
         "smollm3",
         "starcoder2",
-    }
+    ]
 )
 """Model types proven to honour document boundaries (tests/unit/train/test_model_attention.py)."""
 

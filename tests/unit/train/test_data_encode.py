@@ -21,6 +21,7 @@ from submitrain.train.data.tokenizer import (
     _spread,
     fingerprint,
     load_tokenizer,
+    open_tokenizer,
     train_tokenizer,
 )
 from tests.data_parts import CHATML, CHATML_MARKED, LAST_TURN_DIFFERS, TEXTS, make_tokenizer
@@ -243,14 +244,14 @@ def test_fingerprint_sees_the_template() -> None:
 
 
 def test_saved_tokenizer_is_used_again(tmp_path: Path) -> None:
-    cfg = ModelConfig(train_tokenizer_vocab_size=350)
-    first = load_tokenizer(cfg, lambda: TEXTS, tmp_path)
-    again = load_tokenizer(cfg, None, tmp_path)
-    assert fingerprint(again) == fingerprint(first)
+    trained = train_tokenizer(TEXTS, 350)
+    trained.save_pretrained(tmp_path)
+    assert fingerprint(open_tokenizer(str(tmp_path))) == fingerprint(trained)
 
 
 def test_saved_tokenizer_expresses_any_text(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(ModelConfig(train_tokenizer_vocab_size=350), lambda: TEXTS, tmp_path)
+    train_tokenizer(TEXTS, 350).save_pretrained(tmp_path)
+    tokenizer = open_tokenizer(str(tmp_path))
     text = "Grüße, 世界! \x00\t\n🙂"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -262,9 +263,9 @@ def test_saved_tokenizer_expresses_any_text(tmp_path: Path) -> None:
         (ModelConfig(tokenizer="./no/such/folder"), "cannot load a tokenizer from './no/such"),
     ],
 )
-def test_missing_tokenizer_says_what_to_do(tmp_path: Path, cfg: ModelConfig, message: str) -> None:
+def test_missing_tokenizer_says_what_to_do(cfg: ModelConfig, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        load_tokenizer(cfg, None, tmp_path)
+        load_tokenizer(cfg)
 
 
 def test_tokenizer_that_marks_word_starts_learns_the_same_words() -> None:
