@@ -12,8 +12,8 @@ import numpy as np
 
 from submitrain.config.sections import DatasetConfig
 from submitrain.train.data.encode import Document
+from submitrain.train.data.prepare import train_tokenizer
 from submitrain.train.data.store import TokenStore, write_store
-from submitrain.train.data.tokenizer import train_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

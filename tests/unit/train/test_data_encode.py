@@ -15,8 +15,7 @@ from submitrain.config.sections import ModelConfig
 from submitrain.errors import DataError
 from submitrain.train.data.columns import Chat, Message, Pair, Sample, Text, Tokens
 from submitrain.train.data.encode import Encoder, _token_at, tokenize
-from submitrain.train.data.render import Renderer, read_template
-from submitrain.train.data.tokenizer import (
+from submitrain.train.data.prepare import (
     END_OF_TEXT,
     _spread,
     fingerprint,
@@ -24,6 +23,7 @@ from submitrain.train.data.tokenizer import (
     open_tokenizer,
     train_tokenizer,
 )
+from submitrain.train.data.render import Renderer, read_template
 from tests.data_parts import CHATML, CHATML_MARKED, LAST_TURN_DIFFERS, TEXTS, make_tokenizer
 
 CHAT = Chat(
