@@ -108,7 +108,7 @@ class Run:
         return f"Run {self.run_id}: {status.state}{why}, step {steps}, {status.cluster}"
 
     def ended_at(self) -> int | None:
-        """When its folder was told how it ended (ns); asks no scheduler. A resume changes that."""
+        """When its end was written down (ns); asks no scheduler. A resume changes that."""
         try:
             return self.run_dir.summary.stat().st_mtime_ns
         except OSError:
@@ -132,7 +132,7 @@ class Run:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            told = self.ended_at()
+            ended_at = self.ended_at()
             status = self.status()
             if status.state.ended:
                 return status
@@ -142,8 +142,8 @@ class Run:
                 if left <= 0:
                     raise TimeoutError(f"{self.run_id} is {status.state} after {timeout} s")
                 poll_s = min(poll_s, left)
-            look_at = time.monotonic() + poll_s
-            while self.ended_at() == told and (left := look_at - time.monotonic()) > 0:
+            poll_at = time.monotonic() + poll_s
+            while self.ended_at() == ended_at and (left := poll_at - time.monotonic()) > 0:
                 time.sleep(min(_FOLDER_POLL_S, left))
 
     def result(self, timeout: float | None = None) -> RunResult:
@@ -234,7 +234,7 @@ class Run:
             ClusterError: the scheduler, or the run's host, cannot be asked from here.
         """
         submission = self._living_submission()
-        # First the wish, then the signal: whoever sees the job end finds out that it was wanted.
+        # First the request, then the signal: the supervisor must find it when the job ends.
         request = {"by": user_name(), "at": time.time()}
         with client_act(self.run_dir, Act.CANCEL, str(submission.get("job_id", ""))):
             write_json_atomically(self.run_dir.cancel_request, request)

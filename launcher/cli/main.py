@@ -300,7 +300,7 @@ _COMMANDS = {
                 type=int,
             ),
             _value("--warmup", "N", "steps that are not timed (default: 20)", type=int),
-            _value("--tokens", "N", "length of the training whose time is to be told", type=float),
+            _value("--tokens", "N", "tokens of the training whose time is estimated", type=float),
             _value("--price", "P", "of a GPU (or rank) and hour: 2.10, 2.10EUR"),
             _value("--at-once", "K", "jobs on Slurm (default: 4)", type=int),
             _HTML,

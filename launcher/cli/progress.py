@@ -47,7 +47,7 @@ def follow_on(run: Run, console: Console) -> RunStatus:
         if console.is_terminal:
             live = stack.enter_context(Live(console=console, refresh_per_second=8, transient=True))
         view = _View(console, live)
-        told, status, asked = run.ended_at(), run.status(), time.monotonic()
+        ended_at, status, asked = run.ended_at(), run.status(), time.monotonic()
         while True:
             for tail in tails:
                 for event in tail.read():
@@ -57,8 +57,8 @@ def follow_on(run: Run, console: Console) -> RunStatus:
                 return status
             time.sleep(REFRESH_S)
             due = time.monotonic() - asked >= STATUS_EVERY_S.get(status.cluster, 1.0)
-            if due or run.ended_at() != told:
-                told, status, asked = run.ended_at(), run.status(), time.monotonic()
+            if due or run.ended_at() != ended_at:
+                ended_at, status, asked = run.ended_at(), run.status(), time.monotonic()
 
 
 class _View:

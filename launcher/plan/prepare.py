@@ -161,10 +161,10 @@ def chained(plan: Plan, config: RunConfig) -> Plan:
 def _environment_warnings(plan: Plan, config: RunConfig) -> list[str]:
     """What variables of the ranks cost; refuses those that break the run."""
     found = lint(config.slurm.env, job_environment(os.environ, ""), Setting.of(plan, config))
-    told = [f"{one.id}: {one.evidence}" for one in found]
+    lines = [f"{one.id}: {one.evidence}" for one in found]
     if broken := sum(one.level is Level.FAIL for one in found):
-        raise UserError("\n".join(told[:broken]))
-    return told
+        raise UserError("\n".join(lines[:broken]))
+    return lines
 
 
 def _deadline_warnings(plan: Plan, config: RunConfig, cluster: Cluster) -> list[str]:

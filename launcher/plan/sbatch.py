@@ -175,25 +175,17 @@ def sbatch_parameters(config: RunConfig, *, name: str, gpus_available: bool) -> 
     it starts the ranks itself.
     """
     slurm = config.slurm
+    same = """
+    partition account qos gres mem mem_per_cpu constraint nodelist exclude dependency mail_type
+    mail_user comment
+    """.split()  # noqa: SIM905 - a list of words reads better
     wanted = {
         "job_name": slurm.job_name or name,
         **job_shape(slurm),
         "time": -(-slurm.time // 60),
-        "partition": slurm.partition,
-        "account": slurm.account,
-        "qos": slurm.qos,
         "gpus_per_node": gpus_per_node(slurm, gpus_available=gpus_available),
-        "gres": slurm.gres,
-        "mem": slurm.mem,
-        "mem_per_cpu": slurm.mem_per_cpu,
-        "constraint": slurm.constraint,
-        "nodelist": slurm.nodelist,
-        "exclude": slurm.exclude,
+        **{key: getattr(slurm, key) for key in same},
         "exclusive": slurm.exclusive or None,
-        "dependency": slurm.dependency,
-        "mail_type": slurm.mail_type,
-        "mail_user": slurm.mail_user,
-        "comment": slurm.comment,
         "signal_delay_s": slurm.signal_lead_s,
         "setup": [*SETUP, *module_lines(slurm.modules), *slurm.setup],
         "stderr_to_stdout": True,

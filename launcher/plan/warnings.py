@@ -52,7 +52,7 @@ class Situation:
 
 
 def config_warnings(config: RunConfig, situation: Situation) -> Iterator[str]:
-    """All warnings for a run, the gravest kinds first."""
+    """All warnings for a run, the most serious kinds first."""
     slurm, steps = config.slurm, config.step_scheduler
     if not config.checkpoint.enabled:
         yield (

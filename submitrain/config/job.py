@@ -42,13 +42,13 @@ MISSED_BEATS = 6
 class HangConfig(Section):
     """Seconds without progress after which a rank is hung, by phase; none or 0 = no limit.
 
-    Progress is a step, a micro-batch, an agreement, a part of a save, another phase. What the run
-    itself was seen to need widens a budget (5 x the slowest), never a wish to be faster.
+    Progress is a step, a micro-batch, an agreement, a part of a save, another phase. What this run
+    has measured can widen a budget (5 x the slowest); see each key.
     """
 
     silence_s: OptionalInt = key(
         60,
-        "Seconds without a heartbeat while others beat (at least 6 heartbeats): the process is "
+        "Seconds without a heartbeat while others have one (at least 6 heartbeats): the process is "
         "frozen, or holds the interpreter lock. 5 x as long while it starts up.",
         ge=0,
     )
@@ -149,7 +149,7 @@ class ResilienceConfig(Section):
     hang: HangConfig = key(HangConfig(), "When a rank counts as hung: seconds by phase.")
     elastic: bool = key(
         True,
-        "Go on with fewer nodes when one is lost or struck out and no spare is left, down to the "
+        "Go on with fewer nodes when one is lost or quarantined and no spare is left, down to the "
         "lower end of slurm.nodes (of a fixed number: half, rounded up), until the next requeue; "
         "false = back into the queue at once, without that node.",
     )

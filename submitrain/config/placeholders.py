@@ -1,10 +1,7 @@
-"""Environment placeholders: ``${VAR}``, ``${VAR,default}``, and the same with ``oc.env:``.
+"""Environment placeholders (``${VAR}``, ``${VAR,default}``, the same with ``oc.env:``) and secrets.
 
-Files keep the placeholder; the value is read where it is used. Imports nothing of this project.
-
-What a secret looks like when somebody writes it out, so that no message repeats it.
-
-Imports nothing of this project.
+Files keep the placeholder; the value is read where it is used. What looks like a secret is never
+repeated in a message. Imports nothing of this project.
 """
 
 from __future__ import annotations
