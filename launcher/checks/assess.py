@@ -37,16 +37,15 @@ from submitrain.launcher.checks.folders import (
 )
 from submitrain.launcher.checks.host import (
     CONNECT_S,
+    check_modules,
     connect,
     endpoints,
-    judge_modules,
     judge_python,
     judge_rdma,
-    missing_modules,
     read_clock,
     read_containers,
-    read_versions,
 )
+from submitrain.launcher.checks.node_software import package_versions
 from submitrain.launcher.checks.node_system import read_ports
 from submitrain.launcher.checks.render import findings_page, findings_table, summary
 from submitrain.launcher.checks.slurm import (
@@ -268,18 +267,15 @@ def _host_checks(subject: Subject) -> list[Check]:
     wandb = config.wandb if config else None
     wandb_mode = None if wandb is None or not wandb.enabled else wandb.mode or ""
 
-    def modules() -> Finding:
-        return judge_modules(os.environ, missing_modules(os.environ), needed=loads_modules)
-
     def python() -> Finding:
         mount = mount_of(os.path.realpath(sys.prefix), read_mounts())
-        versions = read_versions()
+        versions = package_versions()
         return judge_python(sys.prefix, mount, versions, on_nodes=on_nodes, inside=has_image)
 
     checks = [
         Check("containers", lambda: read_containers(needed=has_image), HOST_S),
         Check("infiniband", lambda: judge_rdma(read_ports(), on_nodes=on_nodes), HOST_S),
-        Check("modules", modules, HOST_S),
+        Check("modules", lambda: check_modules(os.environ, needed=loads_modules), HOST_S),
         Check("python", python, HOST_S),
         Check("clock", read_clock, HOST_S),
     ]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import shutil
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -75,21 +74,15 @@ def judge_rdma(ports: Sequence[Port], *, on_nodes: bool) -> Finding:
     return warn(id, f"no port is active: {told}", remedy)
 
 
-def missing_modules(environ: Mapping[str, str]) -> list[str]:
-    """Variables of environment modules that point to nothing."""
-    names = [name for name in ("LMOD_CMD", "MODULESHOME") if environ.get(name)]
-    return [name for name in names if not Path(environ[name]).exists()]
-
-
-def judge_modules(environ: Mapping[str, str], missing: Collection[str], *, needed: bool) -> Finding:
+def check_modules(environ: Mapping[str, str], *, needed: bool) -> Finding:
     """Environment modules of this shell, by their variables: ``module`` is a shell function.
 
-    ``missing`` holds variables whose file is not there; ``needed``: slurm.setup loads modules.
+    ``needed``: slurm.setup loads modules.
     """
     id = "modules"
-    found = [name for name in ("LMOD_CMD", "MODULESHOME") if environ.get(name)]
-    told = ", ".join(f"{name}={environ[name]}" for name in found)
-    if broken := [name for name in found if name in missing]:
+    found = {name: environ[name] for name in ("LMOD_CMD", "MODULESHOME") if environ.get(name)}
+    told = ", ".join(f"{name}={path}" for name, path in found.items())
+    if broken := [name for name, path in found.items() if not Path(path).exists()]:
         remedy = "log in anew, or source the site's /etc/profile.d/modules.sh"
         return warn(id, f"{told}: {', '.join(broken)} does not exist", remedy)
     if found:
@@ -102,22 +95,16 @@ def judge_modules(environ: Mapping[str, str], missing: Collection[str], *, neede
 
 
 def judge_python(
-    prefix: str,
-    mount: Mount | None,
-    versions: Mapping[str, str | None],
-    *,
-    on_nodes: bool,
-    inside: bool,
+    prefix: str, mount: Mount | None, versions: Mapping[str, str], *, on_nodes: bool, inside: bool
 ) -> Finding:
     """The Python environment; ``on_nodes``: jobs on other machines use it.
 
     ``inside``: ranks run in a container, with an environment of their own.
     """
-    id = "python"
-    told = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
-    kind = mount.type if mount else "unknown"
+    id, kind = "python", mount.type if mount else "unknown"
+    told = ", ".join(f"{name} {versions.get(name, 'missing')}" for name in PACKAGES)
     evidence = f"{prefix} on {kind}; {told}"
-    missing = [name for name, version in versions.items() if version is None]
+    missing = [name for name in PACKAGES if name not in versions]
     if missing and not inside:
         return fail(id, evidence, f"install {' and '.join(missing)} in this environment")
     if on_nodes and is_shared(kind) is False:
@@ -130,17 +117,6 @@ def judge_python(
         proof = f"`srun -N2 ls {prefix}/bin/python` shows whether nodes see it"
         return unknown(id, f"{evidence}; whether nodes see it is not known", proof)
     return ok(id, evidence)
-
-
-def read_versions(names: Sequence[str] = PACKAGES) -> dict[str, str | None]:
-    """Installed versions, without importing anything."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def judge_clock(synchronized: bool | None, source: str) -> Finding:

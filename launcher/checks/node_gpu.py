@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,11 +44,11 @@ GRAVE_XIDS = {
     140: "unrecovered ECC error",
 }
 """Codes for which the hardware is to blame; others (13, 31, 43, 45) are a program's own."""
+_NVLINKS = ("nvidia-smi", "nvlink", "--status")
 XID_AGE_S = 24 * 3600.0
 """Seconds for which an Xid speaks against a node."""
-_XID = re.compile(
-    r"^(?:\[\s*(?P<t>\d+\.\d+)\]\s*)?.*NVRM: Xid \((?:PCI:)?(?P<device>[^)]+)\): (?P<code>\d+)"
-)
+_XID = re.compile(r"^(?:\[\s*(\d+\.\d+)\]\s*)?.*NVRM: Xid \([^)]+\): (\d+)")
+"""A line of the kernel's log: seconds since the boot, where they are shown, and the code."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +64,6 @@ class Gpu:
     pcie_width_max: int | None = None
 
 
-@dataclass(frozen=True)
-class Xid:
-    """An error that the NVIDIA driver wrote into the kernel's log."""
-
-    code: int
-    device: str
-    line: str
-
-
-@dataclass(frozen=True)
-class NvLink:
-    """One link between GPUs."""
-
-    gpu: int
-    link: int
-    active: bool
-
-
 def gpu_checks(request: NodeRequest) -> list[Check]:
     """The checks of this file."""
     wanted = request.gpus_per_node
@@ -93,7 +75,7 @@ def gpu_checks(request: NodeRequest) -> list[Check]:
         Check("gpu.count", lambda: gpu_count(gpus(), wanted), CHECK_S),
         Check("gpu.memory", lambda: gpu_memory(gpus()), CHECK_S),
         Check("gpu.xid", lambda: gpu_xid(read_xids() if gpus() else ()), CHECK_S),
-        Check("gpu.links", lambda: gpu_links(gpus(), read_nvlinks()), CHECK_S),
+        Check("gpu.links", lambda: gpu_links(gpus(), parse_nvlinks(_run(*_NVLINKS))), CHECK_S),
     ]
 
 
@@ -119,21 +101,22 @@ def gpu_memory(gpus: Sequence[Gpu]) -> Finding:
     return ok(id, "no uncorrected error")
 
 
-def gpu_xid(xids: Sequence[Xid]) -> Finding:
+def gpu_xid(xids: Sequence[tuple[int, str]]) -> Finding:
     """Errors of the hardware in the kernel's log of the last 24 hours."""
-    grave = [one for one in xids if one.code in GRAVE_XIDS]
+    grave = [(code, line) for code, line in xids if code in GRAVE_XIDS]
     if grave:
-        told = f"Xid {grave[-1].code} ({GRAVE_XIDS[grave[-1].code]}): {grave[-1].line}"
+        code, line = grave[-1]
+        told = f"Xid {code} ({GRAVE_XIDS[code]}): {line}"
         return fail("gpu.xid", told, "report the GPU; the node needs a reset at least")
     return ok("gpu.xid", f"no hardware error in the kernel's log ({len(xids)} of programs)")
 
 
-def gpu_links(gpus: Sequence[Gpu], links: Sequence[NvLink]) -> Finding:
+def gpu_links(gpus: Sequence[Gpu], links: Mapping[str, bool]) -> Finding:
     """NVLinks that are down, and PCIe slots with fewer lanes than they have.
 
     The generation of PCIe is not judged: it goes down while a GPU is idle.
     """
-    id, down = "gpu.links", [f"GPU {one.gpu} link {one.link}" for one in links if not one.active]
+    id, down = "gpu.links", [name for name, active in links.items() if not active]
     if down and len(down) < len(links):
         told = f"{len(down)} of {len(links)} NVLinks are inactive ({', '.join(down[:4])})"
         return fail(id, told, "report the node: traffic between its GPUs goes another way")
@@ -153,15 +136,10 @@ def read_gpus() -> tuple[Gpu, ...]:
     return parse_gpus(_run("nvidia-smi", query, "--format=csv,noheader,nounits"))
 
 
-def read_xids() -> tuple[Xid, ...]:
-    """Xid errors of the last 24 hours."""
+def read_xids() -> list[tuple[int, str]]:
+    """Codes and lines of the Xid errors of the last 24 hours."""
     uptime_s = float(Path("/proc/uptime").read_text().split()[0])
     return parse_xids(_run("dmesg"), uptime_s=uptime_s)
-
-
-def read_nvlinks() -> tuple[NvLink, ...]:
-    """The NVLinks of all GPUs."""
-    return parse_nvlinks(_run("nvidia-smi", "nvlink", "--status"))
 
 
 def _run(*command: str) -> str:
@@ -189,42 +167,39 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
         ValueError: a line has other fields than asked for.
     """
 
-    def count(word: str) -> int | None:
-        return int(word) if word.isdigit() else None
-
     found = []
     for line in filter(str.strip, text.splitlines()):
         words = [word.strip() for word in line.split(",")]
         if len(words) != len(_FIELDS) or not words[0].isdigit():
-            raise ValueError(
-                f"nvidia-smi says {line.strip()[:80]!r}, expected {len(_FIELDS)} fields"
-            )
-        index, name, uncorrected, remap, width, width_max = words
-        failed = {"yes": True, "1": True, "no": False, "0": False}.get(remap.lower())
-        found.append(
-            Gpu(int(index), name, count(uncorrected), failed, count(width), count(width_max))
-        )
+            said = line.strip()[:80]
+            raise ValueError(f"nvidia-smi says {said!r}, expected {len(_FIELDS)} fields")
+        failed = {"yes": True, "1": True, "no": False, "0": False}.get(words[3].lower())
+        number = [int(word) if word.isdigit() else None for word in words]
+        found.append(Gpu(int(words[0]), words[1], number[2], failed, number[4], number[5]))
     return tuple(found)
 
 
-def parse_xids(text: str, *, uptime_s: float | None) -> tuple[Xid, ...]:
-    """Xid lines of ``dmesg`` from the last 24 hours; all of them where no time is known."""
+def parse_xids(text: str, *, uptime_s: float | None) -> list[tuple[int, str]]:
+    """Codes and lines of ``dmesg`` from the last 24 hours; all of them where no time is known."""
     found = []
     for line in map(str.strip, text.splitlines()):
         if not (match := _XID.match(line)):
             continue
-        age_s = uptime_s - float(match["t"]) if uptime_s is not None and match["t"] else 0.0
+        age_s = uptime_s - float(match[1]) if uptime_s is not None and match[1] else 0.0
         if age_s <= XID_AGE_S:
-            found.append(Xid(int(match["code"]), match["device"], line[:200]))
-    return tuple(found)
+            found.append((int(match[2]), line[:200]))
+    return found
 
 
-def parse_nvlinks(text: str) -> tuple[NvLink, ...]:
-    """``nvidia-smi nvlink --status``: ``Link 3: 26.562 GB/s``, or ``Link 3: <inactive>``."""
-    found, gpu = [], -1
+def parse_nvlinks(text: str) -> dict[str, bool]:
+    """Whether each link of ``nvidia-smi nvlink --status`` is active, by ``GPU 0 link 3``.
+
+    A line is ``Link 3: 26.562 GB/s``, or ``Link 3: <inactive>``, below that of its GPU.
+    """
+    found, gpu = {}, ""
     for line in text.splitlines():
-        if match := re.match(r"GPU (\d+):", line):
-            gpu = int(match[1])
-        elif gpu >= 0 and (match := re.match(r"\s*Link (\d+):\s*(.+)", line)):
-            found.append(NvLink(gpu, int(match[1]), "inactive" not in match[2].lower()))
-    return tuple(found)
+        if match := re.match(r"GPU \d+(?=:)", line):
+            gpu = match[0]
+        elif gpu and (match := re.match(r"\s*Link (\d+):\s*(.+)", line)):
+            found[f"{gpu} link {match[1]}"] = "inactive" not in match[2].lower()
+    return found

@@ -24,15 +24,13 @@ from submitrain.launcher.checks.folders import (
 )
 from submitrain.launcher.checks.host import (
     Endpoint,
+    check_modules,
     connect,
     endpoints,
     judge_clock,
     judge_containers,
-    judge_modules,
     judge_python,
     judge_rdma,
-    missing_modules,
-    read_versions,
 )
 from submitrain.launcher.checks.node_system import Port, read_ports
 from submitrain.launcher.checks.render import findings_page
@@ -280,14 +278,15 @@ def test_rdma_ports_are_read_from_the_kernels_files(tmp_path: Path) -> None:
 def test_environment_modules(tmp_path: Path) -> None:
     there = {"LMOD_CMD": str(tmp_path)}
     gone = {"MODULESHOME": str(tmp_path / "gone")}
-    assert judge_modules(there, missing_modules(there), needed=True).level is Level.OK
-    assert judge_modules(gone, missing_modules(gone), needed=False).level is Level.WARN
-    assert judge_modules({}, [], needed=True).level is Level.WARN
-    assert judge_modules({}, [], needed=False).level is Level.UNKNOWN
+    assert check_modules(there, needed=True).level is Level.OK
+    assert check_modules(gone, needed=False).level is Level.WARN
+    assert check_modules({}, needed=True).level is Level.WARN
+    assert check_modules({}, needed=False).level is Level.UNKNOWN
 
 
 def test_the_python_environment() -> None:
-    full, bare = {"torch": "2.13.0"}, {"torch": None}
+    full = dict.fromkeys(("torch", "transformers", "submitit"), "1.0")
+    bare = {"transformers": "4.57.0", "submitit": "1.5.3"}
     nfs, disk, odd = (Mount("/", kind, "") for kind in ("nfs4", "xfs", "hellofs"))
 
     def level(mount: Mount, versions: dict[str, Any], **options: bool) -> Level:
@@ -300,11 +299,6 @@ def test_the_python_environment() -> None:
     assert level(disk, full) is Level.WARN
     assert level(disk, full, on_nodes=False) is Level.OK
     assert level(odd, full) is Level.UNKNOWN
-
-
-def test_versions_are_read_without_importing() -> None:
-    found = read_versions(["pytest", "no-such-package"])
-    assert found == {"pytest": pytest.__version__, "no-such-package": None}
 
 
 def test_the_clock() -> None:
