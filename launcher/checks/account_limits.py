@@ -20,11 +20,22 @@ def accounting_objections(
         return  # nobody answered, or sbatch itself says that there is no account
     association = _association(request, partition, facts)
     if association is None:
-        if not facts.rewrites_requests:
-            yield _no_association(request, partition, facts)
+        accounts = sorted({one.account for one in facts.associations})
+        may = f"you may charge {', '.join(accounts)}"
+        if facts.rewrites_requests:
+            return
+        if request.account and request.account not in accounts:
+            yield f"slurm.account: not {request.account}: {may}"
+        else:
+            yield f"slurm.account: {may}, but not in partition {partition.name}"
         return
     account, qos = association.account, _qos_of(request, association)
-    yield from _account_allowed(facts.line_of(account), account, partition)
+    # In newer Slurm the accounts of a partition stand for those below them, too.
+    if partition.accounts is not None and not facts.line_of(account) & partition.accounts:
+        allowed = ", ".join(sorted(partition.accounts))
+        yield f"slurm.account: partition {partition.name} takes {allowed}, not {account}"
+    elif account in partition.denied_accounts:
+        yield f"slurm.account: partition {partition.name} refuses {account} (DenyAccounts)"
     if "," in qos:
         return  # Slurm 24.11 takes one of several
     if "qos" in facts.enforced and qos and association.qos and qos not in association.qos:
@@ -69,25 +80,6 @@ def _association(
     return next((one for one in mine if one.is_default), mine[0] if mine else None)
 
 
-def _no_association(request: JobRequest, partition: PartitionFacts, facts: ClusterFacts) -> str:
-    accounts = sorted({one.account for one in facts.associations or ()})
-    may = f"you may charge {', '.join(accounts)}"
-    if request.account and request.account not in accounts:
-        return f"slurm.account: not {request.account}: {may}"
-    return f"slurm.account: {may}, but not in partition {partition.name}"
-
-
-def _account_allowed(
-    line: frozenset[str], account: str, partition: PartitionFacts
-) -> Iterator[str]:
-    """Accounts of the partition; in newer Slurm they stand for those below them, too."""
-    if partition.accounts is not None and not line & partition.accounts:
-        allowed = ", ".join(sorted(partition.accounts))
-        yield f"slurm.account: partition {partition.name} takes {allowed}, not {account}"
-    elif account in partition.denied_accounts:
-        yield f"slurm.account: partition {partition.name} refuses {account} (DenyAccounts)"
-
-
 def _limits(
     association: Association, qos: str, partition: PartitionFacts, facts: ClusterFacts
 ) -> list[Limits]:
@@ -108,47 +100,39 @@ _KEYS = {"node": "slurm.nodes", "cpu": "slurm.cpus_per_task", "mem": "slurm.mem"
 
 
 def _of_limits(request: JobRequest, order: list[Limits]) -> Iterator[str]:
+    """Objections of the limits; one that an earlier set has does not count again."""
     set_before: set[tuple[str, str]] = set()
     for limits in order:
-        for limit, name, problem in _checks(request, limits):
+        for limit, name, problem in _compared(request, limits):
             if (limit, name) not in set_before and problem:
                 yield problem
             set_before.add((limit, name))
 
 
-def _checks(request: JobRequest, limits: Limits) -> Iterator[tuple[str, str, str]]:
+def _compared(request: JobRequest, limits: Limits) -> Iterator[tuple[str, str, str]]:
     """Every limit that is set here: its name, what it counts, and the objection or nothing."""
+    owner = limits.owner
     if limits.no_jobs:
-        text = f"slurm.account: {limits.owner} allows no job at all ({BY_THE_SITE})"
-        yield "MaxJobs", limits.owner, text
+        yield "MaxJobs", owner, f"slurm.account: {owner} allows no job at all ({BY_THE_SITE})"
     if limits.max_wall_s is not None:
         most, time = format_duration(limits.max_wall_s), format_duration(request.time_s)
-        text = above("slurm.time", time, f"MaxWall of {limits.owner}", most)
+        text = above("slurm.time", time, f"MaxWall of {owner}", most)
         yield "MaxWall", "", text if request.time_s > limits.max_wall_s else ""
-    node = _per_node(request)
+    node = {"cpu": request.cpus, "mem": request.memory_mb, "gres/gpu": request.gpu_count}
+    node |= {f"gres/gpu:{kind}": count for kind, count in request.gpus.items() if kind}
     whole = {"node": request.nodes, **{name: n * request.nodes for name, n in node.items()}}
-    checks = (
+    for limit, values, asked_of in (
         ("MaxTRESPerJob", limits.per_job, whole),
         ("MaxTRESPerUser", limits.per_user, whole),
         ("GrpTRES", limits.together, whole),
         ("MaxTRESPerNode", limits.per_node, node),
-    )
-    for limit, values, asked_of in checks:
+    ):
         for name, largest in values.items():
-            asked = asked_of.get(name, 0)
-            key, owner = _KEYS.get(name, "slurm.gpus_per_node"), f"{limit} of {limits.owner}"
-            text = above(key, f"{name}={asked}", owner, f"{name}={largest}")
+            key, asked = _KEYS.get(name, "slurm.gpus_per_node"), asked_of.get(name, 0)
+            text = above(key, f"{name}={asked}", f"{limit} of {owner}", f"{name}={largest}")
             yield limit, name, text if asked > largest else ""
     for name, least in limits.at_least.items():
-        asked = whole.get(name, 0)
-        text = (
-            f"{_KEYS.get(name, 'slurm.gpus_per_node')}: {name}={asked} is below "
-            f"MinTRES of {limits.owner} ({name}={least}; {BY_THE_SITE})"
-        )
+        key, asked = _KEYS.get(name, "slurm.gpus_per_node"), whole.get(name, 0)
+        text = f"{key}: {name}={asked} is below MinTRES of {owner} ({name}={least}; {BY_THE_SITE})"
         grows = request.exclusive or not asked  # whole nodes, all memory, or not counted here
         yield "MinTRES", name, text if asked < least and (name == "node" or not grows) else ""
-
-
-def _per_node(request: JobRequest) -> dict[str, int]:
-    values = {"cpu": request.cpus, "mem": request.memory_mb, "gres/gpu": request.gpu_count}
-    return values | {f"gres/gpu:{kind}": count for kind, count in request.gpus.items() if kind}

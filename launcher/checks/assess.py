@@ -18,6 +18,7 @@ from pathlib import Path
 
 from submitrain.config import RunConfig
 from submitrain.errors import UserError
+from submitrain.launcher.checks import folders, host, slurm
 from submitrain.launcher.checks.finding import (
     Check,
     Finding,
@@ -28,37 +29,9 @@ from submitrain.launcher.checks.finding import (
     unknown,
     worst,
 )
-from submitrain.launcher.checks.folders import (
-    Folder,
-    judge_folder,
-    mount_of,
-    read_folder,
-    read_mounts,
-)
-from submitrain.launcher.checks.host import (
-    CONNECT_S,
-    check_modules,
-    connect,
-    endpoints,
-    judge_python,
-    judge_rdma,
-    read_clock,
-    read_containers,
-)
 from submitrain.launcher.checks.node_software import package_versions
 from submitrain.launcher.checks.node_system import read_ports
 from submitrain.launcher.checks.render import findings_page, findings_table, summary
-from submitrain.launcher.checks.slurm import (
-    SCHEDULABILITY_ID,
-    SlurmReading,
-    judge_accounts,
-    judge_controller,
-    judge_gpus,
-    judge_partitions,
-    judge_schedulability,
-    judge_settings,
-    read_slurm,
-)
 from submitrain.launcher.cli.commands import log_to_stderr
 from submitrain.launcher.plan.config import load_config
 from submitrain.launcher.plan.prepare import prepare
@@ -92,17 +65,17 @@ def main(options: argparse.Namespace) -> int:
         )
     began, at = time.monotonic(), time.time()
     findings = assess(options.config, deadline=began + TOTAL_S)
-    took_s, host = time.monotonic() - began, socket.gethostname()
+    took_s, name = time.monotonic() - began, socket.gethostname()
     level = worst(findings)
     if options.json:
         told = [one.as_json() for one in findings]
-        head = {"host": host, "at": at, "took_s": round(took_s, 3), "level": str(level)}
+        head = {"host": name, "at": at, "took_s": round(took_s, 3), "level": str(level)}
         print(json.dumps({**head, "findings": told}, indent=2))
     else:
         console().print(findings_table(findings))
-        print(f"\n{host}: {summary(findings)}")
+        print(f"\n{name}: {summary(findings)}")
     if options.html is not None:
-        _write_page(options.html, findings_page(findings, host=host, at=at, took_s=took_s))
+        _write_page(options.html, findings_page(findings, host=name, at=at, took_s=took_s))
     return 1 if level is Level.FAIL else 0
 
 
@@ -188,8 +161,8 @@ def load_subject(path: str | None) -> Subject:
     config = None if path is None else load_config(path).config
     wanted = "auto" if config is None else config.cluster
     on_slurm = wanted == "slurm" or (wanted == "auto" and _has_slurm())
-    slurm = None if config is None else config.slurm
-    given = {} if slurm is None else {**slurm.env, "HF_HOME": slurm.hf_home or ""}
+    job = None if config is None else config.slurm
+    given = {} if job is None else {**job.env, "HF_HOME": job.hf_home or ""}
     # Placeholders are left out: they may be secrets.
     plain = {name: value for name, value in given.items() if value and "${" not in value}
     return Subject(path, config, on_slurm, {**os.environ, **plain})
@@ -204,7 +177,7 @@ def _has_slurm() -> bool:
 
 def checks_of(subject: Subject) -> list[Check]:
     """All checks, in the order in which they are shown."""
-    reading = once(lambda: read_slurm(limit_s=SLURM_S - SPARE_S))
+    reading = once(lambda: slurm.read_slurm(limit_s=SLURM_S - SPARE_S))
     checks: list[Check] = []
     if subject.config is None or subject.config.cluster != "local":
         checks.append(Check("slurm.controller", lambda: check_slurm(subject, reading), SLURM_S))
@@ -215,46 +188,48 @@ def checks_of(subject: Subject) -> list[Check]:
     if path is not None:
         remedy = f"`python -m launcher plan {path}` takes the time that it needs"
         run = partial(check_config, path, reading if subject.on_slurm else None)
-        checks.append(Check(SCHEDULABILITY_ID, run, CONFIG_S, remedy))
+        checks.append(Check(slurm.SCHEDULABILITY_ID, run, CONFIG_S, remedy))
     return checks
 
 
-def check_slurm(subject: Subject, reading: Callable[[], SlurmReading]) -> Iterator[Finding]:
+def check_slurm(subject: Subject, reading: Callable[[], slurm.SlurmReading]) -> Iterator[Finding]:
     """Everything that the controller and the database can tell."""
     if not subject.on_slurm:
-        yield judge_controller(None)
+        yield slurm.judge_controller(None)
         return
     said = reading()
-    yield judge_controller(said)
+    yield slurm.judge_controller(said)
     if said.facts is None:
         why = "not known: the controller does not answer"
         yield from (unknown(f"slurm.{name}", why) for name in ("settings", "partitions", "gpus"))
         return
     named = subject.config.slurm.partition if subject.config else None
     needed = [name for name in (named or "").split(",") if name]
-    yield from judge_settings(said.facts)
-    yield judge_gpus(said.facts)
-    yield from judge_partitions(said.facts, needed=needed, reasons=said.reasons)
-    yield judge_accounts(said.facts)
+    yield from slurm.judge_settings(said.facts)
+    yield slurm.judge_gpus(said.facts)
+    yield from slurm.judge_partitions(said.facts, needed=needed, reasons=said.reasons)
+    yield slurm.judge_accounts(said.facts)
 
 
-def folders_of(subject: Subject) -> list[Folder]:
+def folders_of(subject: Subject) -> list[folders.Folder]:
     """Folders that are written to."""
 
     def absolute(path: str) -> Path:
         return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - touches nothing
 
     config = subject.config
-    found = [Folder("folder.runs", absolute(config.runs_dir if config else "runs"), "runs_dir")]
+    runs_dir = config.runs_dir if config else "runs"
+    found = [folders.Folder("folder.runs", absolute(runs_dir), "runs_dir")]
     if config is not None and (path := config.checkpoint.checkpoint_dir):
-        found.append(Folder("folder.checkpoints", absolute(path), "checkpoint.checkpoint_dir"))
+        key = "checkpoint.checkpoint_dir"
+        found.append(folders.Folder("folder.checkpoints", absolute(path), key))
     cache = subject.environ.get("HF_HOME") or "~/.cache/huggingface"
-    return [*found, Folder("folder.hf_cache", absolute(cache), "slurm.hf_home (HF_HOME)")]
+    return [*found, folders.Folder("folder.hf_cache", absolute(cache), "slurm.hf_home (HF_HOME)")]
 
 
-def _check_folder(folder: Folder, subject: Subject) -> Finding:
-    found = read_folder(folder.path, limit_s=FOLDER_S - SPARE_S)
-    return judge_folder(folder, found, on_nodes=subject.on_slurm)
+def _check_folder(folder: folders.Folder, subject: Subject) -> Finding:
+    found = folders.read_folder(folder.path, limit_s=FOLDER_S - SPARE_S)
+    return folders.judge_folder(folder, found, on_nodes=subject.on_slurm)
 
 
 def _host_checks(subject: Subject) -> list[Check]:
@@ -268,24 +243,24 @@ def _host_checks(subject: Subject) -> list[Check]:
     wandb_mode = None if wandb is None or not wandb.enabled else wandb.mode or ""
 
     def python() -> Finding:
-        mount = mount_of(os.path.realpath(sys.prefix), read_mounts())
+        mount = folders.mount_of(os.path.realpath(sys.prefix), folders.read_mounts())
         versions = package_versions()
-        return judge_python(sys.prefix, mount, versions, on_nodes=on_nodes, inside=has_image)
+        return host.judge_python(sys.prefix, mount, versions, on_nodes=on_nodes, inside=has_image)
 
     checks = [
-        Check("containers", lambda: read_containers(needed=has_image), HOST_S),
-        Check("infiniband", lambda: judge_rdma(read_ports(), on_nodes=on_nodes), HOST_S),
-        Check("modules", lambda: check_modules(os.environ, needed=loads_modules), HOST_S),
+        Check("containers", lambda: host.read_containers(needed=has_image), HOST_S),
+        Check("infiniband", lambda: host.judge_rdma(read_ports(), on_nodes=on_nodes), HOST_S),
+        Check("modules", lambda: host.check_modules(os.environ, needed=loads_modules), HOST_S),
         Check("python", python, HOST_S),
-        Check("clock", read_clock, HOST_S),
+        Check("clock", host.read_clock, HOST_S),
     ]
-    for one in endpoints(subject.environ, wandb=wandb_mode):
+    for one in host.endpoints(subject.environ, wandb=wandb_mode):
         # Resolving the name has no time limit of its own: with the check it is given up.
-        checks.append(Check(one.id, partial(connect, one), 2 * CONNECT_S, one.offline))
+        checks.append(Check(one.id, partial(host.connect, one), 2 * host.CONNECT_S, one.offline))
     return checks
 
 
-def check_config(path: str, reading: Callable[[], SlurmReading] | None = None) -> Finding:
+def check_config(path: str, reading: Callable[[], slurm.SlurmReading] | None = None) -> Finding:
     """Plan the configuration, and ask Slurm about it; refusals of the plan are findings."""
     try:
         prepared = prepare(path, plan_only=True)
@@ -293,5 +268,5 @@ def check_config(path: str, reading: Callable[[], SlurmReading] | None = None) -
     except UserError as error:
         said = "; ".join(str(error).splitlines())
         again = f"correct it; `python -m launcher plan {path}` shows it again"
-        return fail(SCHEDULABILITY_ID, said, again)
-    return judge_schedulability(found, path)
+        return fail(slurm.SCHEDULABILITY_ID, said, again)
+    return slurm.judge_schedulability(found, path)

@@ -263,19 +263,16 @@ def free(request: JobRequest, facts: ClusterFacts, partition: str) -> list[NodeF
 
 def reservation_objections(request: JobRequest, facts: ClusterFacts) -> Iterator[str]:
     """Whether there is a reservation of that name for this user; of several one will do."""
-    if not request.reservations or facts.reservations is None:
-        return
-    problems = [_reservation_problem(name, facts) for name in request.reservations]
-    if all(problems):
+    known, problems = facts.reservations, []
+    for name in request.reservations if known is not None else ():
+        found = (known or {}).get(name)
+        if found is None:
+            names = ", ".join(sorted(known or ())) or "none"
+            problems.append(f"slurm.reservation: there is no reservation {name}; known: {names}")
+            continue
+        denies = any(user.startswith("-") for user in found.users)
+        if found.users and not found.accounts and not denies and facts.user not in found.users:
+            users = ", ".join(sorted(found.users))
+            problems.append(f"slurm.reservation: {name} is for {users}")
+    if len(problems) == len(request.reservations):
         yield from problems
-
-
-def _reservation_problem(name: str, facts: ClusterFacts) -> str:
-    found = (facts.reservations or {}).get(name)
-    if found is None:
-        known = ", ".join(sorted(facts.reservations or ())) or "none"
-        return f"slurm.reservation: there is no reservation {name}; known: {known}"
-    denies = any(user.startswith("-") for user in found.users)
-    if found.users and not found.accounts and not denies and facts.user not in found.users:
-        return f"slurm.reservation: {name} is for {', '.join(sorted(found.users))}"
-    return ""

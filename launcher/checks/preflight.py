@@ -59,10 +59,6 @@ class PreflightResult:
         """Nodes that training shall do without, and why; silent ones are among them."""
         return unfit_nodes(self.findings)
 
-    def in_words(self) -> str:
-        """One sentence."""
-        return preflight_text(self.as_json())
-
     def in_short(self) -> dict[str, Any]:
         """For the line at an attempt's start, small at any number of nodes."""
         counts = Counter(worst(found) for found in self.findings.values())
@@ -157,15 +153,16 @@ class Preflight:
             for path in folder.glob("*.token"):
                 path.unlink(missing_ok=True)
         say = log.warning if result.unfit else log.info
-        say("preflight", attempt=attempt, result=result.in_words())
+        say("preflight", attempt=attempt, result=preflight_text(result.as_json()))
         return result
 
     def _ask(self, nodes: Sequence[str], folder: Path) -> Answers:
         allocation, queued = self.allocation, self.allocation.has_queue
+        first = os.environ.get("SLURMD_NODENAME") or next(iter(nodes), "")
         ranks = max(1, len(nodes)) * self.config.slurm.ntasks_per_node
         request = NodeRequest(
             node="",
-            asker=_first_node(nodes) if queued else socket.gethostname(),
+            asker=first if queued else socket.gethostname(),
             folder=str(folder),
             token="",
             world_size=ranks if queued else allocation.spawner.world_size,
@@ -194,11 +191,6 @@ class Preflight:
         )
         found = trials.run(fit)
         return {node: (*old, *found.get(node, ())) for node, old in findings.items()}
-
-
-def _first_node(nodes: Sequence[str]) -> str:
-    """The node that this process runs on."""
-    return os.environ.get("SLURMD_NODENAME") or next(iter(nodes), "")
 
 
 def throttled(ask: Callable[[], bool], every_s: float = 1.0) -> Callable[[], bool]:

@@ -92,78 +92,63 @@ def judge_settings(facts: ClusterFacts) -> Iterator[Finding]:
         if value is None:
             yield unknown(id, f"{setting} is not in `scontrol show config`", f"ask {_SITE}")
         else:
-            yield judge(id, value, facts)
+            told, problem, remedy = judge(value, facts)
+            evidence = f"{setting}={value or 'none'}{told}"
+            yield warn(id, f"{evidence}: {problem}", remedy) if problem else ok(id, evidence)
 
 
-def _preemption(id: str, kind: str, facts: ClusterFacts) -> Finding:
+_Judged = tuple[str, str, str]
+"""What to say after the setting, a problem with it, and a remedy; the last two may be empty."""
+
+
+def _preemption(kind: str, facts: ClusterFacts) -> _Judged:
     """Whether jobs may be preempted, what becomes of them, and whether they are told before."""
     mode = facts.settings.get("PreemptMode", "OFF")
     if kind.endswith("none") or mode == "OFF":
-        return ok(id, f"PreemptType={kind}: no job is preempted")
-    evidence = f"PreemptType={kind}, PreemptMode={mode}"
+        return ": no job is preempted", "", ""
+    told = f", PreemptMode={mode}"
     if "preempt_send_user_signal" in facts.settings.get("SlurmctldParameters", ""):
-        return ok(id, f"{evidence}, with notice (preempt_send_user_signal)")
-    return warn(
-        id,
-        f"{evidence}, SlurmctldParameters has no preempt_send_user_signal: no early notice",
-        f"ask {_SITE} for it and a GraceTime; until then ckpt_every_steps bounds what is lost",
-    )
+        return f"{told}, with notice (preempt_send_user_signal)", "", ""
+    remedy = f"ask {_SITE} for it and a GraceTime; until then ckpt_every_steps bounds what is lost"
+    told += ", SlurmctldParameters has no preempt_send_user_signal"
+    return told, "no early notice", remedy
 
 
-def _requeue(id: str, value: str, facts: ClusterFacts) -> Finding:
+def _requeue(value: str, facts: ClusterFacts) -> _Judged:
     """Whether Slurm requeues batch jobs."""
     if value == "1":
-        return ok(id, "JobRequeue=1: jobs come back after preemption and node failure")
-    return warn(
-        id,
-        f"JobRequeue={value}: jobs do not come back unless they ask for it",
-        "leave slurm.requeue at true, which asks for it",
-    )
+        return ": jobs come back after preemption and node failure", "", ""
+    problem = "jobs do not come back unless they ask for it"
+    return "", problem, "leave slurm.requeue at true, which asks for it"
 
 
-def _kill_wait(id: str, value: str, facts: ClusterFacts) -> Finding:
-    """Seconds that ranks have between SIGTERM and SIGKILL."""
-    match = re.match(r"\d+", value)
-    if match is None:
-        return unknown(id, f"KillWait={value} in `scontrol show config`", f"ask {_SITE}")
-    evidence = f"KillWait={match[0]} s between SIGTERM and SIGKILL"
-    if int(match[0]) >= LEAST_KILL_WAIT_S:
-        return ok(id, evidence)
-    return warn(
-        id,
-        f"{evidence}: too short for most checkpoints",
-        "slurm.signal_lead_s is what leaves time to save; do not count on SIGTERM",
-    )
+def _kill_wait(value: str, facts: ClusterFacts) -> _Judged:
+    """Seconds that ranks have between SIGTERM and SIGKILL: ``30 sec``."""
+    told, seconds = " between SIGTERM and SIGKILL", re.match(r"\d+", value)
+    if seconds is not None and int(seconds[0]) >= LEAST_KILL_WAIT_S:
+        return told, "", ""
+    remedy = "slurm.signal_lead_s is what leaves time to save; do not count on SIGTERM"
+    return told, "too short for most checkpoints", remedy
 
 
-def _accounting(id: str, kind: str, facts: ClusterFacts) -> Finding:
+def _accounting(kind: str, facts: ClusterFacts) -> _Judged:
     """Whether ended jobs can be looked up."""
     if not facts.has_accounting:
-        return warn(
-            id,
-            f"AccountingStorageType={kind or 'none'}: Slurm forgets jobs that have ended",
-            "nothing to do: run folders keep their own record (status, monitor cost)",
-        )
+        remedy = "nothing to do: run folders keep their own record (status, monitor cost)"
+        return "", "Slurm forgets jobs that have ended", remedy
     if facts.associations is None:
-        return warn(
-            id,
-            f"AccountingStorageType={kind}, and slurmdbd does not answer sacctmgr",
-            f"try `sacctmgr show user` later, then {_SITE}; limits are not judged until then",
-        )
-    return ok(id, f"AccountingStorageType={kind}, and slurmdbd answers")
+        later = f"try `sacctmgr show user` later, then {_SITE}; limits are not judged until then"
+        return "", "slurmdbd does not answer sacctmgr", later
+    return ", and slurmdbd answers", "", ""
 
 
-def _limits(id: str, parts: str, facts: ClusterFacts) -> Finding:
+def _limits(parts: str, facts: ClusterFacts) -> _Judged:
     """Whether Slurm refuses at once what it will never start."""
-    enforced = ", ".join(sorted(facts.enforced)) or "none"
-    evidence = f"EnforcePartLimits={parts}, AccountingStorageEnforce={enforced}"
+    told = f", AccountingStorageEnforce={', '.join(sorted(facts.enforced)) or 'none'}"
     if parts.upper() in ("ALL", "ANY", "YES"):
-        return ok(id, evidence)
-    return warn(
-        id,
-        f"{evidence}: jobs above a partition's limits are accepted and never start",
-        "`python -m launcher plan CFG` says so before anything is submitted",
-    )
+        return told, "", ""
+    problem = "jobs above a partition's limits are accepted and never start"
+    return told, problem, "`python -m launcher plan CFG` says so before anything is submitted"
 
 
 def judge_accounts(facts: ClusterFacts) -> Finding:

@@ -387,7 +387,9 @@ def test_silent_and_broken_nodes_are_unfit_and_unasked_ones_are_not() -> None:
     result = PreflightResult("quick", found, {"node2": "timed out"}, took_s=2.0)
     assert set(result.unfit) == {"node2", "node3"}
     assert result.in_short()["nodes"] == {"ok": 1, "unknown": 1, "fail": 2}
-    assert "node2 is unfit (node.answers: it runs no tasks: timed out)" in result.in_words()
+    assert "node2 is unfit (node.answers: it runs no tasks: timed out)" in preflight_text(
+        result.as_json()
+    )
 
 
 def test_silence_speaks_against_nobody_where_the_first_node_is_silent_too() -> None:
@@ -401,7 +403,7 @@ def test_silence_speaks_against_nobody_where_the_first_node_is_silent_too() -> N
 
 def test_a_result_in_words() -> None:
     well = PreflightResult("quick", {"a": (ok("x", ""),), "b": (ok("x", ""),)}, took_s=1.25)
-    assert well.in_words() == "all is well on 2 nodes, 1.2 s"
+    assert preflight_text(well.as_json()) == "all is well on 2 nodes, 1.2 s"
     assert preflight_text({"nodes": {"ok": 3, "warn": 1}, "took_s": 2}) == (
         "no node of 4 is unfit, 1 with warnings, 2.0 s"
     )
