@@ -9,7 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from submitrain.config.resolve import secret_environment
 from submitrain.errors import UserError
+from submitrain.launcher.checks.objections import request_of
+from submitrain.launcher.checks.schedulability import judge, permit
+from submitrain.launcher.plan.config import LoadedConfig, load_config
+from submitrain.launcher.plan.plan import Plan, make_plan
 from submitrain.launcher.plan.prepare import chained, check_paths, gpus_available
 from submitrain.launcher.submit.audit_events import client_act
 from submitrain.launcher.submit.claims import Claim, claim_submission
@@ -17,11 +22,10 @@ from submitrain.launcher.submit.start import submit
 from submitrain.launcher.submit.submit import RecordedLaunch, choose_cluster
 from submitrain.monitor.audit.chain import Act
 from submitrain.run_folder import write_text_atomically
+from submitrain.slurm.client import read_cluster
 from submitrain.status import RunState
 
 if TYPE_CHECKING:
-    from submitrain.launcher.plan.config import LoadedConfig
-    from submitrain.launcher.plan.plan import Plan
     from submitrain.launcher.run import Run
 
 
@@ -33,9 +37,6 @@ def resume(
     Raises:
         UserError: it still runs, may still run, has finished, or another client submits it now.
     """
-    from submitrain.config.resolve import secret_environment
-    from submitrain.launcher.plan.plan import make_plan
-
     run_dir = run.run_dir
     with claim_submission(run_dir, "resume") as claim:
         # Only now: whoever held the claim before may have submitted a job.
@@ -63,10 +64,6 @@ def resume(
 
 def _permit(plan: Plan) -> None:
     """Refuse what Slurm would never start: resources may have changed, and the cluster, too."""
-    from submitrain.launcher.checks.objections import request_of
-    from submitrain.launcher.checks.schedulability import judge, permit
-    from submitrain.slurm.client import read_cluster
-
     try:
         facts = read_cluster()
         schedulability = None if facts is None else judge(request_of(plan.sbatch), facts)
@@ -102,8 +99,6 @@ def changed_config(path: Path, slurm: Mapping[str, Any]) -> LoadedConfig:
     Raises:
         ConfigError: the resources are wrong, or do not fit the batch size.
     """
-    from submitrain.launcher.plan.config import load_config
-
     before = load_config(path)
     if not slurm:
         return before
