@@ -24,7 +24,7 @@ from submitrain.launcher.supervisor.hang import (
 from submitrain.launcher.supervisor.hang_watch import FolderWatch
 from submitrain.launcher.supervisor.rank_events import StepTimeStats, budget_s
 from submitrain.launcher.worker.stacks import Frame, Stack, ended_by_timer, parse_dump
-from tests.unit.launcher.test_policy import LIMITS, evidence
+from tests.unit.launcher.test_decide import LIMITS, evidence
 
 HANG = HangConfig()
 COLLECTIVE_S = 1800.0

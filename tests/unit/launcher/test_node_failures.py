@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from submitrain.launcher.supervisor import node_failures as losses
+from submitrain.launcher.supervisor import node_failures
 from submitrain.launcher.supervisor.evidence import RankExit, RankFailure
 from submitrain.launcher.supervisor.node_failures import (
     NodeWatch,
@@ -79,7 +79,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(losses, "time", clock)
+    monkeypatch.setattr(node_failures, "time", clock)
     return clock
 
 
