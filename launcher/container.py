@@ -231,12 +231,17 @@ class ContainerStep:
 def container_step(
     config: RunConfig,
     run_dir: RunDir,
-    runtime: Runtime,
+    runtime: Runtime | None,
     *,
     has_gpus: bool,
     variables: tuple[str, ...] = (),
-) -> ContainerStep:
-    """Flags for srun (pyxis), or the command before the ranks' own (Apptainer, Singularity)."""
+) -> ContainerStep | None:
+    """Flags for srun (pyxis), or the command before the ranks' own (Apptainer, Singularity).
+
+    None without a ``runtime``; ``variables`` are names that the ranks must see.
+    """
+    if runtime is None:
+        return None
     mounts = container_mounts(config, run_dir)
     image = normalise_image(config.slurm.container_image or "", pyxis=not runtime.wraps)
     workdir = config.slurm.container_workdir

@@ -14,7 +14,7 @@ from submitrain.config.resolve import SECRET_VARIABLES, secret_environment
 from submitrain.errors import ClusterError, ConfigError, UserError
 from submitrain.launcher.checks.environment import Setting, Variable, lint, ranks_environment
 from submitrain.launcher.checks.finding import Level
-from submitrain.launcher.container import Runtime, installed_runtimes
+from submitrain.launcher.container import Runtime, container_step, installed_runtimes
 from submitrain.launcher.container_paths import path_problems
 from submitrain.launcher.plan.config import LoadedConfig, load_config
 from submitrain.launcher.plan.deadlines import deadline_problems, deadline_warnings
@@ -209,12 +209,7 @@ def gpus_available(cluster: Cluster) -> bool:
 def srun_text(plan: Plan, config: RunConfig, run_dir: RunDir) -> str:
     """The command line of the first attempt's ranks, as far as it is known before the job."""
     from submitrain.launcher.supervisor.processes import rank_environment
-    from submitrain.launcher.supervisor.srun import (
-        StepShape,
-        named_variables,
-        srun_command,
-        step_container,
-    )
+    from submitrain.launcher.supervisor.srun import StepShape, named_variables, srun_command
 
     # As in the job: Slurm tells a step's CPUs only where they were asked for.
     cpus = config.slurm.cpus_per_task or (None if config.slurm.nodes.fixed else 1)
@@ -225,6 +220,8 @@ def srun_text(plan: Plan, config: RunConfig, run_dir: RunDir) -> str:
     secrets = [name for key, name in SECRET_VARIABLES.items() if getattr(config.slurm, key)]
     names = (*named_variables(environment, ()), *config.slurm.env, *secrets)
     variables, runtime = tuple(dict.fromkeys(names)), plan.container_runtime
-    container = step_container(shape, config, run_dir, runtime=runtime, variables=variables)
+    container = container_step(
+        config, run_dir, runtime, has_gpus=shape.has_gpus, variables=variables
+    )
     command = srun_command(shape, config, run_dir, attempt=1, container=container)
     return shlex.join(command)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,9 @@ class PendingAct:
     job_id: str = ""
 
 
-@contextmanager
-def client_act(run_dir: RunDir, act: Act, job_id: str = "") -> Iterator[PendingAct]:
+def client_act(run_dir: RunDir, act: Act, job_id: str = "") -> AbstractContextManager[PendingAct]:
     """Note an act of the user when it is over, also when it was refused."""
-    with _audited(AuditLedger(run_dir, via()), act, job_id) as pending:
-        yield pending
+    return _audited(AuditLedger(run_dir, via()), act, job_id)
 
 
 def note_launch(run_dir: RunDir, job_id: str, unknown: SubmitrainError | None = None) -> None:
@@ -61,17 +59,15 @@ class SupervisorAudit:
     def requeue(self, attempt: int, decision: Decision) -> None:
         """Before Slurm is asked: when it agrees, it ends this process."""
         why = {"cause": str(decision.cause), "why": _clean(decision.explanation)}
-        self._note(Act.REQUEUE, attempt, ASKED, why)
+        self._note_requeue(attempt, ASKED, why)
 
     def not_requeued(self, attempt: int, refused: Decision) -> None:
         """Slurm did not take the job back."""
-        self._note(Act.REQUEUE, attempt, f"refused: {_clean(refused.explanation)}", {})
+        self._note_requeue(attempt, f"refused: {_clean(refused.explanation)}", {})
 
-    @contextmanager
-    def resubmit(self) -> Iterator[PendingAct]:
+    def resubmit(self) -> AbstractContextManager[PendingAct]:
         """A new job for the run, submitted by this one."""
-        with _audited(self._ledger, Act.RESUBMIT, "", after=self._job_id) as pending:
-            yield pending
+        return _audited(self._ledger, Act.RESUBMIT, "", after=self._job_id)
 
     def published(self) -> None:
         """Transcribe what the ranks published, at begin and end: a requeue must not wait for it."""
@@ -80,8 +76,9 @@ class SupervisorAudit:
         except Exception as error:  # whatever an event file holds: the run goes on
             log.error("audit_not_written", why=f"{type(error).__name__}: {error}")
 
-    def _note(self, act: Act, attempt: int, outcome: str, facts: Mapping[str, Any]) -> None:
-        self._ledger.note(act, job_id=self._job_id, attempt=attempt, outcome=outcome, facts=facts)
+    def _note_requeue(self, attempt: int, outcome: str, facts: Mapping[str, Any]) -> None:
+        job_id, act = self._job_id, Act.REQUEUE
+        self._ledger.note(act, job_id=job_id, attempt=attempt, outcome=outcome, facts=facts)
 
 
 @contextmanager

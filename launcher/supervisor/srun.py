@@ -121,20 +121,6 @@ def srun_command(
     return [*flags, *(container.prefix if container else ()), *words]
 
 
-def step_container(
-    shape: StepShape,
-    config: RunConfig,
-    run_dir: RunDir,
-    *,
-    runtime: Runtime | None,
-    variables: tuple[str, ...],
-) -> ContainerStep | None:
-    """The container of a step; ``variables`` are names that its ranks must see."""
-    if runtime is None:
-        return None
-    return container_step(config, run_dir, runtime, has_gpus=shape.has_gpus, variables=variables)
-
-
 def named_variables(environment: Mapping[str, str], extra: Iterable[str]) -> tuple[str, ...]:
     """Names of what ranks must see as it is outside: ours, and what the configuration adds."""
     return tuple(sorted({name for name in environment if _RANK_VARIABLES.match(name)} | {*extra}))
@@ -182,7 +168,9 @@ class SrunSpawner:
         if shape.cpus_per_task is not None:
             environment.setdefault("OMP_NUM_THREADS", str(shape.cpus_per_task))
         names = named_variables(environment, extra)
-        container = step_container(shape, config, run_dir, runtime=self.runtime, variables=names)
+        container = container_step(
+            config, run_dir, self.runtime, has_gpus=shape.has_gpus, variables=names
+        )
         if container is not None:
             environment = container.environment(environment, names)
             make_caches(config, run_dir)

@@ -14,6 +14,7 @@ from submitrain.launcher.container import (
     Runtime,
     choose_runtime,
     container_mounts,
+    container_step,
     form_of,
     normalise_image,
 )
@@ -21,7 +22,7 @@ from submitrain.launcher.container_paths import outside_path, path_problems
 from submitrain.launcher.plan.inputs import check_inputs
 from submitrain.launcher.plan.prepare import srun_text
 from submitrain.launcher.supervisor.processes import package_root
-from submitrain.launcher.supervisor.srun import StepShape, srun_command, step_container
+from submitrain.launcher.supervisor.srun import StepShape, srun_command
 from submitrain.run_folder import RunDir
 from tests.config_parts import load, plan
 
@@ -40,7 +41,7 @@ def config(sections: dict[str, Any] | None = None, **slurm: Any) -> RunConfig:
 
 def words(chosen: RunConfig, runtime: Runtime, shape: StepShape = SHAPE) -> list[str]:
     """The part of the command line that differs from a bare one, from the container on."""
-    container = step_container(shape, chosen, RUN, runtime=runtime, variables=NAMES)
+    container = container_step(chosen, RUN, runtime, has_gpus=shape.has_gpus, variables=NAMES)
     line = srun_command(shape, chosen, RUN, attempt=1, container=container)
     return line[line.index("--gpu-bind=none") + 1 :] if shape.has_gpus else line[13:]
 
@@ -100,7 +101,7 @@ def test_variables_reach_a_wrapped_rank_by_name_and_never_on_the_command_line(
     runtime: Runtime, prefix: str
 ) -> None:
     chosen = config(container_image="/a.sif", hf_token="${HF_TOKEN}")
-    container = step_container(SHAPE, chosen, RUN, runtime=runtime, variables=NAMES)
+    container = container_step(chosen, RUN, runtime, has_gpus=True, variables=NAMES)
     assert container is not None
     host = {"HF_TOKEN": "hf-5Ecr3t", "LD_PRELOAD": "/host.so", "PYTHONHOME": "/host", "A": "b"}
     given = container.environment(host, NAMES)
@@ -111,7 +112,7 @@ def test_variables_reach_a_wrapped_rank_by_name_and_never_on_the_command_line(
 
 def test_pyxis_learns_names_only() -> None:
     chosen = config(hf_token="${HF_TOKEN}")
-    container = step_container(SHAPE, chosen, RUN, runtime=Runtime.PYXIS, variables=NAMES)
+    container = container_step(chosen, RUN, Runtime.PYXIS, has_gpus=True, variables=NAMES)
     assert container is not None
     assert container.environment({"HF_TOKEN": "x"}, NAMES) == {"HF_TOKEN": "x"}
 
