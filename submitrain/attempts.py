@@ -18,7 +18,7 @@ from submitrain.events import Event, EventWriter, Kind, integer, mapping, number
 from submitrain.rollbacks import Rollback
 from submitrain.run_folder import RunDir
 
-RESUME_HINT = "`python -m launcher resume` goes on from the newest checkpoint"
+RESUME_HINT = "`python -m launcher resume` continues from the newest checkpoint"
 
 
 class Cause(StrEnum):

@@ -31,11 +31,62 @@ RUN_DIR_VARIABLE = "SUBMITRAIN_RUN_DIR"
 ATTEMPT_VARIABLE = "SUBMITRAIN_ATTEMPT"
 
 
+class _Inside:
+    """A path at a fixed place in the run folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run_dir: RunDir, owner: type[RunDir]) -> Path:
+        return run_dir.root / self._name
+
+
 @dataclass(frozen=True)
 class RunDir:
     """Paths of one run; holds nothing but its root folder."""
 
     root: Path
+
+    config = _Inside("config.yaml")
+    """The resolved configuration; environment placeholders stay placeholders."""
+    record = _Inside("record.json")
+    """Who started it, when, from which commit, with which versions."""
+    successors = _Inside("successors")
+    """One file for every run that waits for this one (``after``), made by its client."""
+    submissions = _Inside("submissions.jsonl")
+    """One line for every job submitted for this run (launch and each resume)."""
+    submission_claims = _Inside("submissions")
+    """``001/``, ...: made with mkdir; whoever makes one may submit (launch and each resume)."""
+    attempts = _Inside("attempts.jsonl")
+    """One line at the start and one at the end of every attempt; the supervisor writes it."""
+    skips = _Inside("skips.jsonl")
+    """One line for every rollback: the data skipped since; the supervisor writes it."""
+    summary = _Inside("summary.json")
+    """Final status of the run; written by the supervisor when it ends for good."""
+    cancel_request = _Inside("cancel.json")
+    """Written by ``cancel`` before the scheduler is asked, so nobody brings the run back."""
+    submitit = _Inside("submitit")
+    """submitit's folder: pickles, the generated sbatch text, the job's own output."""
+    code = _Inside("code")
+    """Snapshot of the user's code."""
+    checkpoints = _Inside("checkpoints")
+    """Checkpoints, or a link to where ``checkpoint.checkpoint_dir`` keeps this run's."""
+    export = _Inside("export")
+    """The trained model in Hugging Face form."""
+    audit = _Inside("audit")
+    """Who did what: one ledger for each writer (``monitor.audit``)."""
+    reports = _Inside("reports")
+    """Reports written at the end of a run."""
+    faults = _Inside("faults.json")
+    """Faults planned for this run by a drill or a test (``train.faults``); usually absent."""
+    fired = _Inside("faults")
+    """One folder for every fault that has struck."""
+    alerts = _Inside("alerts.jsonl")
+    """What the monitor raised and resolved, one line each."""
+    monitor = _Inside("monitor")
+    """The monitor's own folder: state, outbox, history."""
+    events_dir = _Inside("events")
+    """One event file for every rank."""
 
     @property
     def run_id(self) -> str:
@@ -43,109 +94,9 @@ class RunDir:
         return self.root.name
 
     @property
-    def config(self) -> Path:
-        """The resolved configuration; environment placeholders stay placeholders."""
-        return self.root / "config.yaml"
-
-    @property
-    def record(self) -> Path:
-        """Who started it, when, from which commit, with which versions."""
-        return self.root / "record.json"
-
-    @property
-    def successors(self) -> Path:
-        """One file for every run that waits for this one (``after``), made by its client."""
-        return self.root / "successors"
-
-    @property
     def data_cache(self) -> Path:
         """Tokenized data, shared by all runs beside this one."""
         return self.root.parent / ".cache"
-
-    @property
-    def submissions(self) -> Path:
-        """One line for every job submitted for this run (launch and each resume)."""
-        return self.root / "submissions.jsonl"
-
-    @property
-    def submission_claims(self) -> Path:
-        """``001/``, ...: made with mkdir; whoever makes one may submit (launch and each resume)."""
-        return self.root / "submissions"
-
-    @property
-    def attempts(self) -> Path:
-        """One line at the start and one at the end of every attempt; the supervisor writes it."""
-        return self.root / "attempts.jsonl"
-
-    @property
-    def skips(self) -> Path:
-        """One line for every rollback: the data left out since; the supervisor writes it."""
-        return self.root / "skips.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """What came of the run; written by the supervisor when it ends for good."""
-        return self.root / "summary.json"
-
-    @property
-    def cancel_request(self) -> Path:
-        """Written by ``cancel`` before the scheduler is asked, so nobody brings the run back."""
-        return self.root / "cancel.json"
-
-    @property
-    def submitit(self) -> Path:
-        """submitit's folder: pickles, the generated sbatch text, the job's own output."""
-        return self.root / "submitit"
-
-    @property
-    def code(self) -> Path:
-        """Snapshot of the user's code."""
-        return self.root / "code"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Checkpoints, or a link to where ``checkpoint.checkpoint_dir`` keeps this run's."""
-        return self.root / "checkpoints"
-
-    @property
-    def export(self) -> Path:
-        """The trained model in Hugging Face form."""
-        return self.root / "export"
-
-    @property
-    def audit(self) -> Path:
-        """Who did what: one ledger for each writer (``monitor.audit``)."""
-        return self.root / "audit"
-
-    @property
-    def reports(self) -> Path:
-        """Reports written at the end of a run."""
-        return self.root / "reports"
-
-    @property
-    def faults(self) -> Path:
-        """Faults planned for this run by a drill or a test (``train.faults``); usually absent."""
-        return self.root / "faults.json"
-
-    @property
-    def fired(self) -> Path:
-        """One folder for every fault that has struck."""
-        return self.root / "faults"
-
-    @property
-    def alerts(self) -> Path:
-        """What the monitor raised and resolved, one line each."""
-        return self.root / "alerts.jsonl"
-
-    @property
-    def monitor(self) -> Path:
-        """The monitor's own folder: state, outbox, history."""
-        return self.root / "monitor"
-
-    @property
-    def events_dir(self) -> Path:
-        """One event file for every rank."""
-        return self.root / "events"
 
     def events(self, rank: int) -> Path:
         """Event file of one rank; that rank is its only writer."""

@@ -16,6 +16,7 @@ from submitrain.monitor.diagnose.model import Diagnosis, Finding
 from submitrain.monitor.diagnose.run import diagnose_run
 from submitrain.monitor.diagnose.scan import scan_file
 from submitrain.run_facts import read_evidence
+from submitrain.run_folder import find_run
 from submitrain.slurm.client import query_jobs
 from submitrain.slurm.jobs import JobInfo
 
@@ -71,24 +72,20 @@ def _scan(target: str) -> list[Finding]:
 
 
 def run_folder(target: str, runs_dir: Path) -> Path:
-    """A run by its folder, its name, the unique beginning of its name, or ``latest``."""
-    if _is_run(Path(target)):
-        return Path(target)
-    runs = sorted(path for path in runs_dir.glob("*") if _is_run(path))
-    if target == "latest" and runs:
-        return max(runs, key=lambda path: path.stat().st_mtime)
-    matching = [path for path in runs if path.name.startswith(target)]
-    exact = [path for path in matching if path.name == target]
-    if len(exact or matching) == 1:
-        return (exact or matching)[0]
-    if Path(target).is_dir():
+    """A run by its folder, its name, the unique beginning of its name, or ``latest``.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    folder = Path(target)
+    if any((folder / name).is_file() for name in ("config.yaml", "attempts.jsonl")):
+        return folder
+    if folder.is_dir():
         raise UserError(f"{target}: expected a log file or a run folder, got a folder without runs")
-    known = ", ".join(path.name for path in matching or runs[-5:]) or f"no runs in {runs_dir}"
-    raise UserError(f"{target}: expected a log file or one run, got neither; there are: {known}")
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() or (folder / "attempts.jsonl").is_file()
+    try:
+        return find_run(target, runs_dir)
+    except UserError as error:
+        raise UserError(f"{target}: expected a log file or one run: {error}") from error
 
 
 def newest_job(folder: Path) -> JobInfo | None:

@@ -221,6 +221,7 @@ def test_command_finds_a_run_by_the_beginning_of_its_name(
 ) -> None:
     made = Folder(tmp_path / "small-2026-ab")
     made.run_dir.root.mkdir()
+    made.run_dir.record.write_text("{}")
     made.begin()
     made.end("finished")
     main(["diagnose", "small", "--runs-dir", str(tmp_path)])
