@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,33 +44,56 @@ def start_local(run_dir: RunDir, *, workdir: Path, environ: Mapping[str, str]) -
     """
     run_dir.submitit.mkdir(exist_ok=True)
     announcement = run_dir.submitit / f"starting-{os.getpid()}-{time.monotonic_ns()}.json"
-    log = run_dir.submitit / HOST_LOG
-    with log.open("ab") as output:
-        host = subprocess.Popen(
-            [sys.executable, "-m", "submitrain.launcher.submit.local", str(run_dir.root)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=workdir,
-            env={**environ, _ANNOUNCEMENT: str(announcement)},
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + START_TIMEOUT_S
     try:
-        while not announcement.exists():
-            if host.poll() is not None and not announcement.exists():
-                said = "".join(last_lines(log, 1)) or "it said nothing"
-                raise RunError(f"the local job did not start: {said} ({log})")
-            if time.monotonic() > deadline:
-                host.kill()
-                raise RunError(f"the local job did not start in {START_TIMEOUT_S:.0f} s: see {log}")
-            time.sleep(POLL_S)
+        start_detached(
+            [sys.executable, "-m", "submitrain.launcher.submit.local", str(run_dir.root)],
+            log=run_dir.submitit / HOST_LOG,
+            workdir=workdir,
+            environ={**environ, _ANNOUNCEMENT: str(announcement)},
+            started=announcement.exists,
+            what="the local job",
+        )
         job: dict[str, Any] = json.loads(announcement.read_text())
         return job
     finally:
         announcement.unlink(missing_ok=True)
-        # Reaped when it ends, however long this process lives; it outlives this process as well.
-        threading.Thread(target=host.wait, name="reap-local-host", daemon=True).start()
+
+
+def start_detached(
+    command: Sequence[str],
+    *,
+    log: Path,
+    workdir: Path,
+    environ: Mapping[str, str],
+    started: Callable[[], bool],
+    what: str,
+) -> None:
+    """Start a process in a session of its own, with its output in ``log``, and see it begin.
+
+    Raises:
+        RunError: it ended before it had ``started``; the message has its last words.
+    """
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=workdir,
+            env=environ,
+            start_new_session=True,
+        )
+    # Reaped when it ends, however long this process lives; it outlives this process as well.
+    threading.Thread(target=process.wait, name="reap-detached", daemon=True).start()
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not started():
+        if process.poll() is not None and not started():
+            last = "".join(last_lines(log, 1)) or "it said nothing"
+            raise RunError(f"{what} did not start: {last} ({log})")
+        if time.monotonic() > deadline:
+            process.kill()
+            raise RunError(f"{what} did not start in {START_TIMEOUT_S:.0f} s: see {log}")
+        time.sleep(POLL_S)
 
 
 def host_main(root: Path) -> int:

@@ -7,21 +7,20 @@ its lane, which a requeue does not end.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
-from submitrain.errors import RunError, UserError
+from submitrain.errors import UserError
 from submitrain.imports import IMPORT_ROOT
 from submitrain.launcher.cli.screen import Screen
 from submitrain.launcher.plan.prepare import Prepared, prepare
 from submitrain.launcher.run import WAIT_POLL_S, Run
 from submitrain.launcher.submit.claims import claim_submission, read_claims, read_submissions
+from submitrain.launcher.submit.local import start_detached
 from submitrain.launcher.submit.resume import after_job
 from submitrain.launcher.submit.resume import resume as resume_run
 from submitrain.launcher.submit.start import start
@@ -29,10 +28,6 @@ from submitrain.launcher.submit.submit import job_environment
 from submitrain.launcher.sweeps.folder import LOG_NAME, PointState, SweepFolder, point_states
 from submitrain.launcher.sweeps.request import Point
 from submitrain.status import RunState
-from submitrain.text import last_lines
-
-BACKGROUND_START_S = 60.0
-_POLL_S = 0.1
 
 
 def start_missing(sweep: SweepFolder, screen: Screen) -> None:
@@ -144,26 +139,11 @@ def start_in_background(sweep: SweepFolder) -> None:
     inherited = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     environ = job_environment(os.environ, os.pathsep.join([str(IMPORT_ROOT), *inherited]))
     before = len(read_claims(sweep.claims))
-    log = sweep.folder / LOG_NAME
-    command = [sys.executable, "-m", "submitrain", "sweep", "resume", str(sweep.folder), "--wait"]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=sweep.record["workdir"],
-            env=environ,
-            start_new_session=True,
-        )
-    # Reaped when it ends, however long this process lives; it outlives this process as well.
-    threading.Thread(target=process.wait, name="reap-sweep", daemon=True).start()
-    deadline = time.monotonic() + BACKGROUND_START_S
-    while len(read_claims(sweep.claims)) == before:
-        if process.poll() is not None:
-            last = (last_lines(log, 1) or ["no output"])[0]
-            raise RunError(f"sweep: it did not start: {last} ({log})")
-        if time.monotonic() > deadline:
-            process.kill()
-            raise RunError(f"sweep: it did not start in {BACKGROUND_START_S:.0f} s: see {log}")
-        time.sleep(_POLL_S)
+    start_detached(
+        [sys.executable, "-m", "submitrain", "sweep", "resume", str(sweep.folder), "--wait"],
+        log=sweep.folder / LOG_NAME,
+        workdir=Path(sweep.record["workdir"]),
+        environ=environ,
+        started=lambda: len(read_claims(sweep.claims)) > before,
+        what="sweep: it",
+    )
