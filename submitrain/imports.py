@@ -1,7 +1,4 @@
-"""Components named by import path (``_target_``). Imports no torch by itself.
-
-Importing large libraries without the garbage collector in the way. Imports nothing large.
-"""
+"""Imports by name (``_target_``), and of large libraries without the garbage collector."""
 
 from __future__ import annotations
 
@@ -21,8 +18,7 @@ IMPORT_ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Import inside: no garbage is collected meanwhile, and what there is by then is never looked
-    at again.
+    """Import inside: no garbage is collected meanwhile, and what was imported is never scanned.
 
     torch and transformers make 600,000 objects that stay; six full collections during their import
     find 200 that do not (see docs/LOG.md).

@@ -1,14 +1,10 @@
-"""Rollbacks of a run: back to a checkpoint from before the trouble, past the data it was met in.
+"""Rollbacks of a run: resume from an earlier checkpoint and skip the data that caused trouble.
 
 ``skips.jsonl`` in the run folder has one line for each, appended by the supervisor between two
-attempts. It is a part of the run's identity: every later attempt leaves the same data out and uses
-no checkpoint that an earlier attempt made after the trouble began. Imports no torch.
+attempts. It is a part of the run's identity: every later attempt skips the same data and uses no
+checkpoint that an earlier attempt made after the trouble began.
 
-Windows of the data that a run leaves out: pure arithmetic on positions. Imports nothing of this
-project.
-
-A position counts units since the start of the run, over all epochs (submitrain.train.data.order).
-A window
+A position counts units since the start of the run, over all epochs (``train.data.order``). A window
 ``(start, stop)`` takes the positions from ``start`` to ``stop`` (not included) out of the stream;
 all others are consumed exactly once, whatever the world size.
 """

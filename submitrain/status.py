@@ -87,7 +87,7 @@ class RunStatus:
     checkpoints: tuple[int, ...]
     user_error: bool
     rollbacks: int = 0
-    """How often the run went back and left data out."""
+    """How often the run was rolled back and skipped data."""
     skipped_steps: int = 0
     """Steps without an update among the events at the end of rank 0's file."""
     ckpt_interval_s: float | None = None
@@ -112,7 +112,7 @@ class RunStatus:
     checkpoint_save_s: float | None = None
     """When the newest checkpoint was published, how large it is, how long saving it took."""
     preflight: str = ""
-    """What the last look at the job's nodes, before training, came to."""
+    """Outcome of the last preflight checks."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -126,7 +126,7 @@ class RunStatus:
 
 def status_of(evidence: RunEvidence, job: JobView) -> RunStatus:
     """Conclude from a run folder and the newest job's state how the run is doing."""
-    state, why = _conclude(evidence, job)
+    state, why = _state_of(evidence, job)
     last = evidence.newest(Kind.STEP)
     validation = evidence.newest(Kind.VALIDATION)
     saved = evidence.newest(Kind.CHECKPOINT)
@@ -185,7 +185,7 @@ def first_failure(failures: Iterable[Event]) -> Event | None:
     return own[0] if own else next(iter(failures), None)
 
 
-def _conclude(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
+def _state_of(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
     if ended_by_summary(evidence):
         return _from_summary(evidence.summary or {})
     if evidence.submission is None:
@@ -193,10 +193,10 @@ def _conclude(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
     if job.state is JobState.PENDING:
         return RunState.QUEUED, reason_text(job.detail) or "waiting in the queue"
     if job.state is JobState.RUNNING:
-        return _alive(evidence)
+        return _job_running(evidence)
     if job.state is JobState.UNKNOWN:
         return RunState.UNKNOWN, job.detail or "the scheduler does not answer"
-    return _vanished(evidence, job)
+    return _job_gone(evidence, job)
 
 
 def ended_by_summary(evidence: RunEvidence | RunHead) -> bool:
@@ -210,7 +210,7 @@ def _from_summary(summary: Event) -> tuple[RunState, str]:
     return state, str(why or "")
 
 
-def _alive(evidence: RunEvidence) -> tuple[RunState, str]:
+def _job_running(evidence: RunEvidence) -> tuple[RunState, str]:
     if evidence.cancel_requested:
         return RunState.RUNNING, "cancelled: saving and stopping"
     before = (evidence.submission or {}).get("attempt", 0)
@@ -225,7 +225,7 @@ def _alive(evidence: RunEvidence) -> tuple[RunState, str]:
     return (RunState.RUNNING, phase) if stepped else (RunState.STARTING, phase or "import")
 
 
-def _vanished(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
+def _job_gone(evidence: RunEvidence, job: JobView) -> tuple[RunState, str]:
     """The job is gone and its supervisor left no summary: killed, most likely."""
     world = next((one.world_size for one in reversed(evidence.attempts) if one.world_size), 0)
     if world and evidence.finished_ranks >= world:

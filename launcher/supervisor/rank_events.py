@@ -8,14 +8,13 @@ steps and saves take.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from submitrain.config.job import HangConfig
-from submitrain.events import Event, EventTail, Kind, Phase, number, parse_event, read_events
+from submitrain.events import Event, EventTail, Kind, Phase, number, read_events, read_tail
 from submitrain.launcher.supervisor.evidence import RankFailure
 from submitrain.rollbacks import Rollback
 from submitrain.run_folder import RunDir
@@ -51,13 +50,9 @@ class StepTimeStats:
     def read(cls, path: Path) -> StepTimeStats:
         """Of a run so far, from the end of rank 0's event file; a missing file has none."""
         try:
-            with path.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - READ_BYTES))
-                lines = file.readlines()
+            return cls().take(read_tail(path, limit_bytes=READ_BYTES))
         except OSError:
             return cls()
-        events = (parse_event(line) for line in lines)
-        return cls().take(event for event in events if event is not None)
 
     def take(self, events: Iterable[Event]) -> StepTimeStats:
         """Learn from events of rank 0, in their order."""
