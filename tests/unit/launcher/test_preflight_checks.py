@@ -36,7 +36,7 @@ from submitrain.launcher.checks.node_gpu import (
     parse_nvlinks,
     parse_xids,
 )
-from submitrain.launcher.checks.node_query import NoAnswer, excuse_silence, time_limit
+from submitrain.launcher.checks.node_query import NoAnswer, ask_here, excuse_silence, time_limit
 from submitrain.launcher.checks.node_request import NodeAnswer, NodeRequest
 from submitrain.launcher.checks.node_software import compare_versions
 from submitrain.launcher.checks.node_system import (
@@ -182,6 +182,15 @@ def test_a_node_answers_every_check_and_the_answer_survives_its_way(tmp_path: Pa
     assert {"python", "our code", "kernel", "packages/submitit"} <= set(answer.versions)
     noisy = f"module load noise\n{answer.as_line()}bye\n"
     assert NodeAnswer.parse(noisy) == answer
+
+
+def test_this_machine_alone_is_checked_without_a_task(tmp_path: Path) -> None:
+    here = replace(NEEDS, asker="here", folder=str(tmp_path), gpus_per_node=0, versions=False)
+    found = findings_of(ask_here(here))["here"]
+    assert about("node.folder", found).evidence.endswith("seen both ways")
+    assert about("node.reach", found).level is Level.OK, "by loopback, whatever its names are"
+    assert about("node.clock", found).evidence == "within 2 s of here"
+    assert about("node.software", found).evidence == "no other node to compare with"
 
 
 def test_a_check_whose_facts_cannot_be_had_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
