@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from submitrain.launcher.checks.schedulability import (
     partitions_of,
 )
 from submitrain.launcher.submit.submit import job_environment
-from submitrain.slurm.client import CLUSTER_TIMEOUT_S, Ask, ask, read_cluster
+from submitrain.slurm.client import Ask, ask, queue_lines, read_cluster, sbatch_test_only
 from submitrain.slurm.cluster import ClusterFacts
 from submitrain.slurm.parse import epoch_s
 
@@ -80,14 +79,9 @@ def expect(
 
 def _test_only(script: str, run: Ask) -> tuple[float | None, str]:
     """Seconds until running jobs make room, or Slurm's refusal."""
-    with tempfile.NamedTemporaryFile("w", prefix="submitrain-", suffix=".sh") as file:
-        file.write(script)
-        file.flush()
-        # Without the variables of a surrounding job, as the submission itself.
-        inherited = set(os.environ) - set(job_environment(os.environ, ""))
-        clean = ["env", *(f"--unset={name}" for name in sorted(inherited))]
-        answer = run([*clean, "sbatch", "--test-only", file.name], timeout_s=CLUSTER_TIMEOUT_S)
-    return parse_test_only(answer.error, now=time.time())
+    # Without the variables of a surrounding job, as the submission itself.
+    inherited = set(os.environ) - set(job_environment(os.environ, ""))
+    return parse_test_only(sbatch_test_only(script, unset=inherited, run=run), now=time.time())
 
 
 def parse_test_only(said: str, *, now: float) -> tuple[float | None, str]:
@@ -105,11 +99,10 @@ def _ahead(
     """Seconds until the partitions have worked off what runs and waits; how many jobs wait, and
     when those are planned to start.
     """
-    command = ["squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%D %T %l %L %S %r"]
-    answer = run([*command, f"--partition={','.join(partitions)}"], timeout_s=CLUSTER_TIMEOUT_S)
-    if answer.code != 0:
+    lines = queue_lines(partitions, run=run)
+    if lines is None:
         return None, 0, []
-    node_s, jobs, planned = work_ahead(answer.out.splitlines())
+    node_s, jobs, planned = work_ahead(lines)
     pool = max(len(usable(request, facts, name)) for name in partitions)
     return (node_s / pool if pool else None), jobs, planned
 

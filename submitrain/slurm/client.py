@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -224,6 +225,23 @@ def find_script(scripts: Iterable[str], *, timeout_s: float, run: Ask = ask) -> 
         return "", answer.error or f"squeue exited {answer.code}"
     rows = (line.strip().partition("|") for line in answer.out.splitlines())
     return next((job_id for job_id, _, script in rows if script in wanted), ""), ""
+
+
+def sbatch_test_only(script: str, *, unset: Iterable[str] = (), run: Ask = ask) -> str:
+    """What ``sbatch --test-only`` says of a batch script, without these environment variables."""
+    with tempfile.NamedTemporaryFile("w", prefix="submitrain-", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        clean = ["env", *(f"--unset={name}" for name in sorted(unset))]
+        command = [*clean, "sbatch", "--test-only", file.name]
+        return run(command, timeout_s=CLUSTER_TIMEOUT_S).error
+
+
+def queue_lines(partitions: Iterable[str], *, run: Ask = ask) -> list[str] | None:
+    """Lines ``nodes state limit left start reason`` of jobs that run and wait; None: no answer."""
+    command = ["squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%D %T %l %L %S %r"]
+    answer = run([*command, f"--partition={','.join(partitions)}"], timeout_s=CLUSTER_TIMEOUT_S)
+    return answer.out.splitlines() if answer.code == 0 else None
 
 
 def scancel(*arguments: str, timeout_s: float = ASK_TIMEOUT_S, run: Ask = ask) -> Answer:
