@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -61,6 +62,17 @@ def count_text(count: float | None, *, unknown: str = "") -> str:
         if count >= size:
             return f"{count / size:.1f}{unit}"
     return f"{count:.0f}"
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """Rows as lines of text; the first ``left`` columns hold words, the others numbers."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        pairs = enumerate(zip(row, widths, strict=True))
+        cells = [cell.ljust(w) if place < left else cell.rjust(w) for place, (cell, w) in pairs]
+        lines.append("  ".join(cells).rstrip() + "\n")
+    return "".join(lines)
 
 
 def counted(count: int, noun: str) -> str:

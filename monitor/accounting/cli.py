@@ -43,6 +43,7 @@ from submitrain.run_facts import RunEvidence, read_evidence
 from submitrain.run_folder import RunDir, select_runs
 from submitrain.slurm.client import Ask, ask
 from submitrain.status import JobView, RunState, job_views, status_of
+from submitrain.text import aligned
 
 
 def read_runs(folders: Sequence[Path], *, run: Ask = ask) -> tuple[list[RunUsage], str]:
@@ -108,7 +109,7 @@ def as_table(bill: Bill) -> str:
         counts = (row.attempts, row.allocations - row.requeues, row.requeues)
         first = [row.group, str(row.unit), f"{used / HOUR_US:.2f}", money(row, bill.currency)]
         rows.append([*first, share, wasted, *map(str, counts)])
-    parts = [_aligned([heading, *rows], left=2)]
+    parts = [aligned([heading, *rows], left=2)]
     for total in bill.totals:
         parts.append(f"\nwhere the {total.unit} hours went\n")
         parts.append(_split([(str(name), us) for name, us in total.split_us.items()], total))
@@ -127,12 +128,11 @@ def as_csv(bill: Bill) -> str:
     heading += ["jobs", "requeues", *(f"{name}_hours" for name in Category)]
     writer.writerow([*heading, *(f"wasted_{cause}_hours" for cause in causes)])
     for row in bill.rows:
-        money = UNPRICED if row.money is None else row.money
-        counts = [row.attempts, row.allocations - row.requeues, row.requeues]
-        split = [hours(row.split_us[name]) for name in Category]
+        one = _plain(row)
+        first = [one["group"], one["unit"], one["hours"], one["cost"] or UNPRICED, bill.currency]
+        counts = [one["unpriced_hours"], one["attempts"], one["jobs"], one["requeues"]]
         wasted = [hours(row.wasted_us.get(cause, 0)) for cause in causes]
-        first = [row.group, row.unit, hours(row.used_us), money, bill.currency]
-        writer.writerow([*first, hours(row.unpriced_us), *counts, *split, *wasted])
+        writer.writerow([*first, *counts, *one["split_hours"].values(), *wasted])
     return file.getvalue()
 
 
@@ -168,18 +168,7 @@ def _split(parts: list[tuple[str, int]], total: Row) -> str:
         for name, us in sorted(parts, key=lambda one: -one[1])
         if us
     ]
-    return _aligned(rows, left=2) if rows else ""
-
-
-def _aligned(rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """Rows as text; the first ``left`` columns hold words, the others numbers."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        pairs = enumerate(zip(row, widths, strict=True))
-        cells = [cell.ljust(w) if place < left else cell.rjust(w) for place, (cell, w) in pairs]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines) + "\n"
+    return aligned(rows, left=2) if rows else ""
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from submitrain.errors import RunError, UserError
 from submitrain.monitor.audit.chain import Act
 from submitrain.monitor.audit.ledger import AuditLedger, Trail, read_trail
 from submitrain.run_folder import RunDir, select_runs, write_text_atomically
+from submitrain.text import aligned
 
 _COLUMNS = ("time", "run", "act", "outcome", "user", "uid", "host", "via", "job_id", "attempt")
 
@@ -119,7 +120,7 @@ def _rendered(trails: Sequence[Trail], form: str) -> str:
         for row, entry in zip(rows, entries, strict=True):
             writer.writerow([*row, json.dumps(entry.get("facts"), sort_keys=True)])
         return file.getvalue()
-    return _table([_COLUMNS, *rows])
+    return aligned([_COLUMNS, *rows], left=len(_COLUMNS))
 
 
 def _row(entry: Mapping[str, Any]) -> list[Any]:
@@ -128,12 +129,3 @@ def _row(entry: Mapping[str, Any]) -> list[Any]:
     what = [entry["run"], entry.get("act", ""), entry.get("outcome", "")]
     place = [who.get(key, "") for key in ("user", "uid", "host", "via")]
     return [time, *what, *place, entry.get("job_id", ""), "" if attempt is None else attempt]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
