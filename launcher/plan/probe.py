@@ -15,11 +15,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from submitrain.errors import ConfigError
-from submitrain.imports import load_component
+from submitrain.imports import IMPORT_ROOT, load_component
 
 
 def main() -> int:
     """Check what standard input asks for; always exits 0, the answer says what is wrong."""
+    # Our package is found by now; beside it may lie folders with the names of the user's modules.
+    sys.path.sort(key=str(IMPORT_ROOT).__eq__)
     problems, notes = [], []
     for slot in json.load(sys.stdin):
         where = f"{slot['section']}._target_"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import pytest
 from submitrain.errors import ClusterError
 from submitrain.launcher import Run, launch
 from submitrain.launcher.submit.submit import job_environment
+from submitrain.run_folder import list_runs
 from submitrain.status import RunState
 from tests.cluster.cluster import SlurmCluster
 from tests.paths import TOY_RANK
 from tests.tiny import tiny_config
+from tests.user_folders import SAYS, write_config, write_modules
 
 pytestmark = pytest.mark.slurm
 WAIT_S = 180.0
@@ -124,3 +128,28 @@ def test_only_a_surrounding_jobs_variables_are_dropped() -> None:
 def test_a_run_is_opened_and_asked_about_without_the_launching_process(project: Path) -> None:
     run = launch(config(project))
     assert Run.open(run.run_id).wait(WAIT_S).state is RunState.FINISHED
+
+
+def test_the_users_own_train_py_trains_on_the_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_cluster: SlurmCluster
+) -> None:
+    """From a folder with `train.py`, `launcher.py`, `monitor.py`: none is taken for ours."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    folder = tmp_path / "mine"
+    write_modules(folder)
+    write_config(folder, cluster="slurm")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("submitrain"), "cfg.yaml"],
+        cwd=folder,
+        env={**os.environ, **slurm_cluster.env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name, value in slurm_cluster.env.items():
+        monkeypatch.setenv(name, value)
+    [found] = list_runs(folder / "runs")
+    run = Run(found)
+    assert run.wait(WAIT_S).state is RunState.FINISHED
+    assert (run.folder / "was-here").read_text() == SAYS
