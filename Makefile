@@ -39,7 +39,7 @@ slurm: ## Debian's packages for the tests' own Slurm cluster (needs root)
 
 test: $(INSTALLED) ## Every test, on a real Slurm where it can be installed
 	@tests/install-debian-packages --tests || true
-	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 4 --dist loadscope --no-loadscope-reorder
 
 cluster: $(INSTALLED) slurm ## A private 4-node Slurm on this machine to play with
 	$(RUN) -m tests.cluster shell

@@ -98,11 +98,17 @@ class SlurmClient:
         where = f"--output={output or '/dev/null'}"
         return int(self.run("sbatch", "--parsable", where, *arguments, f"--wrap={script}"))
 
-    def submit_high_priority_job(self, *, nodes: int, seconds: float) -> int:
-        """Submit a job that takes whole nodes away from others (preempts), and return its id."""
+    def submit_high_priority_job(
+        self, *, nodes: int, seconds: float, nodelist: str | None = None
+    ) -> int:
+        """Submit a job that takes whole nodes away from others (preempts), and return its id.
+
+        `nodelist` says which nodes, as a host list.
+        """
         qos = ["--qos=high"] if self.options.accounting else []
         shape = ["--job-name=high", "--partition=high", f"--nodes={nodes}", "--exclusive"]
-        return self.sbatch(f"sleep {seconds}", *shape, *qos)
+        where = [f"--nodelist={nodelist}"] if nodelist else []
+        return self.sbatch(f"sleep {seconds}", *shape, *where, *qos)
 
     def job(self, job_id: int) -> dict[str, str]:
         """Return the fields of `scontrol show job`; SlurmClusterError if Slurm forgot the job."""

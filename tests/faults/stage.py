@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,9 +23,10 @@ class Stage:
     """Sites, undisturbed runs and verdicts so far; only the last site is kept open."""
 
     home: Path
+    undisturbed: Path | None = None
+    """Folder of the undisturbed runs, which several stages may share; by default in ``home``."""
     stack: ExitStack = field(default_factory=ExitStack)
     site: Site | None = None
-    references: dict[tuple[object, ...], Path] = field(default_factory=dict)
     judged: dict[str, list[Verdict]] = field(default_factory=dict)
 
     def verdicts(self, course: Course) -> list[Verdict]:
@@ -50,22 +52,19 @@ class Stage:
             kept.rename(kept.with_name(f"{course.name}.{tries + 1}"))
 
     def reference(self, course: Course) -> Path:
-        """The undisturbed run of a course: two local ranks, the same arithmetic, the same data."""
-        key = (course.steps, *(row.name for row in course.data))
-        if key not in self.references:
-            say(f"undisturbed run of {course.steps} steps")
-            self.home.mkdir(parents=True, exist_ok=True)
-            runs = self.home / "undisturbed"
-            config = course_config(self.home, runs, steps=course.steps)
-            bad = [row.inside.plan(row.name, 1) for row in course.data if row.inside]
-            run = launch_faulty(config, *bad)
-            assert run.wait(REFERENCE_S).state == "finished", run.status().why
-            causes = [str(one.cause) for one in read_attempts(run.run_dir)]
-            assert causes == ["finished"], f"misjudged although nothing happened: {causes}"
-            first, *_ = samples_by_epoch(run.folder)
-            assert set(first.values()) == {1}, "a sample came twice in the undisturbed run"
-            self.references[key] = run.folder
-        return self.references[key]
+        """The undisturbed run of a course: two local ranks, the same arithmetic, the same data.
+
+        Stages that share a folder wait for each other: the first one makes the run.
+        """
+        key = "-".join([str(course.steps), *(row.name for row in course.data)])
+        folder = (self.undisturbed or self.home / "undisturbed") / key
+        folder.mkdir(parents=True, exist_ok=True)
+        made = folder / "made"
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                made.write_text(str(_undisturbed_run(course, folder)))
+        return Path(made.read_text())
 
     def _site(self, name: str) -> Site:
         if self.site is None or self.site.name != name:
@@ -79,3 +78,17 @@ class Stage:
         """Stop the cluster that is still open."""
         self.stack.close()
         self.site = None
+
+
+def _undisturbed_run(course: Course, folder: Path) -> Path:
+    """Run a course's training with nothing but its bad data; the run's folder."""
+    say(f"undisturbed run of {course.steps} steps")
+    config = course_config(folder, folder / "runs", steps=course.steps)
+    bad = [row.inside.plan(row.name, 1) for row in course.data if row.inside]
+    run = launch_faulty(config, *bad)
+    assert run.wait(REFERENCE_S).state == "finished", run.status().why
+    causes = [str(one.cause) for one in read_attempts(run.run_dir)]
+    assert causes == ["finished"], f"misjudged although nothing happened: {causes}"
+    first, *_ = samples_by_epoch(run.folder)
+    assert set(first.values()) == {1}, "a sample came twice in the undisturbed run"
+    return run.folder

@@ -39,29 +39,17 @@ def hang_of(end: dict[str, Any]) -> dict[str, Any]:
     return hang
 
 
-def test_a_stopped_rank_is_replaced_and_the_curve_stays(home: Path, undisturbed: Path) -> None:
-    config = tiny_config(home, optimizer=PLAIN, resilience={"hang": HANG})
-    run = launch(config, cluster="local")
-    wait_for(lambda: last_step(run) >= 12, "step 12")
-    os.kill(rank_pids(run)[1], signal.SIGSTOP)
-    assert run.wait(WAIT_S).state == "finished"
-    first, last = attempts(run.folder)
-    assert (first["cause"], last["cause"]) == ("hung", "finished")
-    assert hang_of(first)["rank"] == 1
-    assert_same_run(run.folder, undisturbed)
-
-
-def test_a_component_that_never_returns_is_named_with_its_line(
-    home: Path, undisturbed: Path
-) -> None:
-    """Both ranks beat, and the other one waits in a collective of the next step."""
+def test_two_hangs_of_one_run_are_named_and_the_curve_stays(home: Path, undisturbed: Path) -> None:
+    """A component that never returns while both ranks beat, then a rank that is stopped."""
     optimizer = {"_target_": "tests.components.HangingAdamW", "rank": 1, "update": 9}
     config = tiny_config(home, optimizer=optimizer, resilience={"hang": HANG})
     run = launch(config, cluster="local")
+    wait_for(lambda: last_step(run) >= 12, "step 12")
+    os.kill(rank_pids(run)[0], signal.SIGSTOP)
     assert run.wait(WAIT_S).state == "finished"
-    first, last = attempts(run.folder)
-    assert (first["cause"], last["cause"]) == ("hung", "finished")
-    assert hang_of(first)["rank"] == 1
+    first, second, last = attempts(run.folder)
+    assert [end["cause"] for end in (first, second, last)] == ["hung", "hung", "finished"]
+    assert (hang_of(first)["rank"], hang_of(second)["rank"]) == (1, 0)
     lines = (TESTS / "components.py").read_text().splitlines()
     [line] = [n for n, text in enumerate(lines, start=1) if "time.sleep(3600)" in text]
     assert hang_of(first)["where"].endswith(f"components.py:{line}")

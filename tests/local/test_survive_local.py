@@ -16,7 +16,9 @@ import pytest
 
 from submitrain.events import Kind, read_events
 from submitrain.launcher import Run, launch
+from submitrain.launcher.plan.config import load_config
 from submitrain.run_folder import RunDir
+from tests.forked import run_forked, train
 from tests.tiny import assert_same_run, attempts, consumed, curve, losses, tiny_config
 
 pytestmark = pytest.mark.ranks
@@ -119,9 +121,9 @@ def test_an_epoch_is_consumed_exactly_once_at_changing_world_sizes(home: Path) -
         packed_sequence={"enabled": True, "packed_sequence_size": 64},
         slurm={"ntasks_per_node": 4},
     )
-    reference = launch(base, cluster="local")
-    assert reference.wait(WAIT_S).state == "finished"
-    total = max(curve(reference.folder))
+    reference = home / "reference"
+    run_forked(4, train, reference, load_config(base).config.model_dump())
+    total = max(curve(reference))
     run = launch(base, cluster="local")
     for number, ranks in enumerate([2, 3, 8], start=1):
         moment = number * total // 5
@@ -131,7 +133,7 @@ def test_an_epoch_is_consumed_exactly_once_at_changing_world_sizes(home: Path) -
         run.resume(ntasks_per_node=ranks)
     assert run.wait(WAIT_S).state == "finished"
     ids = sorted(i for step in consumed(run.folder).values() for i in step)
-    assert ids == sorted(i for step in consumed(reference.folder).values() for i in step)
+    assert ids == sorted(i for step in consumed(reference).values() for i in step)
     assert ids == sorted(set(ids)), "a sample was consumed twice"
-    expected, got = losses(reference.folder), losses(run.folder)
+    expected, got = losses(reference), losses(run.folder)
     assert got == {step: pytest.approx(loss, rel=1e-6) for step, loss in expected.items()}

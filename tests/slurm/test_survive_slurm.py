@@ -1,11 +1,13 @@
-"""The promise on a real Slurm with four nodes: real training, real faults, nobody's hand.
+"""The promise on real Slurm clusters: real training, real faults, nobody's hand.
 
 Every cluster of the matrix (with accounting or without, preemption with notice or without) gets a
-preemption; the other faults run once with accounting and once without.
+preemption. On one with accounting and on one without, the same run also loses a rank and is
+cancelled and resumed, and beside it another one goes through several time limits.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -26,6 +28,7 @@ from tests.tiny import assert_same_run, attempts, curve, tiny_config
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks]
 WAIT_S = 400.0
+NODES = 2
 STEPS = 60
 SCHEDULE = {"grad_acc_steps": 1, "max_steps": STEPS, "ckpt_every_steps": 10}
 PACED = "tests.components.PacedAdamW"
@@ -36,7 +39,7 @@ CLUSTERS = {
     "no_accounting-notice": ClusterOptions(accounting=False, preempt_notice_s=30),
     "no_accounting-no_notice": ClusterOptions(accounting=False, kill_wait_s=20),
 }
-BOTH_KINDS = ["accounting-notice", "no_accounting-no_notice"]
+ONLY_PREEMPTED = ["accounting-no_notice", "no_accounting-notice"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Site:
     notice: bool
 
     def launch(self, *, time_limit: str = "10m", pause_s: float = 0.0, **sections: Any) -> Run:
-        """Start the tiny training on four nodes, as a user of this cluster does."""
-        slurm = {"nodes": 4, "ntasks_per_node": 1, "time": time_limit, "cpus_per_task": 1}
+        """Start the tiny training on two nodes, as a user of this cluster does."""
+        slurm = {"nodes": NODES, "ntasks_per_node": 1, "time": time_limit, "cpus_per_task": 1}
         return launch(paced_config(self.home, slurm, pause_s, **sections), cluster="slurm")
 
     def job_id(self, run: Run) -> int:
@@ -60,16 +63,16 @@ class Site:
 def paced_config(
     home: Path, slurm: dict[str, Any], pause_s: float, **sections: Any
 ) -> dict[str, Any]:
-    """The tiny run on four ranks, with steps of at least ``pause_s`` seconds."""
+    """The tiny run, with steps of at least ``pause_s`` seconds."""
     optimizer = {"_target_": PACED, "lr": 3e-3, "pause_s": pause_s}
     return tiny_config(home, slurm=slurm, step_scheduler=SCHEDULE, optimizer=optimizer, **sections)
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run, made without Slurm: four local ranks, the same arithmetic."""
+    """The undisturbed run, made without Slurm: local ranks, the same arithmetic."""
     home = tmp_path_factory.mktemp("reference")
-    config = paced_config(home, {"nodes": 4, "ntasks_per_node": 1}, 0.0)
+    config = paced_config(home, {"nodes": NODES, "ntasks_per_node": 1}, 0.0)
     run = launch(config, cluster="local")
     assert run.wait(WAIT_S).state == "finished"
     return run.folder
@@ -91,24 +94,31 @@ def site(
         yield Site(cluster, tmp_path_factory.mktemp("shared"), options.preempt_notice_s is not None)
 
 
-@pytest.fixture(autouse=True)
-def _idle(site: Site) -> Iterator[None]:
-    yield
-    site.cluster.restore()
-
-
 def wait_for(condition: Callable[[], Any], what: str, run: Run) -> None:
     """Poll until ``condition`` holds; fail early, with the reason, when the run has ended."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
-        assert not RunDir(run.folder).summary.exists(), RunDir(run.folder).summary.read_text()
-        time.sleep(0.05)
+        if run.run_dir.summary.exists():
+            summary = json.loads(run.run_dir.summary.read_text())
+            assert summary["state"] == "requeued", summary
+        time.sleep(0.1)
+
+
+def steps_so_far(run: Run) -> int:
+    """The newest step that rank 0 recorded."""
+    return max(curve(run.folder), default=0)
 
 
 def wait_for_step(run: Run, step: int) -> None:
     """Wait until rank 0 recorded ``step``."""
-    wait_for(lambda: max(curve(run.folder), default=0) >= step, f"step {step}", run)
+    wait_for(lambda: steps_so_far(run) >= step, f"step {step}", run)
+
+
+def saves(run: Run) -> list[int]:
+    """Steps of which a checkpoint was published."""
+    published = read_events(RunDir(run.folder).events(0), kinds=frozenset({Kind.CHECKPOINT}))
+    return [event["step"] for event in published]
 
 
 def restarts(site: Site, run: Run) -> int:
@@ -116,72 +126,83 @@ def restarts(site: Site, run: Run) -> int:
     return int(site.cluster.job(site.job_id(run))["Restarts"])
 
 
-@pytest.mark.parametrize("site", CLUSTERS, indirect=True)
+def kill_a_rank(run: Run) -> None:
+    """SIGKILL to rank 1 of the first attempt."""
+    starts = read_events(RunDir(run.folder).events(1), kinds=frozenset({Kind.START}))
+    os.kill(next(starts)["pid"], signal.SIGKILL)
+
+
+def preempt(site: Site, run: Run) -> None:
+    """Let a job of higher priority have the run's nodes for a while."""
+    nodes = site.cluster.job(site.job_id(run))["NodeList"]
+    high = site.cluster.submit_high_priority_job(nodes=NODES, seconds=2, nodelist=nodes)
+    site.cluster.wait_for_state(high, "COMPLETED", timeout_s=120)
+
+
+def resumed_from(run: Run) -> list[int]:
+    """Steps from which later attempts went on."""
+    resumes = read_events(RunDir(run.folder).events(0), kinds=frozenset({Kind.RESUME}))
+    return [event["step"] for event in resumes]
+
+
+@pytest.mark.parametrize("site", ONLY_PREEMPTED, indirect=True)
 def test_a_preempted_run_comes_back_once_and_is_the_same(site: Site, reference: Path) -> None:
     run = site.launch(pause_s=0.1)
     wait_for_step(run, 14)
-    preempt(site)
+    preempt(site, run)
     assert run.wait(WAIT_S).state == "finished"
     first, last = attempts(run.folder)
     assert (first["cause"], last["cause"]) == ("preempted", "finished")
     assert restarts(site, run) == 1
-    resumed = next(read_events(RunDir(run.folder).events(0), kinds=frozenset({Kind.RESUME})))
-    assert resumed["step"] == first["last_step"], "a graceful stop loses no step"
+    assert resumed_from(run) == [first["last_step"]], "a graceful stop loses no step"
     assert_same_run(run.folder, reference)
-
-
-def preempt(site: Site) -> None:
-    """Let a job of higher priority have all nodes for a while."""
-    high = site.cluster.submit_high_priority_job(nodes=4, seconds=5)
-    site.cluster.wait_for_state(high, "COMPLETED", timeout_s=120)
 
 
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("site", BOTH_KINDS, indirect=True)
-def test_several_time_limits_in_one_run_do_not_change_it(site: Site, reference: Path) -> None:
-    """35 of a job's 60 s are for starting and training; 60 steps of 1.2 s need three jobs."""
-    run = site.launch(time_limit="1m", pause_s=1.2, resilience={"stop_lead_s": 25})
-    assert run.wait(2 * WAIT_S).state == "finished"
-    causes = [end["cause"] for end in attempts(run.folder)]
-    assert causes[-1] == "finished"
-    assert set(causes[:-1]) == {"time_limit"}
-    assert len(causes) >= 3
-    assert restarts(site, run) == len(causes) - 1
-    assert_same_run(run.folder, reference)
-
-
-@pytest.mark.parametrize("site", BOTH_KINDS, indirect=True)
-def test_a_killed_rank_is_replaced_inside_the_job(site: Site, reference: Path) -> None:
-    run = site.launch()
-    wait_for_step(run, 23)
-    starts = read_events(RunDir(run.folder).events(2), kinds=frozenset({Kind.START}))
-    os.kill(next(starts)["pid"], signal.SIGKILL)
-    assert run.wait(WAIT_S).state == "finished"
-    first, last = attempts(run.folder)
-    assert (first["cause"], last["cause"]) == ("rank_died", "finished")
-    assert "rank 2" in first["explanation"]
-    assert restarts(site, run) == 0
-    assert_same_run(run.folder, reference)
-
-
 @pytest.mark.parametrize(
     ("site", "how"),
     [("accounting-notice", "scancel"), ("no_accounting-no_notice", "cancel")],
     indirect=["site"],
 )
-def test_a_cancelled_run_stays_cancelled_until_it_is_resumed(
+def test_whatever_happens_to_a_run_it_is_the_undisturbed_one(
     site: Site, reference: Path, how: str
 ) -> None:
-    run = site.launch()
-    wait_for_step(run, 5)
+    """Two runs side by side: one through time limits, one through a kill, preemption, a cancel."""
+    # 28 of a job's 60 s are for starting and training; 60 steps of 0.8 s need three jobs.
+    limited = site.launch(time_limit="1m", pause_s=0.8, resilience={"stop_lead_s": 32})
+    wait_for_step(limited, 1)
+    run = site.launch(pause_s=0.2)
+    wait_for(lambda: saves(run), "a checkpoint", run)
+    kill_a_rank(run)
+    wait_for(lambda: len(resumed_from(run)) == 1, "the second attempt", run)
+    wait_for_step(run, steps_so_far(run) + 3)
+    preempt(site, run)
+    wait_for(lambda: len(resumed_from(run)) == 2, "the third attempt", run)
+    wait_for_step(run, steps_so_far(run) + 3)
+    cancel(site, run, how)
+    assert run.resume().wait(WAIT_S).state == "finished"
+    ends = attempts(run.folder)
+    assert [end["cause"] for end in ends] == ["rank_died", "preempted", "cancelled", "finished"]
+    assert "rank 1" in ends[0]["explanation"]
+    assert resumed_from(run) == [10, ends[1]["last_step"], ends[2]["last_step"]], "the last save"
+    assert_same_run(run.folder, reference)
+
+    assert limited.wait(2 * WAIT_S).state == "finished"
+    causes = [end["cause"] for end in attempts(limited.folder)]
+    assert causes[-1] == "finished"
+    assert set(causes[:-1]) == {"time_limit"}
+    assert len(causes) >= 3
+    assert restarts(site, limited) == len(causes) - 1
+    assert_same_run(limited.folder, reference)
+
+
+def cancel(site: Site, run: Run, how: str) -> None:
+    """End the job for good, by our command or by Slurm's; Slurm brings it back once, not twice."""
     job_id = site.job_id(run)
     if how == "cancel":
         run.cancel()
     else:
         site.cluster.run("scancel", str(job_id))
     assert run.wait(WAIT_S).state == "cancelled"
-    assert attempts(run.folder)[-1]["cause"] == "cancelled"
     fields = site.cluster.wait_for_state(job_id, "CANCELLED")
-    assert int(fields["Restarts"]) == 0
-    assert run.resume().wait(WAIT_S).state == "finished"
-    assert_same_run(run.folder, reference)
+    assert int(fields["Restarts"]) == 1, "the preemption's; a kill and a cancel requeue nothing"
