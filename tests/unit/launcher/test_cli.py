@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from submitrain.launcher.cli.main import COMMANDS, build_parser
+from submitrain.launcher.cli.main import COMMANDS, build_parser, main
 from submitrain.launcher.run import Run
 from submitrain.run_folder import list_runs
 from tests.local.test_launch import REPOSITORY, end_processes
@@ -57,6 +57,29 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
         end_processes(Run(run))
 
 
+@dataclass
+class InProcess:
+    """The same commands without a process of their own, for those that start nothing."""
+
+    folder: Path
+    output: pytest.CaptureFixture[str]
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        code = main(list(arguments))
+        out, err = self.output.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+
+@pytest.fixture
+def inside(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> InProcess:
+    """The project of ``shell`` as the working directory of this process."""
+    monkeypatch.chdir(shell.folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    return InProcess(shell.folder, capsys)
+
+
 BAD_OVERRIDES = {
     "unknown key": ("modle.x=1", "modle"),
     "unknown nested key": ("slurm.nodse=2", "nodes"),
@@ -87,17 +110,17 @@ BAD_OVERRIDES = {
 
 @pytest.mark.parametrize(("override", "named"), BAD_OVERRIDES.values(), ids=BAD_OVERRIDES)
 def test_bad_input_is_one_clear_line_and_leaves_nothing(
-    shell: Shell, override: str, named: str
+    inside: InProcess, override: str, named: str
 ) -> None:
-    (shell.folder / "empty.jsonl").touch()
-    (shell.folder / "cfg.jsonl").write_text("model: {}\n")
-    (shell.folder / "empty-model").mkdir()
-    before = sorted(path.name for path in shell.folder.iterdir())
-    done = shell("cfg.yaml", override)
+    (inside.folder / "empty.jsonl").touch()
+    (inside.folder / "cfg.jsonl").write_text("model: {}\n")
+    (inside.folder / "empty-model").mkdir()
+    before = sorted(path.name for path in inside.folder.iterdir())
+    done = inside("cfg.yaml", override)
     assert done.returncode == 2, done.stderr
     assert_one_line(done.stderr, named)
     assert done.stdout == ""
-    assert sorted(path.name for path in shell.folder.iterdir()) == before
+    assert sorted(path.name for path in inside.folder.iterdir()) == before
 
 
 def assert_one_line(text: str, named: str) -> None:
@@ -117,34 +140,34 @@ BAD_FILES = {
 
 @pytest.mark.parametrize(("text", "named"), BAD_FILES.values(), ids=BAD_FILES)
 def test_a_file_that_is_no_configuration_is_one_clear_line(
-    shell: Shell, text: str, named: str
+    inside: InProcess, text: str, named: str
 ) -> None:
-    (shell.folder / "bad.yaml").write_text(text)
-    done = shell("bad.yaml")
+    (inside.folder / "bad.yaml").write_text(text)
+    done = inside("bad.yaml")
     assert done.returncode == 2
     assert_one_line(done.stderr, named)
 
 
-def test_a_missing_file_is_one_line_with_a_guess(shell: Shell) -> None:
-    done = shell("cgf.yaml")
+def test_a_missing_file_is_one_line_with_a_guess(inside: InProcess) -> None:
+    done = inside("cgf.yaml")
     assert done.returncode == 2
     assert_one_line(done.stderr, "did you mean cfg.yaml?")
 
 
-def test_a_mistyped_command_or_folder_is_one_line_with_a_guess(shell: Shell) -> None:
-    (shell.folder / "configs").mkdir()
-    (shell.folder / "cfg.yaml").rename(shell.folder / "configs" / "cfg.yaml")
+def test_a_mistyped_command_or_folder_is_one_line_with_a_guess(inside: InProcess) -> None:
+    (inside.folder / "configs").mkdir()
+    (inside.folder / "cfg.yaml").rename(inside.folder / "configs" / "cfg.yaml")
     for words, said in (
         (["stauts", "latest"], "did you mean status?"),
         (["config/cfg.yaml"], "no folder config; did you mean configs/cfg.yaml?"),
     ):
-        done = shell(*words)
+        done = inside(*words)
         assert done.returncode == 2
         assert_one_line(done.stderr, said)
 
 
-def test_two_problems_are_two_lines(shell: Shell) -> None:
-    done = shell("cfg.yaml", "slurm.nodes=0", "optimizer.lr=-1")
+def test_two_problems_are_two_lines(inside: InProcess) -> None:
+    done = inside("cfg.yaml", "slurm.nodes=0", "optimizer.lr=-1")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 2
 
@@ -168,8 +191,8 @@ def test_a_configured_slurm_that_is_silent_is_no_reason_to_train_here(shell: She
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "cancel", "resume"])
-def test_a_run_that_does_not_exist_is_one_clear_line(shell: Shell, command: str) -> None:
-    done = shell(command, "nothing")
+def test_a_run_that_does_not_exist_is_one_clear_line(inside: InProcess, command: str) -> None:
+    done = inside(command, "nothing")
     assert done.returncode == 2
     assert_one_line(done.stderr, "no run nothing")
 

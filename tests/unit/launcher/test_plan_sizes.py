@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import io
+import json
+import sys
 from typing import Any
 
 import pytest
 
+from submitrain.launcher.plan import probe
 from submitrain.launcher.plan.memory import (
     checkpoint_bytes,
     gpu_memory_bytes,
@@ -159,28 +163,42 @@ def test_the_table_of_optimizer_arguments_is_torchs(path: str) -> None:
     assert set(OPTIMIZERS[path]) | {"lr", "params"} == set(signature.parameters)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "says"),
-    [
-        ({"_target_": "torch.optim.RMSprop", "alpha": 0.9}, None),
-        ({"_target_": "torch.optim.RMSprop", "alpha": -1}, "refuses its arguments"),
-        ({"_target_": "torch.optim.RMSprop", "momentun": 1}, "did you mean momentum?"),
-        ({"_target_": "torch.optim.Adamm"}, "did you mean Adam?"),
-        ({"_target_": "torch.nn.Linear"}, "expected a subclass of torch.optim.Optimizer"),
-        ({"_target_": "torch.optim.LBFGS"}, "one gradient a step"),
-        ({"_target_": "no_such_package.Adam"}, "no module 'no_such_package' is installed"),
-    ],
-)
-def test_other_optimizers_are_looked_at_in_a_process_of_their_own(
-    optimizer: dict[str, Any], says: str | None
-) -> None:
+def test_another_optimizer_is_looked_at_in_a_process_of_its_own() -> None:
     from submitrain.config import RunConfig
 
-    report = check_targets(RunConfig.model_validate({"optimizer": optimizer}))
+    chosen = {"_target_": "torch.optim.RMSprop", "momentun": 1}
+    report = check_targets(RunConfig.model_validate({"optimizer": chosen}))
+    assert len(report.problems) == 1 and "did you mean momentum?" in report.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "says"),
+    [
+        ("torch.optim.RMSprop", {"alpha": 0.9}, None),
+        ("torch.optim.RMSprop", {"alpha": -1}, "refuses its arguments"),
+        ("torch.optim.Adamm", {}, "did you mean Adam?"),
+        ("torch.nn.Linear", {}, "expected a subclass of torch.optim.Optimizer"),
+        ("torch.optim.LBFGS", {}, "one gradient a step"),
+        ("no_such_package.Adam", {}, "no module 'no_such_package' is installed"),
+    ],
+)
+def test_what_that_process_says_of_optimizers(
+    path: str,
+    arguments: dict[str, Any],
+    says: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without starting one: each would import torch once more."""
+    slot = {"section": "optimizer", "kind": "optimizer", "path": path, "arguments": arguments}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps([slot])))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    assert probe.main() == 0
+    problems = json.loads(capsys.readouterr().out.partition("@probe ")[2])["problems"]
     if says is None:
-        assert report.problems == ()
+        assert problems == []
     else:
-        assert len(report.problems) == 1 and says in report.problems[0]
+        assert len(problems) == 1 and says in problems[0]
 
 
 def test_the_list_of_optimizers_for_machines_without_torch_is_torchs() -> None:
