@@ -28,7 +28,9 @@ MARK = "\u2603"
 """A character whose tokens are in no other sample."""
 
 
-def poisoned(folder: Path, bad: range, factor: str = "nan", **sections: Any) -> dict[str, Any]:
+def poisoned(
+    folder: Path, bad: range, factor: str = "nan", *, ranks: int = 2, **sections: Any
+) -> dict[str, Any]:
     """A run over one epoch of 15 steps, in which the samples ``bad`` spoil their micro-batch."""
     folder.mkdir(exist_ok=True)
     samples = write_samples(folder / "samples.jsonl")
@@ -38,7 +40,13 @@ def poisoned(folder: Path, bad: range, factor: str = "nan", **sections: Any) -> 
     samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = tiny_config(
         folder,
-        step_scheduler={"max_steps": None, "num_epochs": 1, "ckpt_every_steps": 1},
+        slurm={"ntasks_per_node": ranks},
+        step_scheduler={
+            "max_steps": None,
+            "num_epochs": 1,
+            "ckpt_every_steps": 1,
+            "grad_acc_steps": 4 // ranks,
+        },
         packed_sequence={"enabled": False},
         dataloader={"batch_size": 2, "num_workers": 1, "shuffle": False},
         checkpoint={"save_consolidated": False, "keep_last_n_checkpoints": 1},
@@ -121,7 +129,7 @@ def test_bad_data_is_left_out_and_a_kill_afterwards_changes_nothing(tmp_path: Pa
 
 
 def test_data_that_stays_bad_stops_the_run_with_advice(tmp_path: Path) -> None:
-    run = finish(poisoned(tmp_path, range(48, 120), **ONE_SKIP), "failed")
+    run = finish(poisoned(tmp_path, range(48, 120), ranks=1, **ONE_SKIP), "failed")
     assert [(e["cause"], e["action"]) for e in attempts(run.folder)] == [
         ("not_finite", "restart"),
         ("not_finite", "stop"),
@@ -138,6 +146,7 @@ def test_an_update_that_breaks_the_weights_is_never_a_checkpoint(tmp_path: Path)
         step_scheduler={"max_steps": 8, "ckpt_every_steps": 2},
         optimizer=breaking,
         resilience={"max_rollbacks": 1},
+        slurm={"ntasks_per_node": 1},
     )
     run = finish(config, "failed")
     failed = events(run, Kind.CHECKPOINT_FAILED)
@@ -151,7 +160,8 @@ def test_an_update_that_breaks_the_weights_is_never_a_checkpoint(tmp_path: Path)
 
 def test_a_loss_spike_is_undone_where_that_is_asked_for(tmp_path: Path) -> None:
     limits = {"loss_spike": "rollback", "loss_spike_steps": 2, "anomaly_window_steps": 8}
-    config = poisoned(tmp_path, range(96, 112), "60", resilience={**limits, "loss_spike_z": 15})
+    resilience = {**limits, "loss_spike_z": 15}
+    config = poisoned(tmp_path, range(96, 112), "60", ranks=1, resilience=resilience)
     run = finish(config)
     assert [(e["cause"], e["action"]) for e in attempts(run.folder)] == [
         ("loss_spike", "restart"),

@@ -96,7 +96,10 @@ def test_an_interrupted_drill_cancels_its_run_and_reports_what_it_has(tmp_path: 
 
 def test_a_training_that_never_repeats_itself_is_told_from_a_bad_recovery(tmp_path: Path) -> None:
     noisy = {"_target_": "tests.components.NoisyAdamW", "lr": 3e-3}
-    drill = start_drill(tmp_path, "--steps", "8", "--faults", "kill", optimizer=noisy)
+    one_rank = {"ntasks_per_node": 1}
+    drill = start_drill(
+        tmp_path, "--steps", "8", "--faults", "kill", optimizer=noisy, slurm=one_rank
+    )
     code, report, err = finish(drill)
     assert code == 1, err
     _, kill, control = report["runs"]
