@@ -166,9 +166,9 @@ class Judge:
         }
         for record in self.records.values():
             cause = str(record.cause)
-            if record.attempt in struck or cause in ("finished", *self.played.course.again):
+            if record.number in struck or cause in ("finished", *self.played.course.again):
                 continue
-            yield f"attempt {record.attempt} ended by itself: {cause}: {record.explanation}"
+            yield f"attempt {record.number} ended by itself: {cause}: {record.explanation}"
 
 
 def differences(disturbed: Path, undisturbed: Path) -> list[str]:

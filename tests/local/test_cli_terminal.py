@@ -18,8 +18,8 @@ import yaml
 from submitrain.launcher.run import Run
 from submitrain.run_folder import list_runs
 from submitrain.status import RunState
-from tests.local.test_launch import REPOSITORY, end_processes
-from tests.paths import TOY_RANK
+from tests.local.test_launch import end_processes
+from tests.paths import REPOSITORY, TOY_RANK
 from tests.tiny import tiny_config
 
 WAIT_S = 90.0

@@ -18,8 +18,8 @@ from submitrain.launcher import Sweep, sweep
 from submitrain.launcher.cli.main import main
 from submitrain.launcher.run import Run
 from submitrain.status import RunState
-from tests.local.test_launch import REPOSITORY, end_processes
-from tests.paths import TOY_RANK
+from tests.local.test_launch import end_processes
+from tests.paths import REPOSITORY, TOY_RANK
 from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.ranks
