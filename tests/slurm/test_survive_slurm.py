@@ -51,8 +51,9 @@ class Site:
     notice: bool
 
     def launch(self, *, time_limit: str = "10m", pause_s: float = 0.0, **sections: Any) -> Run:
-        """Start the tiny training on two nodes, as a user of this cluster does."""
-        slurm = {"nodes": NODES, "ntasks_per_node": 1, "time": time_limit, "cpus_per_task": 1}
+        """Start the tiny training on two nodes of its own, as a user of this cluster does."""
+        shape = {"nodes": NODES, "ntasks_per_node": 1, "cpus_per_task": 1, "exclusive": True}
+        slurm = {**shape, "time": time_limit}
         return launch(paced_config(self.home, slurm, pause_s, **sections), cluster="slurm")
 
     def job_id(self, run: Run) -> int:
