@@ -43,6 +43,10 @@ class StopAt(StopFlag):
         reached = self.context.step >= self.step
         return StopReason.ASKED if reached else StopReason.NONE
 
+    @reason.setter
+    def reason(self, value: StopReason) -> None:
+        """What others ask for is of no interest here."""
+
 
 def run_forked(
     world_size: int, work: Callable[..., Any], folder: Path, *arguments: Any, timeout_s: float = 200
