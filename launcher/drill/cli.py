@@ -12,6 +12,7 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from submitrain.attempts import Cause
 from submitrain.errors import SubmitrainError, UserError
 from submitrain.events import Kind, read_events
 from submitrain.launcher.cli.commands import log_to_stderr
@@ -231,7 +232,7 @@ class _Drill:
         assert self._measured is not None
         pace_s = pace_of(scenario, self._measured, self._plan.steps) * self._plan.steps.total
         requeues = self._plan.place.cluster == "slurm" and (
-            scenario.short_time_limit or "requeued" in scenario.causes
+            scenario.short_time_limit or Cause.REQUEUED in scenario.causes
         )
         wait_s = REQUEUE_WAIT_S if requeues else 0.0
         again_s = self._measured.started_s

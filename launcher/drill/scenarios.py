@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from submitrain.attempts import Cause
 from submitrain.config import RunConfig
 from submitrain.errors import UserError
 from submitrain.train.faults import Fault, FaultKind, Moment
@@ -76,7 +77,7 @@ class Scenario:
     id: str
     what: str
     """What happens, as a sentence without its end."""
-    causes: frozenset[str]
+    causes: frozenset[Cause]
     """How the interrupted attempt should be classified."""
     needs: str = "nothing"
     fault: tuple[Moment, FaultKind] | None = None
@@ -132,41 +133,41 @@ CATALOGUE: tuple[Scenario, ...] = (
     Scenario(
         "kill",
         "a rank is killed (SIGKILL) between forward and backward",
-        frozenset({"rank_died"}),
+        frozenset({Cause.RANK_DIED}),
         fault=(Moment.STEP, FaultKind.KILL),
     ),
     Scenario(
         "save-kill",
         "a rank is killed in the middle of writing a checkpoint",
-        frozenset({"rank_died"}),
+        frozenset({Cause.RANK_DIED}),
         fault=(Moment.SAVE, FaultKind.KILL),
         when="save",
     ),
     Scenario(
         "corrupt",
         "a bit of the newest checkpoint flips, and a rank is killed",
-        frozenset({"rank_died"}),
+        frozenset({Cause.RANK_DIED}),
         fault=(Moment.STEP, FaultKind.CORRUPT),
         when="late",
     ),
     Scenario(
         "hang",
         "a rank stands still (SIGSTOP) in a step",
-        frozenset({"hung"}),
+        frozenset({Cause.HUNG}),
         fault=(Moment.STEP, FaultKind.STOP),
         extra_s=75.0,
     ),
     Scenario(
         "stop",
         "the run is stopped as you would do it, and resumed",
-        frozenset({"terminated", "cancelled"}),
+        frozenset({Cause.TERMINATED, Cause.CANCELLED}),
         "nothing; on Slurm a second job",
         action=ExternalAction.STOP,
     ),
     Scenario(
         "time-limit",
         "the time limit comes near in the middle of the run",
-        frozenset({"time_limit"}),
+        frozenset({Cause.TIME_LIMIT}),
         "slurm.requeue: true on Slurm",
         short_time_limit=True,
         why_not=_may_requeue,
@@ -174,7 +175,7 @@ CATALOGUE: tuple[Scenario, ...] = (
     Scenario(
         "requeue",
         "the job is put back into the queue (scontrol requeue)",
-        frozenset({"requeued"}),
+        frozenset({Cause.REQUEUED}),
         "Slurm, slurm.requeue: true",
         action=ExternalAction.REQUEUE,
         why_not=_can_requeue,
@@ -182,7 +183,7 @@ CATALOGUE: tuple[Scenario, ...] = (
     Scenario(
         "nan",
         "the loss of one micro-batch is not a number",
-        frozenset({"not_finite", "loss_spike", "finished"}),
+        frozenset({Cause.NOT_FINITE, Cause.LOSS_SPIKE, Cause.FINISHED}),
         "resilience.max_skipped_steps or max_rollbacks",
         fault=(Moment.STEP, FaultKind.NAN),
         expected=Expected.FINISH,
@@ -191,7 +192,7 @@ CATALOGUE: tuple[Scenario, ...] = (
     Scenario(
         "exception",
         "a rank raises an exception of the program",
-        frozenset({"program_error"}),
+        frozenset({Cause.PROGRAM_ERROR}),
         "nothing; it is not repaired by design: the run should stop at once",
         fault=(Moment.OPTIMIZER, FaultKind.EXCEPTION),
         expected=Expected.STOP,
