@@ -65,10 +65,10 @@ class Trainer:
     def train(self) -> StopReason:
         """Train to the end and return NONE, or stop early where all ranks agreed, and return why.
 
-        Either way the last finished step is saved when this returns.
+        Either way the last finished step is saved when this returns, unless checkpoints are off.
 
         Raises:
-            NotFiniteError: too many steps were not finite; nothing of them was applied.
+            NotFiniteError: too many steps, or the weights, were not finite.
             LossSpikeError: the loss rose far above the usual, and the run is to go back.
             FencedError: a newer attempt owns the run folder.
         """
@@ -165,13 +165,17 @@ class Trainer:
         return checked
 
     def _due(self, every: int | None) -> bool:
-        """Whether this is one of every so many steps; the last step comes after the loop."""
+        """Whether ``every`` divides this step; the last step is handled after the loop."""
         step = self.state.step
         return every is not None and step % every == 0 and step < self.data.total_steps
 
     def _save_due(self, agreed: Agreement) -> bool:
         every = self.config.step_scheduler.ckpt_every_steps
-        return self._due(1) and agreed.save if every == "auto" else self._due(every)
+        return (
+            self.state.step < self.data.total_steps and agreed.save
+            if every == "auto"
+            else self._due(every)
+        )
 
     def _save(self, *, wait: bool) -> None:
         """Save the finished steps; step 0 needs no checkpoint, and none is written twice."""

@@ -7,7 +7,7 @@ Budgets are per cause and count the attempts of one job and of those that it con
 keeps the job's id, a new job by our hand the chain; ``resume`` starts with fresh budgets):
 
 - ``max_restarts``: restarts in place, whether or not steps advanced between them;
-- ``max_requeues``: returns to the queue by our hand, as the same job or as a new one;
+- ``max_requeues``: requeues and resubmissions by the supervisor;
 - ``max_rollbacks``: restarts that go back and leave data out; they have to come to where the
   earlier attempts were, so that they are no attempts without progress;
 - ``max_attempts_without_progress``: attempts in a row that reached no step beyond all earlier ones.
@@ -33,15 +33,15 @@ from submitrain.launcher.supervisor.placement import (
 )
 from submitrain.text import counted
 
-GOES_BACK = frozenset(ANOMALIES.values())
+ROLLBACK_CAUSES = frozenset(ANOMALIES.values())
 """Causes after which the run goes back to before the trouble and leaves data out."""
-MEMORY = frozenset({Cause.OUT_OF_MEMORY, Cause.HOST_OUT_OF_MEMORY})
-GOES_ON = frozenset({Action.RESTART, Action.REQUEUE, Action.RESUBMIT})
-NEUTRAL = frozenset(
+OUT_OF_MEMORY_CAUSES = frozenset({Cause.OUT_OF_MEMORY, Cause.HOST_OUT_OF_MEMORY})
+CONTINUING_ACTIONS = frozenset({Action.RESTART, Action.REQUEUE, Action.RESUBMIT})
+EXTERNAL_CAUSES = frozenset(
     {Cause.PREEMPTED, Cause.REQUEUED, Cause.TERMINATED, Cause.CANCELLED, Cause.PREFLIGHT}
 )
 """Causes outside the run: they say nothing about whether it can make progress."""
-MOST_LEAVES = 2
+MAX_PREFLIGHT_REQUEUES = 2
 """How often in a row a run goes back into the queue for what a preflight found.
 
 After that it trains on the nodes that it has: a check may be wrong, and must not keep it for ever.
@@ -77,12 +77,12 @@ def decide(
     not finite,        a rank raised that error, with data to       restart, going back;
     loss spike         leave out                                    without such data: stop
     out of memory      a rank raised it                             restart; twice at a step: stop
-    rank died          a rank raised what a host is to blame for    restart
+    rank died          a rank raised an error blamed on its host    restart
     program error      a rank raised anything else                  stop
     preempted          ranks stopped, and Slurm announced it        requeue
     terminated         ranks stopped for a TERM that only they got  restart
     time limit         ranks stopped as we asked, or were warned    requeue
-    rank died          a rank ended without a word                  restart
+    rank died          a rank left no failure record                restart
     container error    ranks never started, the runtime says why    on all nodes: stop; restart
     launch failed      ranks never started                          restart
     crash loop         too many attempts without a new step         stop instead of going on
@@ -92,22 +92,22 @@ def decide(
     out of memory      on fewer nodes than the job began with       requeue for all nodes
     ================== ============================================ ==============================
     """
-    decision = _within_budgets(classify(evidence, history), evidence, history, limits)
+    decision = _apply_budgets(classify(evidence, history), evidence, history, limits)
     if evidence.has_queue:
         decision = replace(decision, blamed=blame(evidence, decision.cause))
     if nodes is not None and needs_nodes(decision):
         decision = _on_nodes(decision, nodes, history, limits)
-    if decision.cause in GOES_BACK and decision.action in (Action.RESTART, Action.REQUEUE):
+    if decision.cause in ROLLBACK_CAUSES and decision.action in (Action.RESTART, Action.REQUEUE):
         decision = replace(decision, rollback=evidence.rollback)
     return decision
 
 
 def needs_nodes(decision: Decision) -> bool:
     """Whether the state of the nodes may change what follows."""
-    return decision.action in GOES_ON or decision.cause in MEMORY
+    return decision.action in CONTINUING_ACTIONS or decision.cause in OUT_OF_MEMORY_CAUSES
 
 
-def _within_budgets(
+def _apply_budgets(
     decision: Decision,
     evidence: AttemptEvidence,
     history: Sequence[Attempt],
@@ -116,10 +116,12 @@ def _within_budgets(
     """The decision to go on, while every budget that it draws on lasts; else the end."""
     if decision.action is Action.RESUBMIT and not limits.resubmit:
         return _stop(decision, "resilience.resubmit is false", RESUME_HINT)
-    if decision.action not in GOES_ON:
+    if decision.action not in CONTINUING_ACTIONS:
         return decision
-    if decision.cause in GOES_BACK:
-        spent = sum(one.cause in GOES_BACK and one.action in GOES_ON for one in history)
+    if decision.cause in ROLLBACK_CAUSES:
+        spent = sum(
+            one.cause in ROLLBACK_CAUSES and one.action in CONTINUING_ACTIONS for one in history
+        )
         if spent >= limits.max_rollbacks:
             return _no_more_rollbacks(decision, evidence, spent, limits)
     idle = attempts_without_progress(evidence, history, decision.cause)
@@ -130,7 +132,7 @@ def _within_budgets(
         # A restart so close to the limit would only be stopped again.
         action = Action.REQUEUE if remaining_s <= evidence.lead_s else Action.RESTART
         decision = replace(decision, action=action)
-    return _within_budget(decision, history, limits)
+    return _apply_action_budget(decision, history, limits)
 
 
 def _no_more_rollbacks(
@@ -157,7 +159,7 @@ def _crash_loop(idle: int, last: str) -> Decision:
     return Decision(Cause.CRASH_LOOP, Action.STOP, text)
 
 
-def _within_budget(
+def _apply_action_budget(
     decision: Decision, history: Sequence[Attempt], limits: ResilienceConfig
 ) -> Decision:
     """The decision while the budget of its action lasts, else the end."""
@@ -180,10 +182,10 @@ def _on_nodes(
     """What the nodes make of it: a restart may have to become a requeue."""
     placement = place(nodes)
     used, wanted = len(nodes.current), nodes.rule.wanted
-    if decision.cause in MEMORY and 0 < used < wanted:
+    if decision.cause in OUT_OF_MEMORY_CAUSES and 0 < used < wanted:
         words = f"with {used} of {wanted} nodes: back into the queue for all"
     elif decision.action is not Action.RESTART:
-        requeues = decision.action in GOES_ON
+        requeues = decision.action in CONTINUING_ACTIONS
         return replace(decision, exclude=placement.exclude) if requeues else decision
     else:
         struck = [node for node in nodes.strikes if node in nodes.current]
@@ -192,7 +194,7 @@ def _on_nodes(
         if placement.nodes:
             return _explained(decision, words)
     leave = replace(decision, action=Action.REQUEUE, exclude=placement.exclude)
-    return _within_budget(_explained(leave, words), history, limits)
+    return _apply_action_budget(_explained(leave, words), history, limits)
 
 
 def after_preflight(
@@ -212,9 +214,11 @@ def after_preflight(
     text = "; ".join(f"{node} is unfit ({why})" for node, why in unfit.items())
     leave = Decision(Cause.PREFLIGHT, Action.REQUEUE, text, exclude=placement.exclude)
     leave = _explained(leave, describe_placement(placement, nodes))
-    leave = _within_budget(leave, history, limits)
-    stay, last = placement.nodes, history[-MOST_LEAVES:]
-    left_before = len(last) == MOST_LEAVES and all(one.cause is Cause.PREFLIGHT for one in last)
+    leave = _apply_action_budget(leave, history, limits)
+    stay, last = placement.nodes, history[-MAX_PREFLIGHT_REQUEUES:]
+    left_before = len(last) == MAX_PREFLIGHT_REQUEUES and all(
+        one.cause is Cause.PREFLIGHT for one in last
+    )
     hopeless = not comes_back or leave.action is Action.STOP
     if not stay and (hopeless or left_before):
         stay = choose(nodes, forgive=nodes.quarantined)
@@ -273,7 +277,7 @@ def attempts_without_progress(
         best = max(best, last if last is not None else 0)
         if advanced:
             idle = 0
-        elif what not in NEUTRAL | GOES_BACK:
+        elif what not in EXTERNAL_CAUSES | ROLLBACK_CAUSES:
             idle += 1
     return idle
 

@@ -111,7 +111,7 @@ class Supervisor:
     def _run(self) -> Decision:
         if (instead := self._await_predecessor()) is not None:
             return instead
-        self._leave_again()
+        self._requeue_if_excluded_nodes_returned()
         while True:
             if self._cancel_requested():
                 return self._cancelled_between_attempts()
@@ -121,7 +121,7 @@ class Supervisor:
             if decision.action is Action.RESUBMIT:
                 decision = self._resubmit(evidence, decision)
             if decision.action not in (Action.RESTART, Action.REQUEUE):
-                return self._conclude(evidence, decision)
+                return self._finish_job(evidence, decision)
             if decision.action is Action.REQUEUE:
                 self.allocation.renew()
             # A first restart comes at once; ranks that die without a step are started less eagerly.
@@ -137,11 +137,11 @@ class Supervisor:
             self._take_over()
         history = self._history()
         if first and (end := after_lost_supervisors(history, self.config.resilience)):
-            return self._nothing_done(attempt, history), end
+            return self._evidence_without_ranks(attempt, history), end
         preflight, leave = self._preflight(attempt, history) if first else ({}, None)
         self._record_start(attempt, preflight)
         if leave is not None:
-            evidence = self._nothing_done(attempt, history)
+            evidence = self._evidence_without_ranks(attempt, history)
             self._record_end(evidence, leave)
             return evidence, leave
 
@@ -173,7 +173,7 @@ class Supervisor:
         nodes = self.nodes.living or self.allocation.spawner.nodes
         if self.guard is not None:
             self.guard.ensure(nodes)  # it may take minutes
-        told = throttled(self._asked_to_leave)
+        told = throttled(self._stop_requested)
         verdict = Preflight(self.run_dir, self.config, self.allocation, told).run(attempt, nodes)
         self.ownership.check()
         fields = {"preflight": verdict.in_short()}
@@ -217,7 +217,7 @@ class Supervisor:
         text = f"{decision.explanation}; job {job_id} goes on with the run"
         return replace(decision, explanation=text)
 
-    def _conclude(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
+    def _finish_job(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
         """The end of this job's work; the run's own, unless another job goes on with it."""
         if decision.action is Action.RESUBMIT:
             return decision  # the run is the new job's, which may have begun
@@ -254,7 +254,7 @@ class Supervisor:
         if self.config.after is None or self.run_dir.newest_attempt():
             return None
         before = Predecessor(Path(self.config.after))
-        decision = DependencyWait(before, self.allocation.has_queue, self._asked_to_leave).wait()
+        decision = DependencyWait(before, self.allocation.has_queue, self._stop_requested).wait()
         if decision is None or self._cancel_requested():
             return None  # a cancellation is the loop's to see
         if decision.cause is Cause.TERMINATED:
@@ -265,9 +265,9 @@ class Supervisor:
             decision = self._submit_new_job(again, decision)
         if decision.action is not Action.STOP:
             return decision
-        return self._conclude(self._nothing_done(0, ()), decision)
+        return self._finish_job(self._evidence_without_ranks(0, ()), decision)
 
-    def _leave_again(self) -> None:
+    def _requeue_if_excluded_nodes_returned(self) -> None:
         """Before the first attempt: back at once if Slurm gave this job nodes that it had left."""
         if self._cancel_requested() or not (exclude := self.nodes.leave_again()):
             return
@@ -281,23 +281,23 @@ class Supervisor:
         self.ownership.check()
         self._take_over()
         before = read_attempts(self.run_dir)
-        evidence = self._nothing_done(before[-1].number if before else 0, before)
+        evidence = self._evidence_without_ranks(before[-1].number if before else 0, before)
         text = "cancelled by the user between attempts"
-        return self._conclude(evidence, Decision(Cause.CANCELLED, Action.STOP, text))
+        return self._finish_job(evidence, Decision(Cause.CANCELLED, Action.STOP, text))
 
     def _take_over(self) -> None:
-        """Forget what the last supervisor made of the run, and close what it left open."""
+        """Remove the previous supervisor's summary and close its unfinished attempts."""
         self.run_dir.summary.unlink(missing_ok=True)
         for lost in self.attempts.close_lost():
             log.warning("lost_attempt", attempt=lost.number, job_id=lost.job_id)
         self.audit.published()
 
-    def _nothing_done(self, attempt: int, history: Sequence[Attempt]) -> AttemptEvidence:
+    def _evidence_without_ranks(self, attempt: int, history: Sequence[Attempt]) -> AttemptEvidence:
         """The evidence where no rank was started."""
         last_step = history[-1].last_step if history else None
         return AttemptEvidence(attempt, self.allocation.spawner.world_size, last_step=last_step)
 
-    def _asked_to_leave(self) -> bool:
+    def _stop_requested(self) -> bool:
         return self.signals.terminated or self._cancel_requested()
 
     def _cancel_requested(self) -> bool:

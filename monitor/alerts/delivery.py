@@ -42,7 +42,7 @@ from submitrain.monitor.alerts.store import AlertFiles
 from submitrain.run_folder import RunDir, find_run
 
 TRYING, SENT, FAILED, GIVEN_UP = "trying", "sent", "failed", "given_up"
-TRIES_AT_ONCE = 3
+MAX_IMMEDIATE_TRIES = 3
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 600.0
 PASS_S = 60.0
 """Seconds after which a pass begins no further message."""
@@ -173,7 +173,7 @@ def _retrying(send: Send, message: Message, settings: Settings, uncertain: bool)
             # A channel of a third party may raise anything; the other messages must go out.
             raise DeliveryError(f"{type(error).__name__}: {error}", uncertain=True) from error
 
-    def worth_another_try(error: BaseException) -> bool:
+    def is_retryable(error: BaseException) -> bool:
         return (
             isinstance(error, DeliveryError)
             and error.transient
@@ -182,9 +182,9 @@ def _retrying(send: Send, message: Message, settings: Settings, uncertain: bool)
         )
 
     retrying = Retrying(
-        stop=stop_after_attempt(TRIES_AT_ONCE),
+        stop=stop_after_attempt(MAX_IMMEDIATE_TRIES),
         wait=wait_random_exponential(multiplier=0.2, max=2.0),
-        retry=retry_if_exception(worth_another_try),
+        retry=retry_if_exception(is_retryable),
         reraise=True,
     )
     return retrying(once)
@@ -259,7 +259,7 @@ def _run_detached(task: DeliveryTask) -> NoReturn:
         os._exit(code)
 
 
-def pings_of(settings: Sequence[Settings]) -> list[str]:
+def dead_man_urls(settings: Sequence[Settings]) -> list[str]:
     """Distinct dead-man URLs whose variables are set here."""
     found: list[str] = []
     for one in settings:

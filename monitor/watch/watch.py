@@ -19,7 +19,7 @@ from typing import Any
 
 from submitrain.errors import UserError
 from submitrain.monitor.alerts.channels import DeliveryError, load_apprise, moment
-from submitrain.monitor.alerts.delivery import DeliveryTask, Sender, pings_of
+from submitrain.monitor.alerts.delivery import DeliveryTask, Sender, dead_man_urls
 from submitrain.monitor.alerts.settings import Settings, read_settings
 from submitrain.monitor.watch.observe import Stamps, stamps
 from submitrain.monitor.watch.poll import PollResult, RunPoller
@@ -126,7 +126,7 @@ class Watcher:
         settings = [one.settings for one in results if one.settings is not None]
         if self.poller.config is not None:
             settings = [read_settings(self.poller.config)]
-        self.sender.start(DeliveryTask(outboxes, pings_of(settings) if ping else ()))
+        self.sender.start(DeliveryTask(outboxes, dead_man_urls(settings) if ping else ()))
 
     def _warn_once(self, about: str, text: str) -> None:
         if self._warned.get(about) != text:

@@ -103,7 +103,7 @@ class HangConfig(Section):
 class ResilienceConfig(Section):
     """How often what may go wrong before the run stops, by cause."""
 
-    max_restarts: int = key(10, "Restarts in place after a rank died, while steps advance.", ge=0)
+    max_restarts: int = key(10, "Restarts in place, whether or not steps advanced.", ge=0)
     max_requeues: int = key(1000, "Returns to the queue (time limit, preemption).", ge=0)
     max_attempts_without_progress: int = key(
         3, "Attempts in a row without a new step before a crash loop is called.", ge=1

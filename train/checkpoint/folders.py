@@ -7,7 +7,7 @@ step-00000500.undone-3/   a rollback undid it; gone once a newer one is publishe
 latest -> step-00000500   for people; loading lists the folders themselves
 
 What a fenced attempt may still do here, at whatever instruction it went on: see
-``submitrain.events``.
+``submitrain.fence``.
 """
 
 from __future__ import annotations
