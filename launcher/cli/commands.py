@@ -245,7 +245,7 @@ def _watch(opened: Run) -> int:
             break
         except KeyboardInterrupt:
             # Ask once what is meant; without a terminal, or at a second one, detach.
-            choices = "[d]etach (the run goes on), [s]top (save, then end), [k]eep watching"
+            choices = "[d]etach (the run continues), [s]top (save, then end), [k]eep watching"
             try:
                 answer = screen.input(Text(f"\n{choices}: ")) if sys.stdin.isatty() else "d"
             except (KeyboardInterrupt, EOFError):

@@ -2,7 +2,7 @@
 
 Slurm's dependencies know jobs; a run may go on in others (``launcher.supervisor.requeue``). So
 three things hold a chain together: the successor's job depends on the newest job of the run before
-it; when that run goes on in a new job, its supervisor moves the dependency; and the successor's
+it; when that run continues in a new job, its supervisor moves the dependency; and the successor's
 supervisor looks at the run itself before it starts anything, and goes back behind its job if it
 still has one.
 
@@ -179,7 +179,7 @@ class DependencyWait:
                 # A job that is just ending is none to wait behind.
                 job, waited_s = show_job(job_id), time.monotonic() - began
                 if job.running or job.pending or (job.known and waited_s > self.settle_s):
-                    text = f"the run before it, {status.run_id}, goes on ({status.state})"
+                    text = f"the run before it, {status.run_id}, still runs ({status.state})"
                     return Decision(Cause.PREDECESSOR, Action.RESUBMIT, text)
             time.sleep(POLL_S["slurm" if self.has_queue else "local"])
 

@@ -130,7 +130,7 @@ class NodeRule:
     wanted: int
     """What the job started with, spares aside."""
     floor: int
-    """The fewest on which an elastic run goes on."""
+    """The fewest on which an elastic run continues."""
     job_min: int
     """The fewest that the job asks the scheduler for, spares included."""
     elastic: bool
@@ -248,7 +248,7 @@ def describe_placement(found: Placement, state: NodeState) -> str:
         verb = "takes" if len(new) == 1 else "take"
         parts.append(f"{', '.join(new)} {verb} the place of {', '.join(gone) or 'lost nodes'}")
     elif gone:
-        parts.append(f"it goes on with {len(found.nodes)} of {wanted} nodes")
+        parts.append(f"it continues with {len(found.nodes)} of {wanted} nodes")
         parts.append(f"without {', '.join(gone)}")
     if found.kept:
         names = ", ".join(found.kept)

@@ -194,7 +194,7 @@ class Supervisor:
         return decision
 
     def _resubmit(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
-        """A new job goes on with the run; this one ends. Never against a cancellation."""
+        """A new job continues the run; this one ends. Never against a cancellation."""
         self.ownership.check()
         if self._cancel_requested():
             decision = _cancelled(decision)
@@ -214,11 +214,11 @@ class Supervisor:
         if self._cancel_requested():
             return _cancelled(decision)
         move_successors(self.run_dir, job_id)
-        text = f"{decision.explanation}; job {job_id} goes on with the run"
+        text = f"{decision.explanation}; job {job_id} continues the run"
         return replace(decision, explanation=text)
 
     def _finish_job(self, evidence: AttemptEvidence, decision: Decision) -> Decision:
-        """The end of this job's work; the run's own, unless another job goes on with it."""
+        """The end of this job's work; the run's own, unless another job continues it."""
         if decision.action is Action.RESUBMIT:
             return decision  # the run is the new job's, which may have begun
         self.ownership.check()

@@ -22,7 +22,8 @@ def ticks(low: float, high: float, *, about: int = 6, whole: bool = False) -> li
     if not (math.isfinite(low) and math.isfinite(high)):
         return [0.0, 1.0]
     if high <= low:
-        low, high = low - 0.5, high + 0.5
+        around = 0.5 if whole or not low else min(0.5, abs(low) / 2)
+        low, high = low - around, high + around
     step = _round_step((high - low) / max(1, about - 1), whole=whole)
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)

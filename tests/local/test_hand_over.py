@@ -58,7 +58,7 @@ def test_a_new_job_that_begins_at_once_does_not_silence_the_one_that_submitted_i
     assert (decision.cause, decision.action) == (Cause.TIME_LIMIT, Action.RESUBMIT)
     end = list(read_events(run_dir.attempts, kinds=frozenset({Kind.ATTEMPT_END})))[-1]
     assert (end["attempt"], end["action"]) == (1, "resubmit")
-    assert end["explanation"].endswith("job 8 goes on with the run")
+    assert end["explanation"].endswith("job 8 continues the run")
     assert not run_dir.summary.exists()
     asked, denied, new = read_trail(run_dir).entries
     assert (asked["act"], asked["outcome"], asked["attempt"]) == ("requeue", "asked", 1)

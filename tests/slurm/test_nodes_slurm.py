@@ -80,7 +80,7 @@ def test_the_living_nodes_go_on_without_a_spare(cluster: SlurmCluster, tmp_path:
         assert (start["nodes"], start["world_size"]) == (["node1", "node2"], 2)
         assert restarts(run) == 0
     assert run.causes() == [("node_lost", "restart")]
-    assert "goes on with 2 of 3 nodes, without node3" in run.ends()[0]["explanation"]
+    assert "continues with 2 of 3 nodes, without node3" in run.ends()[0]["explanation"]
 
 
 def test_an_inelastic_run_goes_back_into_the_queue_without_the_lost_node(

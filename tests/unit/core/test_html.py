@@ -92,6 +92,7 @@ def test_ticks_are_round_enclose_the_range_and_are_not_too_many(low: float, widt
         (1, 20, [0, 5, 10, 15, 20]),
         (2.31, 2.39, [2.3, 2.32, 2.34, 2.36, 2.38, 2.4]),
         (3, 3, [2.4, 2.6, 2.8, 3.0, 3.2, 3.4, 3.6]),
+        (1e-4, 1e-4, [4e-5, 6e-5, 8e-5, 1e-4, 1.2e-4, 1.4e-4, 1.6e-4]),
         (math.nan, math.inf, [0, 1]),
     ],
 )

@@ -520,7 +520,7 @@ LOST = evidence(lost_nodes={"n2": "no answer"}, has_queue=True)
 def test_a_restart_goes_on_without_the_lost_node() -> None:
     decision = decide(LOST, (), replace(NODES, lost=("n2",)), LIMITS)
     assert (decision.action, decision.exclude) == (Action.RESTART, ())
-    assert decision.explanation.endswith("it goes on with 3 of 4 nodes, without n2")
+    assert decision.explanation.endswith("it continues with 3 of 4 nodes, without n2")
     assert decision.blamed == {"n2": "no answer"}
 
 

@@ -144,7 +144,7 @@ WORDS: dict[str, tuple[NodeState, NodeRule, str]] = {
     "fewer": (
         state(FOUR, FOUR, lost=("n4",)),
         rule(4, 4),
-        "it goes on with 3 of 4 nodes, without n4",
+        "it continues with 3 of 4 nodes, without n4",
     ),
     "queue": (
         state(FOUR, FOUR, lost=("n4",)),
